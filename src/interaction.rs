@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::policy::Policy;
+use crate::policy::{Failure, Policy};
 
 /// One unit of work as a caller asks for it, already checked (see [`crate::router::request`]).
 #[derive(Debug, Clone)]
@@ -94,6 +94,11 @@ impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.into()))
     }
+}
+
+/// Lower-case hexadecimal, for hashes that people compare.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Declares an enum whose variants have one lower-case name each, in JSON, in SQL and on a screen.
@@ -289,6 +294,8 @@ pub struct Attempt {
     pub ended_at: DateTime<Utc>,
     /// What came of it. Absent where a rehearsal was bounded or dropped.
     pub outcome: Option<Outcome>,
+    /// Why it failed, where it did.
+    pub failure: Option<Failure>,
     /// When another attempt follows: after so many milliseconds.
     pub retry_ms: Option<i64>,
     /// The runner's answer, for a success.

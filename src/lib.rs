@@ -2,5 +2,9 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in `router`.
 
+pub mod executor;
 pub mod interaction;
+pub mod ledger;
+pub mod metrics;
 pub mod policy;
+pub mod queue;

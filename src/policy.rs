@@ -86,7 +86,8 @@ impl Default for Backoff {
 }
 
 /// Why an attempt did not succeed, as far as the policy cares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Failure {
     /// Worth another try; the runner may have said when.
     Retryable {

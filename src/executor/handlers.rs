@@ -1,0 +1,174 @@
+//! Handlers in this process, registered by kind with the type of their argument beside them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Answer, Call, Executor};
+use crate::interaction::Payload;
+use crate::policy::Failure;
+
+/// What a handler knows of its call beyond its argument.
+pub type Context = Call;
+
+type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// Handlers by kind; a kind without one goes to the executor behind them, if there is one.
+#[derive(Clone, Default)]
+pub struct Handlers {
+    by_kind: HashMap<String, Handler>,
+    otherwise: Option<Arc<dyn Executor>>,
+}
+
+/// Why a handler did not succeed.
+#[derive(Debug)]
+pub struct HandlerError {
+    failure: Failure,
+    error: String,
+}
+
+impl HandlerError {
+    /// It may succeed another time.
+    pub fn retryable(error: impl fmt::Display) -> Self {
+        Self { failure: Failure::Retryable { retry_after: None }, error: error.to_string() }
+    }
+
+    /// It would fail again.
+    pub fn permanent(error: impl fmt::Display) -> Self {
+        Self { failure: Failure::Permanent, error: error.to_string() }
+    }
+}
+
+impl<E: std::error::Error> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        Self::retryable(error)
+    }
+}
+
+impl Handlers {
+    /// No handlers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs interactions of `kind` through `handler`. A payload that is not of its argument's type fails for good.
+    pub fn register<A, R, F, Fut>(mut self, kind: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize,
+        F: Fn(A, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let boxed: Handler = Arc::new(move |call: Call| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                let argument = match serde_json::from_str::<A>(call.payload.get()) {
+                    Ok(argument) => argument,
+                    Err(error) => {
+                        return Answer::permanent(format!("the payload is not what the handler takes: {error}"));
+                    }
+                };
+                match handler(argument, call).await {
+                    Ok(result) => result_of(&result),
+                    Err(HandlerError { failure, error }) => Answer::Failed { failure, error: super::clean(&error) },
+                }
+            })
+        });
+        self.by_kind.insert(kind.to_owned(), boxed);
+        self
+    }
+
+    /// Sends every other kind to `executor`.
+    pub fn otherwise(mut self, executor: Arc<dyn Executor>) -> Self {
+        self.otherwise = Some(executor);
+        self
+    }
+}
+
+fn result_of(result: &impl Serialize) -> Answer {
+    match serde_json::to_string(result).and_then(Payload::parse) {
+        Ok(payload) => Answer::Done(payload),
+        Err(error) => Answer::permanent(format!("the handler's result can't be written as JSON: {error}")),
+    }
+}
+
+#[async_trait]
+impl Executor for Handlers {
+    async fn execute(&self, call: &Call) -> Answer {
+        match (self.by_kind.get(&call.kind), &self.otherwise) {
+            (Some(handler), _) => handler(call.clone()).await,
+            (None, Some(executor)) => executor.execute(call).await,
+            (None, None) => {
+                let mut known: Vec<_> = self.by_kind.keys().map(String::as_str).collect();
+                known.sort_unstable();
+                // Another worker, or the next deployment, may know it.
+                Answer::retryable(format!(
+                    "no handler for kind `{}` here, and no runner.url is set; registered: {}",
+                    call.kind,
+                    known.join(", ")
+                ))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interaction::{Fence, Side};
+
+    #[derive(serde::Deserialize)]
+    struct Sum {
+        a: i32,
+        b: i32,
+    }
+
+    fn call(kind: &str, payload: &str) -> Call {
+        Call {
+            id: uuid::Uuid::nil(),
+            account: "a".into(),
+            kind: kind.into(),
+            key: "k".into(),
+            series: None,
+            payload: Payload::parse(payload.into()).unwrap(),
+            side: Side::Postgres,
+            fence: Fence { epoch: 1, attempt: 1 },
+            heartbeat: Default::default(),
+        }
+    }
+
+    fn handlers() -> Handlers {
+        Handlers::new()
+            .register("sum", |sum: Sum, _| async move { Ok(sum.a + sum.b) })
+            .register("fail", |_: serde_json::Value, _| async move { Err::<(), _>(HandlerError::retryable("not now")) })
+    }
+
+    #[tokio::test]
+    async fn a_handler_gets_its_typed_argument() {
+        let answer = handlers().execute(&call("sum", r#"{"a":1,"b":2}"#)).await;
+        assert!(matches!(answer, Answer::Done(p) if p.get() == "3"));
+    }
+
+    #[tokio::test]
+    async fn a_payload_of_another_type_fails_for_good() {
+        let answer = handlers().execute(&call("sum", r#"{"a":"x"}"#)).await;
+        assert!(
+            matches!(answer, Answer::Failed { failure: Failure::Permanent, error } if error.contains("invalid type"))
+        );
+    }
+
+    #[tokio::test]
+    async fn an_unknown_kind_is_tried_again_and_names_those_there_are() {
+        let answer = handlers().execute(&call("som", "1")).await;
+        assert!(
+            matches!(answer, Answer::Failed { failure: Failure::Retryable { .. }, error } if error.ends_with("fail, sum"))
+        );
+    }
+}

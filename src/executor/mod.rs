@@ -1,0 +1,209 @@
+//! What an interaction runs: a call of the runner over HTTP, or a handler in this process. Both sides come here with
+//! the same [`Call`] and get the same [`Answer`], so that what they do differs in nothing but the side.
+
+mod handlers;
+mod http;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub use handlers::{Context, HandlerError, Handlers};
+pub use http::{HttpExecutor, HttpExecutorError};
+
+use crate::interaction::{Envelope, Fence, Payload, Side};
+use crate::policy::{Failure, Policy};
+
+/// One execution of an interaction.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The interaction; the idempotency key of the effect.
+    pub id: Uuid,
+    /// The tenant.
+    pub account: String,
+    /// The type of work.
+    pub kind: String,
+    /// The caller's key.
+    pub key: String,
+    /// The series.
+    pub series: Option<String>,
+    /// What must run.
+    pub payload: Payload,
+    /// The side that runs it.
+    pub side: Side,
+    /// A later fence makes this one's result late.
+    pub fence: Fence,
+    /// Where a handler reports progress.
+    pub heartbeat: Heartbeat,
+}
+
+impl Call {
+    /// The call that `envelope` asks for on `side`.
+    pub fn new(envelope: &Envelope, side: Side, attempt: i32) -> Self {
+        Self {
+            id: envelope.id,
+            account: envelope.account.clone(),
+            kind: envelope.kind.clone(),
+            key: envelope.key.clone(),
+            series: envelope.series.clone(),
+            payload: envelope.payload.clone(),
+            side,
+            fence: Fence { epoch: envelope.epoch, attempt },
+            heartbeat: Heartbeat::default(),
+        }
+    }
+}
+
+/// Reports that a long execution makes progress.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat(Arc<Notify>);
+
+impl Heartbeat {
+    /// Progress was made.
+    pub fn beat(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// What came of a call.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// It succeeded with this result.
+    Done(Payload),
+    /// It did not.
+    Failed {
+        /// Whether another attempt is worth it.
+        failure: Failure,
+        /// What went wrong, for a person.
+        error: String,
+    },
+}
+
+impl Answer {
+    /// A failure worth another attempt.
+    pub fn retryable(error: impl Into<String>) -> Self {
+        Self::Failed { failure: Failure::Retryable { retry_after: None }, error: clean(&error.into()) }
+    }
+
+    /// A failure that would repeat itself.
+    pub fn permanent(error: impl Into<String>) -> Self {
+        Self::Failed { failure: Failure::Permanent, error: clean(&error.into()) }
+    }
+}
+
+/// Runs interactions.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Runs one call to its answer. Dropping the future gives the call up.
+    async fn execute(&self, call: &Call) -> Answer;
+}
+
+/// Runs a call within its policy's time-outs. A panic is a failed attempt, not a dead worker.
+pub async fn run(executor: &dyn Executor, call: &Call, policy: &Policy) -> Answer {
+    let execution = AssertUnwindSafe(executor.execute(call)).catch_unwind();
+    tokio::select! {
+        answer = execution => answer.unwrap_or_else(|panic| Answer::retryable(format!("the handler panicked: {}", said(&*panic)))),
+        () = tokio::time::sleep(policy.run_timeout()) => {
+            Answer::retryable(format!("ran longer than its run_timeout_ms of {}", policy.run_timeout_ms))
+        }
+        ms = silence(&call.heartbeat, policy.heartbeat_timeout_ms) => {
+            Answer::retryable(format!("made no progress for its heartbeat_timeout_ms of {ms}"))
+        }
+    }
+}
+
+/// Ends when no heartbeat came for `limit_ms`; never without a limit.
+async fn silence(heartbeat: &Heartbeat, limit_ms: Option<u64>) -> u64 {
+    let Some(ms) = limit_ms else { return std::future::pending().await };
+    while tokio::time::timeout(Duration::from_millis(ms), heartbeat.0.notified()).await.is_ok() {}
+    ms
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("it did not say why")
+}
+
+/// Makes a foreign text fit for a text column and a person: no NUL, no control characters, at most 2,000 characters.
+pub fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').take(2_000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    struct Never;
+
+    #[async_trait]
+    impl Executor for Never {
+        async fn execute(&self, _: &Call) -> Answer {
+            std::future::pending().await
+        }
+    }
+
+    struct Panics;
+
+    #[async_trait]
+    impl Executor for Panics {
+        async fn execute(&self, _: &Call) -> Answer {
+            panic!("no such luck")
+        }
+    }
+
+    fn call() -> Call {
+        Call {
+            id: Uuid::nil(),
+            account: "a".into(),
+            kind: "k".into(),
+            key: "x".into(),
+            series: None,
+            payload: Payload::parse("1".into()).unwrap(),
+            side: Side::Postgres,
+            fence: Fence { epoch: 1, attempt: 1 },
+            heartbeat: Heartbeat::default(),
+        }
+    }
+
+    fn error_of(answer: Answer) -> String {
+        match answer {
+            Answer::Failed { failure: Failure::Retryable { .. }, error } => error,
+            other => panic!("not a retryable failure: {other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_never_ends_is_cut_at_its_time_out() {
+        let policy = Policy { run_timeout_ms: 5_000, ..Policy::default() };
+        let error = error_of(run(&Never, &call(), &policy).await);
+        assert_eq!(error, "ran longer than its run_timeout_ms of 5000");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_handler_is_cut_at_its_heartbeat_time_out() {
+        let policy = Policy { heartbeat_timeout_ms: Some(100), ..Policy::default() };
+        let error = error_of(run(&Never, &call(), &policy).await);
+        assert_eq!(error, "made no progress for its heartbeat_timeout_ms of 100");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_attempt() {
+        let error = error_of(run(&Panics, &call(), &Policy::default()).await);
+        assert_eq!(error, "the handler panicked: no such luck");
+    }
+
+    #[test]
+    fn a_foreign_text_is_cleaned_for_the_database() {
+        assert_eq!(clean("a\0b\x1b[1mc"), "ab[1mc");
+        assert_eq!(clean(&"x".repeat(5_000)).len(), 2_000);
+    }
+}

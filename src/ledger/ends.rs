@@ -1,0 +1,210 @@
+//! What the Temporal side reports: attempts, ends, and its rehearsals.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::pins::{named, payload};
+use super::{Ledger, LedgerError};
+use crate::interaction::{Attempt, Fence, Outcome, Payload};
+use crate::policy::{Failure, Policy};
+
+/// A rehearsal on Temporal that occupies its place.
+#[derive(Debug, Clone)]
+pub struct OpenRehearsal {
+    /// The interaction.
+    pub id: Uuid,
+    /// The rehearsal's own epoch and attempt.
+    pub fence: Fence,
+    /// What Temporal wants to be told to end it.
+    pub token: Vec<u8>,
+    /// When it was due.
+    pub due_at: DateTime<Utc>,
+    /// When Temporal's worker took it.
+    pub dequeued_at: DateTime<Utc>,
+    /// When it ends by itself.
+    pub bound_at: DateTime<Utc>,
+}
+
+/// A rehearsal on Temporal whose real attempt has ended.
+#[derive(Debug, Clone)]
+pub struct FinishedRehearsal {
+    /// The rehearsal.
+    pub rehearsal: OpenRehearsal,
+    /// How the real attempt (or the interaction) ended.
+    pub outcome: Outcome,
+    /// Why it failed, where it did.
+    pub failure: Option<Failure>,
+    /// Its result.
+    pub result: Option<Payload>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Whether the interaction has ended with it: no further attempt follows.
+    pub last: bool,
+    /// The retries of the interaction.
+    pub policy: Policy,
+    /// When the interaction was first due.
+    pub run_at: DateTime<Utc>,
+}
+
+impl Ledger {
+    /// Records the end of an interaction that Temporal owns, with its last attempt where one was made. Repeating it
+    /// changes nothing. False: it had ended, or is not Temporal's under this epoch.
+    pub async fn settle(
+        &self,
+        id: Uuid,
+        fence: Fence,
+        outcome: Outcome,
+        reason: Option<&str>,
+        last: Option<&Attempt>,
+    ) -> Result<bool, LedgerError> {
+        let mut tx = self.pool.begin().await?;
+        let ended: Option<Uuid> = sqlx::query_scalar(
+            "select * from crossover.end_pins('temporal', array[$1], array[$2], array[$3], array[$4], array[$5])",
+        )
+        .bind(id)
+        .bind(fence.epoch)
+        .bind(fence.attempt)
+        .bind(outcome.as_str())
+        .bind(reason)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let (Some(_), Some(attempt)) = (ended, last) {
+            insert_attempt(&mut tx, attempt).await?;
+        }
+        tx.commit().await?;
+        Ok(ended.is_some())
+    }
+
+    /// Records an attempt of Temporal that failed and is followed by another. Repeating it changes nothing.
+    pub async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError> {
+        let mut tx = self.pool.begin().await?;
+        let counted = sqlx::query(
+            "update crossover.pins set attempts = $3
+             where id = $1 and epoch = $2 and attempts < $3 and owner = 'temporal' and ended_at is null",
+        )
+        .bind(attempt.id)
+        .bind(attempt.fence.epoch)
+        .bind(attempt.fence.attempt)
+        .execute(&mut *tx)
+        .await?;
+        if counted.rows_affected() == 1 {
+            insert_attempt(&mut tx, attempt).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Which of these have not ended.
+    pub async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let query = sqlx::query_scalar("select id from crossover.pins where id = any ($1) and ended_at is null");
+        Ok(query.bind(ids).fetch_all(&self.pool).await?)
+    }
+
+    /// Records that Temporal's worker has dequeued a rehearsal.
+    pub async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
+        sqlx::query(
+            "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token)
+             values ($1, $2, $3, $4, $5, $6, $7)
+             on conflict (id, epoch, attempt) do update set token = excluded.token, bound_at = excluded.bound_at",
+        )
+        .bind(r.id)
+        .bind(r.fence.epoch)
+        .bind(r.fence.attempt)
+        .bind(r.due_at)
+        .bind(r.dequeued_at)
+        .bind(r.bound_at)
+        .bind(&r.token)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Rehearsals whose real attempt of the same number has ended, or whose interaction has.
+    pub async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
+        let rows = sqlx::query(
+            "with done as materialized (
+                select r.*, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
+                from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch = r.epoch
+                where p.attempts >= r.attempt or p.ended_at is not null
+                limit $1)
+             select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
+                a.result::text as result, coalesce(a.error, d.reason) as error,
+                d.final is not null and d.attempt >= d.made as last, y.policy::text as policy
+             from done d join crossover.payloads y on y.id = d.id and y.created_at = d.created_at
+             left join lateral (
+                select * from crossover.attempts a
+                where a.id = d.id and a.ended_at >= d.created_at and a.side = 'postgres' and not a.rehearsal
+                    and a.epoch = d.epoch and a.attempt = d.attempt limit 1) a on true",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(finished_of).collect::<Result<_, _>>()?)
+    }
+
+    /// Records how rehearsals ended and forgets their tokens. `None` as an outcome: bounded, or gone from Temporal.
+    pub async fn close_rehearsal(&self, attempt: &Attempt) -> Result<(), LedgerError> {
+        let mut tx = self.pool.begin().await?;
+        let open = sqlx::query("delete from crossover.rehearsals where id = $1 and epoch = $2 and attempt = $3")
+            .bind(attempt.id)
+            .bind(attempt.fence.epoch)
+            .bind(attempt.fence.attempt)
+            .execute(&mut *tx)
+            .await?;
+        if open.rows_affected() == 1 {
+            insert_attempt(&mut tx, attempt).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Result<(), sqlx::Error> {
+    let retry_after = match a.failure {
+        Some(Failure::Retryable { retry_after: Some(wait) }) => Some(wait.as_millis() as i64),
+        _ => None,
+    };
+    sqlx::query(
+        "insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
+            retry_after_ms, retry_ms, side, outcome, result, error)
+         values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13)",
+    )
+    .bind(a.id)
+    .bind(a.due_at)
+    .bind(a.started_at)
+    .bind(a.fence.epoch)
+    .bind(a.fence.attempt)
+    .bind(a.rehearsal)
+    .bind(a.failure.as_ref().map(|f| *f == Failure::Permanent))
+    .bind(retry_after)
+    .bind(a.retry_ms)
+    .bind(a.side.as_str())
+    .bind(a.outcome.map(Outcome::as_str))
+    .bind(a.result.as_ref().map(Payload::get))
+    .bind(a.error.as_deref())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn finished_of(row: &sqlx::postgres::PgRow) -> Result<FinishedRehearsal, sqlx::Error> {
+    let policy: &str = row.try_get("policy")?;
+    Ok(FinishedRehearsal {
+        rehearsal: OpenRehearsal {
+            id: row.try_get("id")?,
+            fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
+            token: row.try_get("token")?,
+            due_at: row.try_get("due_at")?,
+            dequeued_at: row.try_get("dequeued_at")?,
+            bound_at: row.try_get("bound_at")?,
+        },
+        outcome: named(row, "outcome")?.unwrap_or(Outcome::Failed),
+        failure: super::pins::failure(row)?,
+        result: payload(row, "result")?,
+        error: row.try_get("error")?,
+        last: row.try_get("last")?,
+        policy: serde_json::from_str(policy).map_err(|e| sqlx::Error::Decode(e.into()))?,
+        run_at: row.try_get("run_at")?,
+    })
+}

@@ -1,0 +1,88 @@
+//! The record that both sides answer to: who owns what (pins), what has to reach Temporal (outbox), what each attempt
+//! came to. Speaks the SQL of those tables; the queue's own tables belong to [`crate::queue`].
+//!
+//! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
+
+mod ends;
+mod outbox;
+mod pins;
+mod schema;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+pub use ends::{FinishedRehearsal, OpenRehearsal};
+pub use outbox::{OutboxDepth, Undelivered};
+pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
+pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
+pub use schema::SchemaError;
+
+/// The Postgres ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    pool: PgPool,
+}
+
+/// Postgres did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Nothing was sent: no connection could be had.
+    #[error(
+        "Postgres can't be reached, nothing was written ({0}); see whether it runs and whether the pool is large enough"
+    )]
+    Unreachable(#[source] sqlx::Error),
+    /// The connection broke or the time was up after something was sent.
+    #[error("Postgres did not answer, so whether it was written is unknown ({0}); repeat with the same key")]
+    InDoubt(String),
+    /// Postgres said no and rolled back.
+    #[error("Postgres refused, nothing was written: {0}")]
+    Refused(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match error {
+            E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Configuration(_) => Self::Unreachable(error),
+            E::Io(ref io) if io.kind() == std::io::ErrorKind::ConnectionRefused => Self::Unreachable(error),
+            // Class 57: the server is going down or starting up. A commit may have happened before it went.
+            E::Database(ref e) if !e.code().is_some_and(|code| code.starts_with("57P")) => Self::Refused(error),
+            E::RowNotFound | E::ColumnNotFound(_) | E::ColumnDecode { .. } | E::Decode(_) | E::Encode(_) => {
+                Self::Refused(error)
+            }
+            other => Self::InDoubt(other.to_string()),
+        }
+    }
+}
+
+impl Ledger {
+    /// A ledger on a pool that connects when it is first needed.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// The pool, for the queue's tables and for `enqueue_in`.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Whether Postgres answers, within the pool's time-out.
+    pub async fn ping(&self) -> Result<(), LedgerError> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+}
+
+/// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name
+/// that an operator finds in `pg_stat_activity`.
+pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
+    let options: PgConnectOptions = url.parse()?;
+    let options = options.application_name("crossover").options([
+        ("statement_timeout", "30s"),
+        ("lock_timeout", "10s"),
+        ("idle_in_transaction_session_timeout", "60s"),
+    ]);
+    Ok(PgPoolOptions::new().max_connections(max).acquire_timeout(patience).connect_lazy_with(options))
+}

@@ -1,0 +1,120 @@
+//! The outbox: Temporal copies that are pinned but not delivered yet.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::pins::{ENVELOPE, envelope_of};
+use super::{Ledger, LedgerError};
+use crate::interaction::Envelope;
+
+/// A copy that a relay has taken to deliver.
+#[derive(Debug, Clone)]
+pub struct Undelivered {
+    /// What to deliver.
+    pub envelope: Envelope,
+    /// The series it is a member of.
+    pub series_id: Option<Uuid>,
+    /// When it was pinned.
+    pub created_at: DateTime<Utc>,
+    /// Whether its pin has ended meanwhile: then there is nothing left to deliver.
+    pub ended: bool,
+    /// Deliveries that failed before.
+    pub tries: i32,
+}
+
+/// How much waits in the outbox.
+#[derive(Debug, Clone, Default, sqlx::FromRow, serde::Serialize)]
+pub struct OutboxDepth {
+    /// Rows.
+    pub rows: i64,
+    /// Seconds since the oldest was pinned.
+    pub oldest_seconds: f64,
+    /// The newest failure, where there was one.
+    pub last_error: Option<String>,
+}
+
+impl Ledger {
+    /// Takes up to `limit` due copies for `lease`, oldest first; of a series only the first that is undelivered, so
+    /// that the chain reaches Temporal in order.
+    pub async fn take_undelivered(&self, limit: i64, lease: Duration) -> Result<Vec<Undelivered>, LedgerError> {
+        let sql = format!(
+            "with due as materialized (
+                select o.id from crossover.outbox o
+                where o.due_at <= clock_timestamp() and not exists (
+                    select from crossover.outbox e where e.series_id = o.series_id and e.series_no < o.series_no)
+                order by o.due_at limit $1 for update of o skip locked),
+             taken as (
+                update crossover.outbox o set due_at = clock_timestamp() + $2 * interval '1 millisecond'
+                from due where o.id = due.id returning o.*)
+             select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended
+             from taken o join crossover.pins p on p.id = o.id
+             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+             order by o.created_at"
+        );
+        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit).bind(lease.as_millis() as i64)).await
+    }
+
+    /// The undelivered copies of a series in chain order, whoever has taken them: two relays that deliver the same
+    /// chain both keep its order, and Temporal drops the repetition.
+    pub async fn undelivered_of_series(&self, series: Uuid, limit: i64) -> Result<Vec<Undelivered>, LedgerError> {
+        let sql = format!(
+            "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended
+             from crossover.outbox o join crossover.pins p on p.id = o.id
+             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+             where o.series_id = $1 order by o.series_no limit $2"
+        );
+        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(series).bind(limit)).await
+    }
+
+    async fn undelivered(
+        &self,
+        query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> Result<Vec<Undelivered>, LedgerError> {
+        let rows = query.fetch_all(&self.pool).await?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let behind = row.try_get("behind")?;
+            Ok(Undelivered {
+                envelope: Envelope { behind, ..envelope_of(row)? },
+                series_id: row.try_get("series_id")?,
+                created_at: row.try_get("created_at")?,
+                ended: row.try_get("ended")?,
+                tries: row.try_get("tries")?,
+            })
+        };
+        Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// Takes delivered copies out of the outbox.
+    pub async fn delivered(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
+        sqlx::query("delete from crossover.outbox where id = any ($1)").bind(ids).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Records a failed delivery; the copy is due again after `wait`.
+    pub async fn undeliverable(&self, id: Uuid, wait: Duration, error: &str) -> Result<(), LedgerError> {
+        sqlx::query(
+            "update crossover.outbox set tries = tries + 1, last_error = $3,
+                due_at = clock_timestamp() + $2 * interval '1 millisecond' where id = $1",
+        )
+        .bind(id)
+        .bind(wait.as_millis() as i64)
+        .bind(error)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// How much waits.
+    pub async fn outbox_depth(&self) -> Result<OutboxDepth, LedgerError> {
+        let row = sqlx::query_as(
+            "select count(*) as rows,
+                coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds,
+                (select last_error from crossover.outbox where last_error is not null order by due_at desc limit 1) as last_error
+             from crossover.outbox",
+        );
+        Ok(row.fetch_one(&self.pool).await?)
+    }
+}

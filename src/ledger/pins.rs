@@ -1,0 +1,348 @@
+//! Pins: the first insert wins, whichever router made it and whatever flags it saw.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{FromRow, PgExecutor, Row};
+use uuid::Uuid;
+
+use super::{Ledger, LedgerError};
+use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
+use crate::policy::{Failure, Policy};
+
+/// What a router asks to have pinned.
+#[derive(Debug, Clone, Copy)]
+pub struct PinRequest<'a> {
+    /// The work.
+    pub interaction: &'a Interaction,
+    /// What the flags say of its account and kind.
+    pub stage: Stage,
+    /// Which flags said it.
+    pub revision: &'a str,
+    /// For how long the router that pinned delivers itself, before the relay does.
+    pub grace: Duration,
+}
+
+/// The recorded decision which side owns an interaction.
+#[derive(Debug, Clone)]
+pub struct Pin {
+    /// The interaction.
+    pub id: Uuid,
+    /// When it was pinned.
+    pub created_at: DateTime<Utc>,
+    /// When it was to run.
+    pub run_at: DateTime<Utc>,
+    /// The side that executes it.
+    pub owner: Side,
+    /// The stage it was pinned in.
+    pub stage: Stage,
+    /// Grows when ownership moves.
+    pub epoch: i32,
+    /// Its number in the series.
+    pub series_no: Option<i64>,
+    /// The type of work.
+    pub kind: String,
+    /// The flags that decided.
+    pub flag_revision: String,
+    /// SHA-256 of the payload.
+    pub payload_hash: Vec<u8>,
+    /// Attempts of the owner that have ended.
+    pub attempts: i32,
+    /// How it ended, when it has.
+    pub outcome: Option<Outcome>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Why it ended so, where that is not a success.
+    pub reason: Option<String>,
+    /// Set where Temporal holds another copy under this id.
+    pub conflict: Option<String>,
+}
+
+/// The answer to a [`PinRequest`].
+#[derive(Debug, Clone)]
+pub struct Pinned {
+    /// The pin: this request's, or the one that was there.
+    pub pin: Pin,
+    /// Whether this request made it.
+    pub created: bool,
+    /// Whether its maker should deliver the Temporal copy at once: there is one, and nothing of its series is undelivered.
+    pub direct: bool,
+    /// Earlier unended members of the series that Postgres owns.
+    pub behind: Vec<Uuid>,
+}
+
+/// What is known of an account's past.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct AccountMarks {
+    /// The tenant.
+    pub account: String,
+    /// Since when it has had work that was never pinned.
+    pub unpinned_at: Option<DateTime<Utc>>,
+    /// Since when Postgres may own its work.
+    pub armed_at: Option<DateTime<Utc>>,
+}
+
+/// How many unended interactions an account and kind have with an owner.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct StageCount {
+    /// The tenant.
+    pub account: String,
+    /// The type of work.
+    pub kind: String,
+    /// Owned by Temporal.
+    pub temporal: i64,
+    /// Owned by Postgres.
+    pub postgres: i64,
+}
+
+/// Everything that is recorded of one interaction.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// The decision.
+    pub pin: Pin,
+    /// The tenant.
+    pub account: String,
+    /// The idempotency key.
+    pub key: String,
+    /// The series.
+    pub series: Option<String>,
+    /// Where it stands: `scheduled`, `waiting`, `ready`, `running`, or how it ended.
+    pub state: String,
+    /// Whether its Temporal copy still waits in the outbox.
+    pub undelivered: bool,
+    /// Attempts of both sides, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Ledger {
+    /// Pins in one statement, in a transaction of its own.
+    pub async fn pin(&self, request: PinRequest<'_>) -> Result<Pinned, LedgerError> {
+        Ok(pin(&self.pool, request).await?)
+    }
+
+    /// Pins in the caller's transaction.
+    pub async fn pin_in(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        request: PinRequest<'_>,
+    ) -> Result<Pinned, LedgerError> {
+        Ok(pin(connection, request).await?)
+    }
+
+    /// Asks to start work of `account` without a pin. False: it is armed, so its work must be pinned.
+    pub async fn mark_unpinned(&self, account: &str) -> Result<bool, LedgerError> {
+        let allowed = sqlx::query_scalar("select crossover.mark_unpinned($1)").bind(account).fetch_one(&self.pool);
+        Ok(allowed.await?)
+    }
+
+    /// What is known of the accounts that were ever seen, by name.
+    pub async fn accounts(&self) -> Result<Vec<AccountMarks>, LedgerError> {
+        let rows = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts order by account");
+        Ok(rows.fetch_all(&self.pool).await?)
+    }
+
+    /// Unended work by account, kind and owner.
+    pub async fn unended(&self) -> Result<Vec<StageCount>, LedgerError> {
+        let rows = sqlx::query_as(
+            "select account, kind, count(*) filter (where owner = 'temporal') as temporal,
+                count(*) filter (where owner = 'postgres') as postgres
+             from crossover.pins where ended_at is null group by account, kind order by account, kind",
+        );
+        Ok(rows.fetch_all(&self.pool).await?)
+    }
+
+    /// Everything recorded of `id`; none where it was never pinned.
+    pub async fn story(&self, id: Uuid) -> Result<Option<Story>, LedgerError> {
+        let row = sqlx::query(
+            "select p.*, o.id is not null as undelivered, case
+                when p.outcome is not null then p.outcome
+                when p.conflict is not null then 'held'
+                when u.id is not null and u.execute then 'running'
+                when s.id is not null and s.execute then 'scheduled'
+                when r.id is not null and r.execute then 'ready'
+                when p.owner = 'temporal' and o.id is null and p.run_at <= clock_timestamp() then 'running'
+                when p.owner = 'temporal' and p.run_at > clock_timestamp() then 'scheduled'
+                else 'waiting' end as state
+             from crossover.pins p
+             left join crossover.outbox o on o.id = p.id
+             left join crossover.running u on u.id = p.id
+             left join crossover.scheduled s on s.id = p.id
+             left join crossover.ready r on r.id = p.id
+             where p.id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let pin = pin_of(&row)?;
+        let attempts = sqlx::query(
+            "select *, result::text as result_text from crossover.attempts where id = $1 and ended_at >= $2 order by started_at, side",
+        )
+            .bind(id)
+            .bind(pin.created_at)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(Some(Story {
+            account: row.try_get("account")?,
+            key: row.try_get("key")?,
+            series: row.try_get("series")?,
+            state: row.try_get("state")?,
+            undelivered: row.try_get("undelivered")?,
+            attempts: attempts.iter().map(attempt_of).collect::<Result<_, _>>()?,
+            pin,
+        }))
+    }
+
+    /// The result of the last successful real attempt.
+    pub async fn result(&self, id: Uuid) -> Result<Option<Payload>, LedgerError> {
+        Ok(self
+            .story(id)
+            .await?
+            .and_then(|s| s.attempts.into_iter().rev().find(|a| !a.rehearsal && a.result.is_some())?.result))
+    }
+
+    /// Holds the Postgres copy of a pin whose Temporal copy is somebody else's: nothing runs until a person has looked.
+    pub async fn hold(&self, id: Uuid, conflict: &str) -> Result<(), LedgerError> {
+        sqlx::query(
+            "with held as (update crossover.pins set conflict = $2 where id = $1 returning id),
+                  unready as (delete from crossover.ready using held where ready.id = held.id),
+                  unscheduled as (delete from crossover.scheduled using held where scheduled.id = held.id)
+             delete from crossover.outbox using held where outbox.id = held.id",
+        )
+        .bind(id)
+        .bind(conflict)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<Pinned, sqlx::Error> {
+    let i = request.interaction;
+    let series = i.series.as_deref();
+    let row = sqlx::query(
+        "select (f.pin).*, f.created, f.direct, f.behind
+         from crossover.pin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13::json, $14) f",
+    )
+    .bind(&i.account)
+    .bind(&i.key)
+    .bind(&i.kind)
+    .bind(request.stage.as_str())
+    .bind(request.revision)
+    .bind(series)
+    .bind(series.map(|s| series_id(&i.account, &i.kind, s)))
+    .bind(i.group.as_deref().unwrap_or("default"))
+    .bind(i.priority)
+    .bind(i.run_at)
+    .bind(i.payload.hash().as_slice())
+    .bind(i.payload.get())
+    .bind(serde_json::to_string(&i.policy).map_err(|e| sqlx::Error::Encode(e.into()))?)
+    .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
+    .fetch_one(executor)
+    .await?;
+    Ok(Pinned {
+        pin: pin_of(&row)?,
+        created: row.try_get("created")?,
+        direct: row.try_get("direct")?,
+        behind: row.try_get("behind")?,
+    })
+}
+
+/// Reads a text column that holds one of an enum's names.
+pub(crate) fn named<T>(row: &sqlx::postgres::PgRow, column: &str) -> Result<Option<T>, sqlx::Error>
+where
+    T: std::str::FromStr<Err = crate::interaction::UnknownName>,
+{
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(str::parse)
+        .transpose()
+        .map_err(|e| sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(e) })
+}
+
+fn required<T>(row: &sqlx::postgres::PgRow, column: &str) -> Result<T, sqlx::Error>
+where
+    T: std::str::FromStr<Err = crate::interaction::UnknownName>,
+{
+    named(row, column)?.ok_or_else(|| sqlx::Error::ColumnNotFound(column.to_owned()))
+}
+
+/// Reads a JSON column that was selected as text.
+pub(crate) fn payload(row: &sqlx::postgres::PgRow, column: &str) -> Result<Option<Payload>, sqlx::Error> {
+    let text: Option<String> = row.try_get(column)?;
+    text.map(Payload::parse).transpose().map_err(|e| sqlx::Error::Decode(e.into()))
+}
+
+fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
+    Ok(Pin {
+        id: row.try_get("id")?,
+        created_at: row.try_get("created_at")?,
+        run_at: row.try_get("run_at")?,
+        owner: required(row, "owner")?,
+        stage: required(row, "stage")?,
+        epoch: row.try_get("epoch")?,
+        series_no: row.try_get("series_no")?,
+        kind: row.try_get("kind")?,
+        flag_revision: row.try_get("flag_revision")?,
+        payload_hash: row.try_get("payload_hash")?,
+        attempts: row.try_get("attempts")?,
+        outcome: named(row, "outcome")?,
+        ended_at: row.try_get("ended_at")?,
+        reason: row.try_get("reason")?,
+        conflict: row.try_get("conflict")?,
+    })
+}
+
+/// Why an attempt did not succeed, from the columns `permanent` and `retry_after_ms`.
+pub(crate) fn failure(row: &sqlx::postgres::PgRow) -> Result<Option<Failure>, sqlx::Error> {
+    let retry_after: Option<i64> = row.try_get("retry_after_ms")?;
+    let retry_after = retry_after.map(|ms| Duration::from_millis(ms as u64));
+    let permanent: Option<bool> = row.try_get("permanent")?;
+    Ok(permanent.map(|permanent| if permanent { Failure::Permanent } else { Failure::Retryable { retry_after } }))
+}
+
+fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
+    Ok(Attempt {
+        id: row.try_get("id")?,
+        side: required(row, "side")?,
+        fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
+        rehearsal: row.try_get("rehearsal")?,
+        due_at: row.try_get("due_at")?,
+        started_at: row.try_get("started_at")?,
+        ended_at: row.try_get("ended_at")?,
+        outcome: named(row, "outcome")?,
+        failure: failure(row)?,
+        retry_ms: row.try_get("retry_ms")?,
+        result: payload(row, "result_text")?,
+        error: row.try_get("error")?,
+    })
+}
+
+/// The columns of pins `p` and payloads `y` that [`envelope_of`] reads.
+pub(crate) const ENVELOPE: &str = "p.id, p.account, p.kind, p.key, p.series, p.series_no, p.grp, p.run_at, p.owner, \
+     p.epoch, p.payload_hash, y.payload::text as payload, y.policy::text as policy";
+
+/// Builds the envelope of a pin from a row with the columns of [`ENVELOPE`]; `behind` is the caller's to fill.
+pub(crate) fn envelope_of(row: &sqlx::postgres::PgRow) -> Result<Envelope, sqlx::Error> {
+    let policy: &str = row.try_get("policy")?;
+    let policy: Policy = serde_json::from_str(policy).map_err(|e| sqlx::Error::Decode(e.into()))?;
+    let hash: Vec<u8> = row.try_get("payload_hash")?;
+    Ok(Envelope {
+        id: row.try_get("id")?,
+        account: row.try_get("account")?,
+        kind: row.try_get("kind")?,
+        key: row.try_get("key")?,
+        series: row.try_get("series")?,
+        series_no: row.try_get("series_no")?,
+        group: Some(row.try_get("grp")?),
+        run_at: Some(row.try_get("run_at")?),
+        policy,
+        owner: required(row, "owner")?,
+        epoch: row.try_get("epoch")?,
+        pinned: true,
+        payload_hash: crate::interaction::hex(&hash),
+        behind: Vec::new(),
+        payload: payload(row, "payload")?.ok_or_else(|| sqlx::Error::ColumnNotFound("payload".to_owned()))?,
+    })
+}

@@ -1,0 +1,83 @@
+//! The schema's versions: forward only, one migration at a time, never over a database that is newer than the program.
+
+use sqlx::migrate::Migrator;
+
+use super::{Ledger, LedgerError};
+
+static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
+
+/// Partitions are made for so many days ahead.
+const DAYS_AHEAD: i32 = 7;
+
+/// The database's schema and this program do not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A newer program has migrated it.
+    #[error(
+        "the database has migration {found}, this program knows only up to {known}: it is older than the database; run a newer crossover"
+    )]
+    Newer {
+        /// The database's highest.
+        found: i64,
+        /// The program's highest.
+        known: i64,
+    },
+    /// It lacks migrations.
+    #[error("the database lacks {0} migration(s); run `crossover migrate`")]
+    Behind(usize),
+    /// A migration failed; those before it stand.
+    #[error("a migration failed: {0}; the ones before it stand, mend the cause and run `crossover migrate` again")]
+    Failed(#[source] sqlx::migrate::MigrateError),
+    /// Postgres did not answer.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl Ledger {
+    /// The migrations that the database lacks, as (version, what it does).
+    pub async fn pending_migrations(&self) -> Result<Vec<(i64, String)>, SchemaError> {
+        let applied = self.applied().await?;
+        let known = MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0);
+        if let Some(&found) = applied.iter().max().filter(|found| **found > known) {
+            return Err(SchemaError::Newer { found, known });
+        }
+        let pending = MIGRATOR.iter().filter(|m| !applied.contains(&m.version));
+        Ok(pending.map(|m| (m.version, m.description.to_string())).collect())
+    }
+
+    /// Brings the schema up to this program's, and makes the partitions ahead. Safe to run from several processes.
+    pub async fn migrate(&self) -> Result<Vec<(i64, String)>, SchemaError> {
+        let pending = self.pending_migrations().await?;
+        if !pending.is_empty() {
+            MIGRATOR.run(&self.pool).await.map_err(SchemaError::Failed)?;
+        }
+        self.make_partitions().await?;
+        Ok(pending)
+    }
+
+    /// Refuses a database whose schema is not this program's.
+    pub async fn check_schema(&self) -> Result<(), SchemaError> {
+        match self.pending_migrations().await?.len() {
+            0 => Ok(()),
+            n => Err(SchemaError::Behind(n)),
+        }
+    }
+
+    /// Makes the partitions of the coming days; how many were new.
+    pub async fn make_partitions(&self) -> Result<i32, LedgerError> {
+        let made = sqlx::query_scalar("select crossover.make_partitions($1)").bind(DAYS_AHEAD);
+        Ok(made.fetch_one(&self.pool).await?)
+    }
+
+    async fn applied(&self) -> Result<Vec<i64>, LedgerError> {
+        let table: Option<String> = sqlx::query_scalar("select to_regclass('_sqlx_migrations')::text")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(LedgerError::from)?;
+        if table.is_none() {
+            return Ok(Vec::new());
+        }
+        let rows = sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&self.pool).await;
+        Ok(rows.map_err(LedgerError::from)?)
+    }
+}

@@ -1,0 +1,157 @@
+//! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
+
+use chrono::TimeDelta;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::interaction::{Outcome, Side, Stage};
+use crate::queue::Finish;
+
+/// The program's metrics, all in one registry.
+pub struct Metrics {
+    registry: Registry,
+    /// By stage, owner and answer.
+    pub enqueues: IntCounterVec,
+    /// One pin transaction.
+    pub pin_seconds: Histogram,
+    /// One delivery to Temporal, by outcome.
+    pub deliveries: IntCounterVec,
+    /// How long a delivery took.
+    pub delivery_seconds: Histogram,
+    /// Copies that Temporal does not have yet.
+    pub outbox_rows: IntGauge,
+    /// Since when the oldest of them waits.
+    pub outbox_oldest_seconds: Gauge,
+    /// Copies by place: ready, scheduled, running.
+    pub queue_rows: IntGaugeVec,
+    /// Since when the oldest ready copy has been due.
+    pub queue_oldest_seconds: Gauge,
+    /// One claim.
+    pub claim_seconds: Histogram,
+    /// From due to dequeued, by side and mode.
+    pub start_seconds: HistogramVec,
+    /// Attempts that have ended, by side, mode and outcome.
+    pub attempts: IntCounterVec,
+    /// Attempts that another follows.
+    pub retries: IntCounterVec,
+    /// Refused late results, by side.
+    pub late_results: IntCounterVec,
+    /// Leases that this process lost.
+    pub lost_leases: IntCounter,
+    /// Attempts taken over from dead workers.
+    pub taken_over: IntCounter,
+    /// Failed calls of the queue's storage, by call.
+    pub queue_errors: IntCounterVec,
+    /// Failed calls of the ledger by the Temporal side, by call.
+    pub ledger_errors: IntCounterVec,
+    /// Copies that Temporal has under another owner.
+    pub owner_conflicts: IntCounter,
+    /// 1 while the flag source is healthy.
+    pub flags_healthy: IntGauge,
+    /// Pool connections, by state.
+    pub pool_connections: GaugeVec,
+}
+
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+
+impl Metrics {
+    /// Registers every metric.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        Ok(Self {
+            enqueues: counters(&r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
+            pin_seconds: histogram(&r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
+            deliveries: counters(&r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["by", "outcome"])?,
+            delivery_seconds: histogram(&r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
+            outbox_rows: gauge(&r, "crossover_outbox_rows", "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.")?,
+            outbox_oldest_seconds: float_gauge(&r, "crossover_outbox_oldest_seconds", "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.")?,
+            queue_rows: gauges(&r, "crossover_queue_rows", "Copies on the Postgres side by place: ready to start, scheduled for later, running.", &["place"])?,
+            queue_oldest_seconds: float_gauge(&r, "crossover_queue_oldest_seconds", "Seconds for which the oldest ready copy has been due. Grows when workers are too few or stuck.")?,
+            claim_seconds: histogram(&r, "crossover_claim_seconds", "Seconds that one claim of the Postgres worker took.")?,
+            start_seconds: register(&r, HistogramVec::new(HistogramOpts::new("crossover_start_seconds", "Seconds from due to dequeued, by side and mode (execution, rehearsal). Compare the sides before a cutover.").buckets(SECONDS.to_vec()), &["side", "mode"])?)?,
+            attempts: counters(&r, "crossover_attempts_total", "Attempts that have ended, by side, mode (execution, rehearsal) and outcome; bounded is a rehearsal whose real run did not end in time.", &["side", "mode", "outcome"])?,
+            retries: counters(&r, "crossover_retries_total", "Attempts that failed and are followed by another, by side and mode.", &["side", "mode"])?,
+            late_results: counters(&r, "crossover_late_results_total", "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.", &["side"])?,
+            lost_leases: register(&r, IntCounter::new("crossover_lost_leases_total", "Runs given up here because their lease had run out. Points at stalls longer than worker.lease.")?)?,
+            taken_over: register(&r, IntCounter::new("crossover_taken_over_total", "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.")?)?,
+            queue_errors: counters(&r, "crossover_queue_errors_total", "Failed calls of the Postgres queue, by call. They are repeated; a steady rise means Postgres is away.", &["call"])?,
+            ledger_errors: counters(&r, "crossover_ledger_errors_total", "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.", &["call"])?,
+            owner_conflicts: register(&r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
+            flags_healthy: gauge(&r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
+            pool_connections: register(&r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
+            registry: r,
+        })
+    }
+
+    /// The text format that Prometheus scrapes.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Name and help of every metric, for the page that documents them.
+    pub fn documented(&self) -> Vec<(String, String)> {
+        let families = self.registry.gather();
+        families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
+    }
+
+    /// Counts an answered enqueue.
+    pub fn enqueued(&self, pinned: Option<(Stage, Side)>, answer: u16) {
+        let (stage, owner) = pinned.map_or(("none", "none"), |(stage, owner)| (stage.as_str(), owner.as_str()));
+        self.enqueues.with_label_values(&[stage, owner, &answer.to_string()]).inc();
+    }
+
+    /// Counts a dequeue and how long it had been due.
+    pub fn dequeued(&self, side: Side, rehearsal: bool, waited: TimeDelta) {
+        let seconds = waited.as_seconds_f64().max(0.0);
+        self.start_seconds.with_label_values(&[side.as_str(), mode(rehearsal)]).observe(seconds);
+    }
+
+    /// Counts an attempt that has ended.
+    pub fn attempted(&self, side: Side, rehearsal: bool, outcome: Option<Outcome>, retried: bool) {
+        let outcome = outcome.map_or("bounded", Outcome::as_str);
+        self.attempts.with_label_values(&[side.as_str(), mode(rehearsal), outcome]).inc();
+        if retried {
+            self.retries.with_label_values(&[side.as_str(), mode(rehearsal)]).inc();
+        }
+    }
+
+    /// Counts an end of the Postgres side.
+    pub fn ended(&self, rehearsal: bool, end: &Finish) {
+        self.attempted(Side::Postgres, rehearsal, end.outcome, end.retry.is_some());
+    }
+}
+
+fn mode(rehearsal: bool) -> &'static str {
+    if rehearsal { "rehearsal" } else { "execution" }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    register(r, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(r, IntGauge::new(name, help)?)
+}
+
+fn float_gauge(r: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    register(r, Gauge::new(name, help)?)
+}
+
+fn histogram(r: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?)
+}

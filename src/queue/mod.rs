@@ -1,0 +1,15 @@
+//! The Postgres side: a claim takes copies of both owners the same way; the owner's executes, the other's rehearses.
+//!
+//! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
+//! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
+//! what a dead worker held.
+
+mod finisher;
+mod held;
+mod rehearsal;
+mod storage;
+mod upkeep;
+mod worker;
+
+pub use storage::{Claim, Claimed, Depth, Finish, Mirrored, Queue};
+pub use worker::{Worker, WorkerOptions};

@@ -1,0 +1,88 @@
+//! Rehearsals on Postgres: each waits until the real attempt of its number has ended on Temporal, and then takes the
+//! step that its own retry machine takes for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use uuid::Uuid;
+
+use super::held::Rehearsing;
+use super::storage::{Finish, Mirrored};
+use super::worker::Shared;
+use crate::interaction::Outcome;
+use crate::policy::{Failure, Next};
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Follows the real runs until `stop`.
+pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(POLL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let waiting: HashMap<Uuid, Rehearsing> =
+            shared.held.rehearsals().into_iter().map(|r| (r.claimed.envelope.id, r)).collect();
+        if waiting.is_empty() {
+            continue;
+        }
+        let ids: Vec<Uuid> = waiting.keys().copied().collect();
+        let mut finished = match shared.queue.mirrored(shared.id, &ids).await {
+            Ok(mirrored) => mirrored.into_iter().filter_map(|m| Some(step(waiting.get(&m.id)?, m))).collect(),
+            Err(error) => {
+                warn!(%error, "what became of the real runs can't be read; rehearsals wait on");
+                Vec::new()
+            }
+        };
+        let done: std::collections::HashSet<Uuid> = finished.iter().map(|f: &Finish| f.id).collect();
+        let overdue = |r: &&Rehearsing| r.since.elapsed() > bound(shared.options.rehearsal_bound, r);
+        finished
+            .extend(waiting.values().filter(overdue).filter(|r| !done.contains(&r.claimed.envelope.id)).map(bounded));
+        for finish in finished {
+            shared.held.reported(finish.id);
+            if ends.send(finish).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn bound(slack: Duration, r: &Rehearsing) -> Duration {
+    slack + r.claimed.envelope.policy.run_timeout()
+}
+
+/// The step of the rehearsal's own retry machine.
+fn step(r: &Rehearsing, real: Mirrored) -> Finish {
+    let (id, attempt) = (real.id, r.claimed.fence.attempt);
+    let policy = &r.claimed.envelope.policy;
+    let retry = match real.outcome {
+        Outcome::Failed if !real.last => {
+            // An attempt that left no record was lost with its worker.
+            let failure = real.failure.clone().unwrap_or(Failure::Retryable { retry_after: None });
+            match policy.after(id, attempt, &failure, r.age()) {
+                Next::Retry(wait) => Some(wait),
+                Next::GiveUp => None,
+            }
+        }
+        _ => None,
+    };
+    Finish { id, attempt, outcome: Some(real.outcome), failure: real.failure, retry, result: None, error: real.error }
+}
+
+fn bounded(r: &Rehearsing) -> Finish {
+    Finish {
+        id: r.claimed.envelope.id,
+        attempt: r.claimed.fence.attempt,
+        outcome: None,
+        failure: None,
+        retry: None,
+        result: None,
+        error: Some("bounded: the real run did not end in time".to_owned()),
+    }
+}

@@ -1,0 +1,269 @@
+//! The SQL of the queue's tables. Time is the database's.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use crate::interaction::{Envelope, Fence, Outcome, Payload};
+use crate::ledger::{ENVELOPE, LedgerError, envelope_of, failure_of, named, payload_of};
+use crate::policy::Failure;
+
+/// The queue's storage. Cheap to clone.
+#[derive(Clone)]
+pub struct Queue {
+    pool: PgPool,
+}
+
+/// What a worker asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// Who asks.
+    pub worker: Uuid,
+    /// At most so many.
+    pub limit: i64,
+    /// Leave rehearsals where they are.
+    pub executions_only: bool,
+    /// Without a heartbeat for so long, another takes it over.
+    pub lease: Duration,
+}
+
+/// A copy that a worker holds.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// What to run.
+    pub envelope: Envelope,
+    /// The attempt that this claim began.
+    pub fence: Fence,
+    /// Nothing is to be run.
+    pub rehearsal: bool,
+    /// When it became due.
+    pub due_at: DateTime<Utc>,
+    /// When this claim was made.
+    pub started_at: DateTime<Utc>,
+    /// How long ago the interaction was first due.
+    pub age: Duration,
+}
+
+/// How an attempt that a worker holds ended.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    /// The interaction.
+    pub id: Uuid,
+    /// The attempt.
+    pub attempt: i32,
+    /// What came of it; `None` for a rehearsal that was bounded.
+    pub outcome: Option<Outcome>,
+    /// Why it failed, where it did.
+    pub failure: Option<Failure>,
+    /// Another attempt follows after so long.
+    pub retry: Option<Duration>,
+    /// The runner's answer.
+    pub result: Option<Payload>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+/// What the real run has come to, as far as a rehearsal of it needs to know.
+#[derive(Debug, Clone)]
+pub struct Mirrored {
+    /// The interaction.
+    pub id: Uuid,
+    /// How the real attempt of the rehearsal's number ended, or the interaction, where that attempt left no record.
+    pub outcome: Outcome,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Its result.
+    pub result: Option<Payload>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// The interaction has ended, and with no later attempt.
+    pub last: bool,
+}
+
+/// How much is where.
+#[derive(Debug, Clone, Default, sqlx::FromRow, serde::Serialize)]
+pub struct Depth {
+    /// Can start now.
+    pub ready: i64,
+    /// Is due later.
+    pub scheduled: i64,
+    /// Is held by a worker.
+    pub running: i64,
+    /// Seconds for which the oldest ready copy has been due.
+    pub oldest_seconds: f64,
+}
+
+impl Queue {
+    /// The queue of the database behind `pool`.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Takes the head of the ready set: by priority, then in order. Reads as many rows as it takes.
+    pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, LedgerError> {
+        let only = if claim.executions_only { "where execute" } else { "" };
+        let sql = format!(
+            "with head as materialized (
+                select rank, seq from crossover.ready {only} order by rank, seq limit $1 for update skip locked),
+             taken as (
+                delete from crossover.ready r using head h where r.rank = h.rank and r.seq = h.seq returning r.*),
+             held as (
+                insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp)
+                select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
+                    t.attempt, t.rank, p.owner = 'postgres', $2, t.grp
+                from taken t join crossover.pins p on p.id = t.id
+                where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
+                returning *)
+             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at,
+                extract(epoch from h.started_at - p.run_at)::float8 as age
+             from held h join crossover.pins p on p.id = h.id
+             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+             order by h.rank, h.due_at"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(claim.limit)
+            .bind(claim.worker)
+            .bind(claim.lease.as_millis() as i64)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(claimed_of).collect::<Result<_, _>>()?)
+    }
+
+    /// Prolongs leases. Answers which of `ids` this worker still holds.
+    pub async fn heartbeat(&self, worker: Uuid, ids: &[Uuid], lease: Duration) -> Result<Vec<Uuid>, LedgerError> {
+        let kept = sqlx::query_scalar(
+            "update crossover.running set lease_until = clock_timestamp() + $3 * interval '1 millisecond'
+             where id = any ($1) and worker = $2 returning id",
+        );
+        Ok(kept.bind(ids).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool).await?)
+    }
+
+    /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.
+    pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
+        let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
+        let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+            .bind(worker)
+            .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
+            .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
+            .bind(column(|e| e.outcome.map(|o| o.to_string())))
+            .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
+            .bind(ends.iter().map(|e| retry_after_ms(e.failure.as_ref())).collect::<Vec<_>>())
+            .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
+            .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
+            .bind(column(|e| e.error.clone()));
+        Ok(kept.fetch_all(&self.pool).await?)
+    }
+
+    /// Puts held copies back as if they had not been claimed.
+    pub async fn release(&self, worker: Uuid, ids: &[Uuid]) -> Result<(), LedgerError> {
+        sqlx::query(
+            "with back as (delete from crossover.running where id = any ($1) and worker = $2 returning *)
+             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select id, due_at, attempt, rank, execute, grp from back",
+        )
+        .bind(ids)
+        .bind(worker)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Takes over what workers hold whose lease ran out. They lose it at this moment: their results are late.
+    pub async fn take_over(&self, worker: Uuid, limit: i64, lease: Duration) -> Result<Vec<Claimed>, LedgerError> {
+        let sql = format!(
+            "with lost as materialized (
+                select id from crossover.running where lease_until < clock_timestamp() limit $1 for update skip locked),
+             held as (
+                update crossover.running r set worker = $2, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
+                from lost where r.id = lost.id returning r.*)
+             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at,
+                extract(epoch from clock_timestamp() - p.run_at)::float8 as age
+             from held h join crossover.pins p on p.id = h.id
+             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(limit)
+            .bind(worker)
+            .bind(lease.as_millis() as i64)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(claimed_of).collect::<Result<_, _>>()?)
+    }
+
+    /// Makes ready what has fallen due, and says in how long the next one will.
+    pub async fn promote_due(&self, limit: i32) -> Result<(i64, Option<Duration>), LedgerError> {
+        let promoted = sqlx::query_scalar("select crossover.promote_due($1)").bind(limit).fetch_one(&self.pool).await?;
+        let next: Option<f64> = sqlx::query_scalar(
+            "select extract(epoch from min(due_at) - clock_timestamp())::float8 from crossover.scheduled",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((promoted, next.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))))
+    }
+
+    /// Of the rehearsals `ids`, which this worker holds, those whose real attempt has ended or whose interaction has.
+    pub async fn mirrored(&self, worker: Uuid, ids: &[Uuid]) -> Result<Vec<Mirrored>, LedgerError> {
+        let rows = sqlx::query(
+            "with done as materialized (
+                select r.id, r.epoch, r.attempt, p.created_at, p.outcome as final, p.reason, p.attempts as made
+                from crossover.running r join crossover.pins p on p.id = r.id
+                where r.id = any ($1) and r.worker = $2 and not r.execute
+                    and (p.attempts >= r.attempt or p.ended_at is not null))
+             select d.id, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
+                a.result::text as result, coalesce(a.error, d.reason) as error,
+                d.final is not null and d.attempt >= d.made as last
+             from done d left join lateral (
+                select * from crossover.attempts a
+                where a.id = d.id and a.ended_at >= d.created_at and a.side = 'temporal' and not a.rehearsal
+                    and a.epoch = d.epoch and a.attempt = d.attempt limit 1) a on true",
+        )
+        .bind(ids)
+        .bind(worker)
+        .fetch_all(&self.pool)
+        .await?;
+        let read = |row: &PgRow| {
+            Ok(Mirrored {
+                id: row.try_get("id")?,
+                outcome: named(row, "outcome")?.unwrap_or(Outcome::Failed),
+                failure: failure_of(row)?,
+                result: payload_of(row, "result")?,
+                error: row.try_get("error")?,
+                last: row.try_get("last")?,
+            })
+        };
+        Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// How much is where.
+    pub async fn depth(&self) -> Result<Depth, LedgerError> {
+        let row = sqlx::query_as(
+            "select (select count(*) from crossover.ready) as ready, (select count(*) from crossover.scheduled) as scheduled,
+                (select count(*) from crossover.running) as running,
+                (select coalesce(extract(epoch from clock_timestamp() - min(due_at)), 0)::float8 from crossover.ready) as oldest_seconds",
+        );
+        Ok(row.fetch_one(&self.pool).await?)
+    }
+}
+
+fn retry_after_ms(failure: Option<&Failure>) -> Option<i64> {
+    match failure? {
+        Failure::Retryable { retry_after } => retry_after.map(|wait| wait.as_millis() as i64),
+        Failure::Permanent => None,
+    }
+}
+
+fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+    let envelope = envelope_of(row)?;
+    let age: f64 = row.try_get("age")?;
+    Ok(Claimed {
+        fence: Fence { epoch: envelope.epoch, attempt: row.try_get("attempt")? },
+        rehearsal: !row.try_get::<bool, _>("execute")?,
+        due_at: row.try_get("due_at")?,
+        started_at: row.try_get("started_at")?,
+        age: Duration::from_secs_f64(age.max(0.0)),
+        envelope,
+    })
+}

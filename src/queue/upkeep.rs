@@ -1,0 +1,88 @@
+//! Upkeep that any worker does and none must: making due work ready, and taking over what a dead worker held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::storage::{Claimed, Finish};
+use super::worker::Shared;
+use crate::interaction::Outcome;
+use crate::policy::{Failure, Next};
+
+const BATCH: i32 = 1_000;
+
+/// Makes due work ready: when the next is due, and at the latest every poll, for what others have scheduled since.
+pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut wait = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = match shared.queue.promote_due(BATCH).await {
+            Ok((promoted, next)) => {
+                if promoted > 0 {
+                    shared.wake.notify_one();
+                }
+                if promoted == i64::from(BATCH) { Duration::ZERO } else { next.unwrap_or(shared.options.poll) }
+            }
+            Err(error) => {
+                shared.metrics.queue_errors.with_label_values(&["promote"]).inc();
+                warn!(%error, "due work can't be made ready; trying again");
+                shared.options.poll
+            }
+        }
+        .clamp(Duration::ZERO, shared.options.poll);
+    }
+}
+
+/// Takes over what was held by workers whose lease ran out: such an attempt has failed, and the policy says what follows.
+pub(super) async fn take_over(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(shared.options.lease / 3);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // A worker of its own: what it takes over, it never runs.
+    let reaper = uuid::Uuid::new_v4();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if let Err(error) = reap(&shared, reaper).await {
+            shared.metrics.queue_errors.with_label_values(&["take_over"]).inc();
+            warn!(%error, "work of dead workers can't be taken over; trying again");
+        }
+    }
+}
+
+async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::LedgerError> {
+    let lost = shared.queue.take_over(reaper, i64::from(BATCH), shared.options.lease).await?;
+    if lost.is_empty() {
+        return Ok(());
+    }
+    info!(attempts = lost.len(), "took over attempts whose worker stopped reporting");
+    shared.metrics.taken_over.inc_by(lost.len() as u64);
+    let ends: Vec<Finish> = lost.iter().map(after_loss).collect();
+    shared.queue.finish(reaper, &ends).await?;
+    shared.wake.notify_one();
+    Ok(())
+}
+
+fn after_loss(lost: &Claimed) -> Finish {
+    let failure = Failure::Retryable { retry_after: None };
+    let (id, attempt) = (lost.envelope.id, lost.fence.attempt);
+    let retry = match lost.envelope.policy.after(id, attempt, &failure, lost.age) {
+        Next::Retry(wait) => Some(wait),
+        Next::GiveUp => None,
+    };
+    Finish {
+        id,
+        attempt,
+        outcome: Some(Outcome::Failed),
+        failure: Some(failure),
+        retry,
+        result: None,
+        error: Some("its worker stopped reporting; whether it had an effect is unknown".to_owned()),
+    }
+}

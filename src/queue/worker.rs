@@ -1,0 +1,270 @@
+//! A worker: claims what there is room for, runs it, reports the ends. Everything it holds is kept alive by one
+//! heartbeat; what it loses it gives up at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info, info_span, warn};
+use uuid::Uuid;
+
+use super::held::Held;
+use super::storage::{Claim, Claimed, Finish, Queue};
+use super::{finisher, rehearsal, upkeep};
+use crate::executor::{self, Answer, Call, Executor};
+use crate::interaction::{Outcome, Side};
+use crate::metrics::Metrics;
+use crate::policy::Next;
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// So many at once.
+    pub slots: usize,
+    /// Without a heartbeat for so long, its work is taken over. It beats three times as often.
+    pub lease: Duration,
+    /// How often it looks when nothing woke it.
+    pub poll: Duration,
+    /// A rehearsal ends by itself so long after the run time-out of what it rehearses.
+    pub rehearsal_bound: Duration,
+    /// At shutdown, what runs may run on for so long.
+    pub grace: Duration,
+}
+
+/// The Postgres side's worker.
+pub struct Worker {
+    shared: Arc<Shared>,
+    executor: Arc<dyn Executor>,
+}
+
+/// What the worker's parts share.
+pub(super) struct Shared {
+    pub id: Uuid,
+    pub queue: Queue,
+    pub options: WorkerOptions,
+    pub held: Held,
+    pub metrics: Arc<Metrics>,
+    /// Something may have become ready.
+    pub wake: Arc<Notify>,
+    /// A slot has become free.
+    pub room: Notify,
+}
+
+impl Worker {
+    /// A worker of `queue`; `wake` is rung by whoever makes work ready in this process.
+    pub fn new(
+        queue: Queue,
+        executor: Arc<dyn Executor>,
+        options: WorkerOptions,
+        metrics: Arc<Metrics>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let held = Held::new(options.slots);
+        let shared = Shared { id: Uuid::new_v4(), queue, held, options, metrics, wake, room: Notify::new() };
+        Self { shared: Arc::new(shared), executor }
+    }
+
+    /// Works until `stop`, then drains: claims nothing more, lets what runs end within the grace, hands rehearsals
+    /// back, and reports every end.
+    pub async fn run(self, stop: CancellationToken) {
+        let shared = self.shared;
+        info!(worker = %shared.id, slots = shared.options.slots, "the Postgres worker works");
+        let (ends, receiver) = mpsc::channel(shared.options.slots * 2);
+        let beating = CancellationToken::new();
+        let (parts, running, finishing) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        finishing.spawn(finisher::run(shared.clone(), receiver));
+        finishing.spawn(beat(shared.clone(), beating.clone()));
+        parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
+        parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
+        parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+
+        claim_until(&shared, &self.executor, &ends, &running, &stop).await;
+
+        parts.close();
+        parts.wait().await;
+        running.close();
+        if tokio::time::timeout(shared.options.grace, running.wait()).await.is_err() {
+            let runs = shared.held.interrupt();
+            warn!(runs, "the grace is over; what still runs is given up and will be run again");
+            running.wait().await;
+        }
+        drop(ends);
+        let rehearsals: Vec<Uuid> = shared.held.rehearsals().iter().map(|r| r.claimed.envelope.id).collect();
+        if let Err(error) = shared.queue.release(shared.id, &rehearsals).await {
+            warn!(%error, "rehearsals can't be handed back; they are taken over when their lease ends");
+        }
+        rehearsals.into_iter().for_each(|id| shared.held.drop(id));
+        beating.cancel();
+        finishing.close();
+        finishing.wait().await;
+        info!(worker = %shared.id, "the Postgres worker has drained");
+    }
+}
+
+async fn claim_until(
+    shared: &Arc<Shared>,
+    executor: &Arc<dyn Executor>,
+    ends: &mpsc::Sender<Finish>,
+    running: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let mut pause = Duration::ZERO;
+    loop {
+        let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = shared.wake.notified() => {}
+            () = shared.room.notified() => {}
+            () = tokio::time::sleep(nap) => {}
+        }
+        let room = shared.held.room();
+        if room.limit == 0 {
+            pause = shared.options.poll;
+            continue;
+        }
+        let claim = Claim {
+            worker: shared.id,
+            limit: room.limit as i64,
+            executions_only: room.executions_only,
+            lease: shared.options.lease,
+        };
+        let began = std::time::Instant::now();
+        pause = match shared.queue.claim(claim).await {
+            Ok(claimed) => {
+                shared.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
+                let full = claimed.len() == room.limit;
+                claimed.into_iter().for_each(|c| start(shared, executor, ends, running, c));
+                if full { Duration::ZERO } else { shared.options.poll }
+            }
+            Err(error) => {
+                shared.metrics.queue_errors.with_label_values(&["claim"]).inc();
+                warn!(%error, "nothing can be claimed; trying again");
+                shared.options.poll.max(Duration::from_millis(250))
+            }
+        };
+    }
+}
+
+fn start(
+    shared: &Arc<Shared>,
+    executor: &Arc<dyn Executor>,
+    ends: &mpsc::Sender<Finish>,
+    running: &TaskTracker,
+    claimed: Claimed,
+) {
+    shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
+    if claimed.rehearsal && !overslept(&claimed) {
+        return shared.held.rehearse(claimed);
+    }
+    let id = claimed.envelope.id;
+    let signals = shared.held.execute(id);
+    let (executor, ends) = (executor.clone(), ends.clone());
+    let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
+        side = "postgres", fence = %claimed.fence);
+    let work = async move {
+        let finish = tokio::select! {
+            biased;
+            () = signals.lost.cancelled() => {
+                warn!("the lease was lost; the run is given up");
+                return;
+            }
+            () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker was shut down")),
+            finish = execute(&*executor, &claimed) => finish,
+        };
+        // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
+        let _ = ends.send(finish).await;
+    };
+    running.spawn(work.instrument(span));
+}
+
+async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {
+    if overslept(claimed) {
+        return Finish {
+            id: claimed.envelope.id,
+            attempt: claimed.fence.attempt,
+            outcome: Some(Outcome::Expired),
+            failure: None,
+            retry: None,
+            result: None,
+            error: Some("was due for longer than its start_timeout_ms before it could start".to_owned()),
+        };
+    }
+    let began = std::time::Instant::now();
+    let call = Call::new(&claimed.envelope, Side::Postgres, claimed.fence.attempt);
+    let answer = executor::run(executor, &call, &claimed.envelope.policy).await;
+    finish_of(claimed, began.elapsed(), answer)
+}
+
+fn overslept(claimed: &Claimed) -> bool {
+    let waited = (claimed.started_at - claimed.due_at).to_std().unwrap_or_default();
+    claimed.envelope.policy.start_timeout_ms.is_some_and(|ms| waited > Duration::from_millis(ms))
+}
+
+fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
+    let (id, attempt) = (claimed.envelope.id, claimed.fence.attempt);
+    match answer {
+        Answer::Done(result) => Finish {
+            id,
+            attempt,
+            outcome: Some(Outcome::Succeeded),
+            failure: None,
+            retry: None,
+            result: Some(result),
+            error: None,
+        },
+        Answer::Failed { failure, error } => Finish {
+            id,
+            attempt,
+            outcome: Some(Outcome::Failed),
+            retry: match claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took) {
+                Next::Retry(wait) => Some(wait),
+                Next::GiveUp => None,
+            },
+            failure: Some(failure),
+            result: None,
+            error: Some(error),
+        },
+    }
+}
+
+/// Prolongs the leases of everything held, and gives up what another has taken over meanwhile.
+async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(shared.options.lease / 3);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let ids = shared.held.ids();
+        if ids.is_empty() {
+            continue;
+        }
+        match shared.queue.heartbeat(shared.id, &ids, shared.options.lease).await {
+            Ok(kept) => {
+                let kept: std::collections::HashSet<Uuid> = kept.into_iter().collect();
+                for id in ids.into_iter().filter(|id| !kept.contains(id)) {
+                    shared.lost(id);
+                }
+            }
+            Err(error) => {
+                shared.metrics.queue_errors.with_label_values(&["heartbeat"]).inc();
+                warn!(%error, "the heartbeat did not get through; leases run on");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lost(&self, id: Uuid) {
+        if self.held.lose(id) {
+            self.metrics.lost_leases.inc();
+            warn!(%id, "another worker has taken this over");
+            self.room.notify_one();
+        }
+    }
+}
