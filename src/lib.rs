@@ -2,5 +2,6 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in `router`.
 
+pub mod flags;
 pub mod interaction;
 pub mod policy;
