@@ -1,10 +1,12 @@
 //! Crossover moves a company's task queue from Temporal to Postgres, account by account, without downtime.
 //!
-//! `ARCHITECTURE.md` has the map; the flow starts in `router`.
+//! `ARCHITECTURE.md` has the map; the flow starts in [`router`].
 
 pub mod executor;
+pub mod flags;
 pub mod interaction;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
 pub mod queue;
+pub mod router;

@@ -78,6 +78,6 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let rows = sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&self.pool).await;
-        Ok(rows.map_err(LedgerError::from)?)
+        rows.map_err(LedgerError::from)
     }
 }

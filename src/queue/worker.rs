@@ -99,7 +99,9 @@ impl Worker {
         rehearsals.into_iter().for_each(|id| shared.held.drop(id));
         beating.cancel();
         finishing.close();
-        finishing.wait().await;
+        if tokio::time::timeout(shared.options.grace, finishing.wait()).await.is_err() {
+            warn!(worker = %shared.id, "Postgres does not take the last ends; these attempts are run again");
+        }
         info!(worker = %shared.id, "the Postgres worker has drained");
     }
 }

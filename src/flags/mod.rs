@@ -1,0 +1,125 @@
+//! Which stage an (account, kind) stands in, by four feature flags.
+//!
+//! A flags file comes in through [`Document::parse`]: `json` reads it as it was written, `schema` refuses what the
+//! evaluator would forgive, `evaluate` compiles it with Unleash's engine. From there on a document never changes.
+//! [`Flags`] holds the one in force behind an atomic pointer (`in_force`), so that a decision asks exactly one
+//! document, without a lock and without I/O; `watch` re-reads the file when it changes and puts the next good
+//! document in its place.
+//!
+//! Flags fail to the last known state. A file that is broken, unreadable or gone changes nothing but the
+//! [`Health`]; after a restart the last good document, kept by `store`, goes on where it stood. With neither there
+//! is no answer ([`FlagsError`]), and a router that has none isn't ready. Nothing here ever guesses `off`.
+
+mod builder;
+mod constraint;
+mod document;
+mod evaluate;
+mod fields;
+mod in_force;
+mod json;
+mod schema;
+mod store;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch::Receiver;
+
+pub use self::builder::DocumentBuilder;
+pub use self::document::{Document, Fault, Flag};
+use self::in_force::InForce;
+use self::store::LastGood;
+use self::watch::Watcher;
+use crate::interaction::Stage;
+
+/// The flags in force. It follows its file until it is dropped.
+pub struct Flags {
+    in_force: Arc<InForce>,
+    _watcher: Watcher,
+}
+
+/// A stage, and the revision of the document that said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Where (account, kind) stands.
+    pub stage: Stage,
+    /// To be recorded with whatever follows from it.
+    pub revision: String,
+}
+
+/// What an operator wants to know about the flags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The document in force.
+    pub revision: String,
+    /// When it came into force in this process.
+    pub loaded_at: DateTime<Utc>,
+    /// Why the file isn't followed at the moment, or why its document can't be kept for the next start.
+    pub error: Option<String>,
+    /// Since when there has been an error, whatever it said meanwhile.
+    pub error_since: Option<DateTime<Utc>>,
+    /// True while the stored copy is in force, because the file has not been good since the start.
+    pub from_last_good: bool,
+}
+
+/// There are no flags to go by: neither the file nor a last good document can be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no flags to go by, and none are guessed\n{file}\n{last_good}")]
+pub struct FlagsError {
+    /// What is wrong with the file.
+    pub file: String,
+    /// What is wrong with the last good document.
+    pub last_good: String,
+}
+
+impl Flags {
+    /// Reads `file`, or else the last good document in `state_dir`, and follows `file` from then on: at once where
+    /// the system reports changes, after `poll` where it doesn't. Reads and writes these two; meant for the start.
+    pub fn open(file: &Path, state_dir: &Path, poll: Duration) -> Result<Self, FlagsError> {
+        let last_good = LastGood::in_dir(state_dir);
+        let (document, from_last_good) = match store::load(file) {
+            Ok(document) => (document, false),
+            Err(wrong) => (last_good.load().map_err(|last_good| FlagsError { file: wrong, last_good })?, true),
+        };
+        if from_last_good {
+            tracing::warn!(
+                revision = document.revision(),
+                "the flags file can't be used: STARTING WITH THE LAST GOOD FLAGS"
+            );
+        }
+        let in_force = Arc::new(InForce::new(document, from_last_good));
+        let watcher = Watcher::start(file, last_good, Arc::clone(&in_force), poll);
+        Ok(Self { in_force, _watcher: watcher })
+    }
+
+    /// Where (account, kind) stands, and by which document. From memory, without a lock; call it as often as you like.
+    pub fn decide(&self, account: &str, kind: &str) -> Decision {
+        let document = self.in_force.document();
+        Decision { stage: document.stage(account, kind), revision: document.revision().to_owned() }
+    }
+
+    /// Where (account, kind) stands.
+    pub fn stage(&self, account: &str, kind: &str) -> Stage {
+        self.in_force.document().stage(account, kind)
+    }
+
+    /// What is in force, since when, and what is wrong with the file.
+    pub fn health(&self) -> Health {
+        self.in_force.health.borrow().clone()
+    }
+
+    /// Tells each change of the health.
+    pub fn health_changed(&self) -> Receiver<Health> {
+        self.in_force.health.subscribe()
+    }
+
+    /// Tells each revision that comes into force; a decision made after that is by it or a later one.
+    pub fn changed(&self) -> Receiver<String> {
+        self.in_force.revision.subscribe()
+    }
+}

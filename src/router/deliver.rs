@@ -1,0 +1,191 @@
+//! Delivery of Temporal copies. A start can be repeated, so whatever is in doubt is simply delivered again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use crate::executor::clean;
+use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+
+/// Brings copies to Temporal.
+#[async_trait]
+pub trait Deliver: Send + Sync {
+    /// Starts (or signals) the copy. Repeating it is always safe.
+    async fn deliver(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError>;
+}
+
+/// What a delivery found or did.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// It was started.
+    Started,
+    /// The same copy was there.
+    AlreadyThere,
+    /// A copy without a pin had run to its end before the pin was made: this is the end.
+    Ended {
+        /// How it ended.
+        outcome: Outcome,
+        /// Its last attempt.
+        last: Box<Attempt>,
+    },
+}
+
+/// Why a copy is not known to be with Temporal.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// Temporal has another copy under this id.
+    #[error("Temporal has another copy under this id: {0}")]
+    OwnerConflict(String),
+    /// It may be there or not.
+    #[error("the outcome is in doubt: {0}")]
+    InDoubt(String),
+    /// It is not there.
+    #[error("Temporal refused: {reason}")]
+    Refused {
+        /// Whether the same delivery may be accepted later.
+        retryable: bool,
+        /// What Temporal said.
+        reason: String,
+    },
+}
+
+/// Delivers, and records what came of it.
+#[derive(Clone)]
+pub struct Deliverer {
+    target: Arc<dyn Deliver>,
+    metrics: Arc<Metrics>,
+    delivered: mpsc::Sender<Uuid>,
+    /// Bounds the deliveries that no caller waits for; the relay does what finds no place.
+    later: Arc<Semaphore>,
+}
+
+const LATER: usize = 256;
+const UNRECORDED: usize = 4_096;
+
+impl Deliverer {
+    /// A deliverer to `target`. Spawns the task that takes delivered copies out of the outbox, as many at once as have
+    /// gathered; it ends with the last clone.
+    pub fn new(target: Arc<dyn Deliver>, ledger: Ledger, metrics: Arc<Metrics>) -> Self {
+        let (delivered, receiver) = mpsc::channel(UNRECORDED);
+        tokio::spawn(record(ledger, receiver));
+        Self { target, metrics, delivered, later: Arc::new(Semaphore::new(LATER)) }
+    }
+
+    /// Starts a copy and says what Temporal said.
+    pub async fn start(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError> {
+        let began = Instant::now();
+        let answer = self.target.deliver(envelope).await;
+        self.metrics.delivery_seconds.observe(began.elapsed().as_secs_f64());
+        let outcome = match &answer {
+            Ok(Delivery::Started) => "started",
+            Ok(_) => "already_there",
+            Err(DeliveryError::OwnerConflict(_)) => "conflict",
+            Err(DeliveryError::InDoubt(_)) => "in_doubt",
+            Err(DeliveryError::Refused { .. }) => "refused",
+        };
+        self.metrics.deliveries.with_label_values(&["router", outcome]).inc();
+        answer
+    }
+
+    /// Delivers while the caller waits. False: the relay has to see to it.
+    pub(super) async fn deliver_now(&self, ledger: &Ledger, envelope: &Envelope) -> bool {
+        let settled = self.settle(ledger, envelope, 0).await;
+        self.record(&settled, envelope.id);
+        settled != Settled::Later
+    }
+
+    /// Delivers behind the caller's back, if there is room for it.
+    pub(super) fn deliver_later(&self, ledger: &Ledger, envelope: Envelope) {
+        let Ok(place) = self.later.clone().try_acquire_owned() else { return };
+        let (this, ledger) = (self.clone(), ledger.clone());
+        tokio::spawn(async move {
+            let settled = this.settle(&ledger, &envelope, 0).await;
+            this.record(&settled, envelope.id);
+            drop(place);
+        });
+    }
+
+    fn record(&self, settled: &Settled, id: Uuid) {
+        if *settled == Settled::Delivered {
+            // A full channel is an outbox row that stays: the relay finds the copy there and takes it out.
+            let _ = self.delivered.try_send(id);
+        }
+    }
+
+    /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later.
+    pub(super) async fn settle(&self, ledger: &Ledger, envelope: &Envelope, tries: i32) -> Settled {
+        let recorded = match self.start(envelope).await {
+            Ok(Delivery::Started | Delivery::AlreadyThere) => {
+                return Settled::Delivered;
+            }
+            Ok(Delivery::Ended { outcome, last }) => end(ledger, envelope, outcome, &last).await,
+            Err(DeliveryError::OwnerConflict(found)) => {
+                error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
+                self.metrics.owner_conflicts.inc();
+                ledger.hold(envelope.id, &clean(&found)).await
+            }
+            Err(DeliveryError::Refused { retryable: false, reason }) => refuse(ledger, envelope, &reason).await,
+            Err(error) => {
+                warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
+                let wait = Duration::from_millis(250 << tries.clamp(0, 7));
+                let _ = ledger.undeliverable(envelope.id, wait, &clean(&error.to_string())).await;
+                return Settled::Later;
+            }
+        };
+        match recorded {
+            Ok(()) => Settled::Done,
+            Err(error) => {
+                warn!(id = %envelope.id, %error, "the outcome of a delivery can't be recorded; it is delivered again");
+                Settled::Later
+            }
+        }
+    }
+}
+
+/// What became of a delivery, as far as its series is concerned.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// Temporal has it; its outbox row is the caller's to take out.
+    Delivered,
+    /// Nothing is left to deliver, and the outbox row is gone.
+    Done,
+    /// It must be delivered again, before anything later of its series.
+    Later,
+}
+
+/// An unpinned copy had ended before its key was pinned: its end becomes the pin's.
+async fn end(
+    ledger: &Ledger,
+    e: &Envelope,
+    outcome: Outcome,
+    last: &Attempt,
+) -> Result<(), crate::ledger::LedgerError> {
+    ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
+    ledger.delivered(&[e.id]).await
+}
+
+/// Temporal will never take it. An execution has failed, and says why; a rehearsal is left out.
+async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), crate::ledger::LedgerError> {
+    warn!(id = %e.id, reason, "Temporal refused a copy for good");
+    if e.owner == Side::Temporal {
+        let reason = clean(&format!("Temporal refused it: {reason}"));
+        ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None).await?;
+    }
+    ledger.delivered(&[e.id]).await
+}
+
+async fn record(ledger: Ledger, mut delivered: mpsc::Receiver<Uuid>) {
+    let mut ids = Vec::with_capacity(500);
+    while delivered.recv_many(&mut ids, 500).await > 0 {
+        if let Err(error) = ledger.delivered(&ids).await {
+            warn!(%error, copies = ids.len(), "deliveries can't be recorded; the relay finds the copies there later");
+        }
+        ids.clear();
+    }
+}

@@ -1,0 +1,303 @@
+//! The router: decides from memory which stage an interaction is in, pins it, delivers its Temporal copy, answers.
+//!
+//! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
+//! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
+
+mod deliver;
+mod relay;
+pub mod request;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::{Postgres, Transaction};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
+pub use relay::{Relay, RelayOptions};
+
+use crate::flags::Flags;
+use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
+use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
+use crate::metrics::Metrics;
+
+/// Where interactions come in. Cheap to share behind an `Arc`.
+pub struct Router {
+    ledger: Ledger,
+    flags: Arc<Flags>,
+    deliverer: Deliverer,
+    metrics: Arc<Metrics>,
+    options: RouterOptions,
+    /// Rung when the Postgres side may have something to do.
+    wake_queue: Arc<Notify>,
+    /// Rung when the relay may.
+    wake_relay: Arc<Notify>,
+    /// Accounts known to have had unpinned work: a final mark, so memory may answer.
+    unpinned: std::sync::RwLock<std::collections::HashSet<String>>,
+}
+
+/// How a router routes.
+#[derive(Debug, Clone, Copy)]
+pub struct RouterOptions {
+    /// A pin takes at most so long; past it the answer is «in doubt».
+    pub pin_timeout: Duration,
+    /// For how long the router that pinned delivers itself, before the relay does.
+    pub grace: Duration,
+}
+
+/// The answer to an enqueue.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// The interaction.
+    pub id: Uuid,
+    /// The caller's key, or the one that the router made.
+    pub key: String,
+    /// The side that executes it.
+    pub owner: Side,
+    /// The stage it was pinned in; for an unpinned start, `off`.
+    pub stage: Stage,
+    /// The pin's epoch.
+    pub epoch: i32,
+    /// Whether it is new, repeated, or new and not started yet.
+    pub how: How,
+}
+
+/// How an interaction was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Pinned and, where Temporal owns it, started.
+    Created,
+    /// Its key was pinned before; this is the first answer again.
+    Repeated,
+    /// Pinned; its owner Temporal has not confirmed the start. The relay sees to it.
+    Pending,
+}
+
+/// Why an interaction was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    /// It can't be accepted as it is.
+    #[error("not accepted: {}", .0.iter().map(|f| format!("{}: {}", f.field, f.message)).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<request::Fault>),
+    /// The key came before with other work.
+    #[error("key `{key}` of account `{account}` came before with another {what}; use a new key for new work")]
+    Conflict {
+        /// The tenant.
+        account: String,
+        /// The key.
+        key: String,
+        /// `payload` or `kind`.
+        what: &'static str,
+    },
+    /// Nothing was written; try again.
+    #[error("not accepted: {reason}")]
+    Unavailable {
+        /// What is away.
+        reason: String,
+        /// The key to repeat.
+        key: String,
+    },
+    /// It may have been written; repeat the same key to learn it.
+    #[error("it is unknown whether this was accepted ({reason}); repeat it with key `{key}`")]
+    InDoubt {
+        /// What happened.
+        reason: String,
+        /// The key to repeat.
+        key: String,
+    },
+}
+
+/// What a caller of [`Router::enqueue_in`] hands back after its commit, so that the router delivers at once. Dropped,
+/// the relay delivers.
+#[must_use = "pass it to Router::deliver after your commit; the relay delivers it otherwise, a little later"]
+#[derive(Debug)]
+pub struct Ticket {
+    /// The answer, valid once the caller's transaction has committed.
+    pub accepted: Accepted,
+    delivery: Option<Box<Envelope>>,
+}
+
+impl Router {
+    /// A router over these parts.
+    pub fn new(
+        ledger: Ledger,
+        flags: Arc<Flags>,
+        deliverer: Deliverer,
+        metrics: Arc<Metrics>,
+        options: RouterOptions,
+        wake_queue: Arc<Notify>,
+        wake_relay: Arc<Notify>,
+    ) -> Self {
+        let unpinned = Default::default();
+        Self { ledger, flags, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
+    }
+
+    /// Accepts an interaction: the whole protocol, decide to answer.
+    pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
+        valid(interaction)?;
+        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
+            return self.start_unpinned(interaction).await;
+        }
+        let request =
+            PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
+        let began = Instant::now();
+        let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
+            .await
+            .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
+            .map_err(|error| unpinned(interaction, error))?;
+        self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
+        let ticket = self.ticket(interaction, pinned)?;
+        Ok(self.deliver(ticket).await)
+    }
+
+    /// Pins in the caller's transaction: the interaction exists if and only if it commits. Pass the ticket to
+    /// [`Router::deliver`] afterwards.
+    pub async fn enqueue_in(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        interaction: &Interaction,
+    ) -> Result<Ticket, EnqueueError> {
+        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        let request =
+            PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
+        let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| unpinned(interaction, error))?;
+        self.ticket(interaction, pinned)
+    }
+
+    /// Delivers what a ticket names. An execution on Temporal is waited for; a rehearsal never delays the caller.
+    pub async fn deliver(&self, ticket: Ticket) -> Accepted {
+        let Ticket { mut accepted, delivery } = ticket;
+        if accepted.how == How::Repeated {
+            return accepted;
+        }
+        self.wake_queue.notify_one();
+        match (delivery, accepted.owner) {
+            (Some(envelope), Side::Temporal) => {
+                if !self.deliverer.deliver_now(&self.ledger, &envelope).await {
+                    accepted.how = How::Pending;
+                }
+            }
+            (Some(envelope), Side::Postgres) => self.deliverer.deliver_later(&self.ledger, *envelope),
+            (None, Side::Temporal) => {
+                // Something earlier of its series is undelivered: the relay keeps the chain's order.
+                self.wake_relay.notify_one();
+                accepted.how = How::Pending;
+            }
+            (None, Side::Postgres) => self.wake_relay.notify_one(),
+        }
+        accepted
+    }
+
+    /// Whether work in `off` may start without a pin: Temporal only, no Postgres. An account is asked about once.
+    async fn may_skip_the_pin(&self, interaction: &Interaction) -> Result<bool, EnqueueError> {
+        let account = &interaction.account;
+        if self.unpinned.read().is_ok_and(|known| known.contains(account)) {
+            return Ok(true);
+        }
+        let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.mark_unpinned(account)).await;
+        match asked {
+            Ok(Ok(allowed)) => {
+                if allowed && let Ok(mut known) = self.unpinned.write() {
+                    known.insert(account.clone());
+                }
+                Ok(allowed)
+            }
+            // The mark may be set, the interaction is not: nothing was started.
+            Ok(Err(error)) => Err(unavailable(interaction, error.to_string())),
+            Err(_) => {
+                Err(unavailable(interaction, format!("Postgres gave no answer within {:?}", self.options.pin_timeout)))
+            }
+        }
+    }
+
+    async fn start_unpinned(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
+        let envelope = envelope(interaction, None, Side::Temporal, 1);
+        let accepted = |how| Accepted {
+            id: envelope.id,
+            key: interaction.key.clone(),
+            owner: Side::Temporal,
+            stage: Stage::Off,
+            epoch: 1,
+            how,
+        };
+        match self.deliverer.start(&envelope).await {
+            Ok(Delivery::Started) => Ok(accepted(How::Created)),
+            Ok(Delivery::AlreadyThere | Delivery::Ended { .. }) => Ok(accepted(How::Repeated)),
+            Err(DeliveryError::OwnerConflict(_)) => Err(conflict(interaction, "payload")),
+            Err(DeliveryError::Refused { reason, .. }) => Err(unavailable(interaction, reason)),
+            Err(DeliveryError::InDoubt(reason)) => Err(EnqueueError::InDoubt { reason, key: interaction.key.clone() }),
+        }
+    }
+
+    fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {
+        let Pinned { pin, created, direct, behind } = pinned;
+        if !created {
+            if pin.payload_hash != interaction.payload.hash() {
+                return Err(conflict(interaction, "payload"));
+            }
+            if pin.kind != interaction.kind {
+                return Err(conflict(interaction, "kind"));
+            }
+        }
+        let how = if created { How::Created } else { How::Repeated };
+        let accepted = Accepted {
+            id: pin.id,
+            key: interaction.key.clone(),
+            owner: pin.owner,
+            stage: pin.stage,
+            epoch: pin.epoch,
+            how,
+        };
+        let delivery = (created && direct).then(|| {
+            let envelope = envelope(interaction, Some(&pin), pin.owner, pin.epoch);
+            Box::new(Envelope { behind, ..envelope })
+        });
+        Ok(Ticket { accepted, delivery })
+    }
+}
+
+/// The envelope of an interaction, pinned or not.
+fn envelope(interaction: &Interaction, pin: Option<&Pin>, owner: Side, epoch: i32) -> Envelope {
+    let i = interaction;
+    Envelope {
+        id: i.id(),
+        account: i.account.clone(),
+        kind: i.kind.clone(),
+        key: i.key.clone(),
+        series: i.series.clone(),
+        series_no: pin.and_then(|pin| pin.series_no),
+        group: i.group.clone(),
+        run_at: pin.map(|pin| pin.run_at).or(i.run_at),
+        policy: i.policy.clone(),
+        owner,
+        epoch,
+        pinned: pin.is_some(),
+        payload_hash: hex(&i.payload.hash()),
+        behind: Vec::new(),
+        payload: i.payload.clone(),
+    }
+}
+
+fn valid(interaction: &Interaction) -> Result<(), EnqueueError> {
+    match request::check(interaction, chrono::Utc::now()) {
+        faults if faults.is_empty() => Ok(()),
+        faults => Err(EnqueueError::Invalid(faults)),
+    }
+}
+
+fn conflict(interaction: &Interaction, what: &'static str) -> EnqueueError {
+    EnqueueError::Conflict { account: interaction.account.clone(), key: interaction.key.clone(), what }
+}
+
+fn unavailable(interaction: &Interaction, reason: String) -> EnqueueError {
+    EnqueueError::Unavailable { reason, key: interaction.key.clone() }
+}
+
+fn unpinned(interaction: &Interaction, error: LedgerError) -> EnqueueError {
+    match error {
+        LedgerError::InDoubt(reason) => EnqueueError::InDoubt { reason, key: interaction.key.clone() },
+        other => unavailable(interaction, other.to_string()),
+    }
+}
