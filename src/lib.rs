@@ -4,6 +4,7 @@
 
 pub mod executor;
 pub mod flags;
+pub mod http;
 pub mod interaction;
 pub mod ledger;
 pub mod metrics;

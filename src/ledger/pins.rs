@@ -195,14 +195,6 @@ impl Ledger {
         }))
     }
 
-    /// The result of the last successful real attempt.
-    pub async fn result(&self, id: Uuid) -> Result<Option<Payload>, LedgerError> {
-        Ok(self
-            .story(id)
-            .await?
-            .and_then(|s| s.attempts.into_iter().rev().find(|a| !a.rehearsal && a.result.is_some())?.result))
-    }
-
     /// Holds the Postgres copy of a pin whose Temporal copy is somebody else's: nothing runs until a person has looked.
     pub async fn hold(&self, id: Uuid, conflict: &str) -> Result<(), LedgerError> {
         sqlx::query(

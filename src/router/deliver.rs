@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 pub trait Deliver: Send + Sync {
     /// Starts (or signals) the copy. Repeating it is always safe.
     async fn deliver(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError>;
+
+    /// Where the copy of `id` in its first epoch stands, as a state's name; none where Temporal has none.
+    async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError>;
 }
 
 /// What a delivery found or did.
@@ -91,6 +94,10 @@ impl Deliverer {
         };
         self.metrics.deliveries.with_label_values(&["router", outcome]).inc();
         answer
+    }
+
+    pub(super) async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
+        self.target.look_up(id).await
     }
 
     /// Delivers while the caller waits. False: the relay has to see to it.

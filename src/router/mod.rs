@@ -231,6 +231,11 @@ impl Router {
         }
     }
 
+    /// Where an interaction stands that was started without a pin: only Temporal knows. None: it doesn't either.
+    pub async fn look_up_unpinned(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
+        self.deliverer.look_up(id).await
+    }
+
     fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {
         let Pinned { pin, created, direct, behind } = pinned;
         if !created {
