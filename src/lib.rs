@@ -2,5 +2,8 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in `router`.
 
+pub mod cli;
+pub mod config;
 pub mod interaction;
 pub mod policy;
+pub mod provision;
