@@ -158,3 +158,6 @@ impl std::io::Write for Hashing<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
