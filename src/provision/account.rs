@@ -66,6 +66,14 @@ impl Account {
             _ => Ok(()),
         }
     }
+
+    /// Refuses a program that isn't there or that the user can't run.
+    pub(super) fn require_program(account: Option<&Self>, program: &Path, todo: &'static str) -> Result<()> {
+        if !program.is_file() {
+            return Err(Error::NoProgram { path: program.to_owned(), todo });
+        }
+        Self::require(account, "run", "-x", program)
+    }
 }
 
 #[cfg(test)]

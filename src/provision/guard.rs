@@ -53,12 +53,20 @@ pub(super) struct Home {
 
 impl Home {
     /// The named folder in `data_dir`, or a fresh one that goes with the server.
-    pub fn make(data_dir: Option<&PathBuf>, name: &str) -> Result<Self> {
-        let account = Account::for_servers()?;
+    pub fn make(data_dir: Option<&PathBuf>, name: &str, account: Option<Account>) -> Result<Self> {
         let path = data_dir.map_or_else(|| files::fresh_path(name), |dir| dir.join(name));
         let path = std::path::absolute(&path).map_err(Error::io("find", &path))?;
         files::own_dir(&path, account.as_ref())?;
         Ok(Self { path, throwaway: data_dir.is_none(), account })
+    }
+
+    /// Removes a throwaway folder that no server lives in after all.
+    pub fn clear_unless<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() && self.throwaway {
+            // Why there is no server matters more than this; a guardian may be removing it too.
+            let _ = files::remove_dir(&self.path);
+        }
+        result
     }
 
     fn log(&self) -> PathBuf {

@@ -10,10 +10,8 @@ exec 3<&0 </dev/null 4>&2 2>>"$log"
 
 "$@" >&2 3<&- &
 server=$!
-# Only now: the server must not inherit that these are ignored or caught.
+# Only now: the server must not inherit that it is ignored.
 trap '' PIPE
-trap 'kill -s "$signal" "$server"' HUP INT TERM
-echo "$server"
 
 # A line or the end of the input: stop the server, in the end by force.
 (
@@ -27,6 +25,9 @@ echo "$server"
 ) >/dev/null 2>&1 &
 stopper=$!
 
+# Only now: a fork starts with its parent's traps, and would lose a signal that comes before it has dropped them.
+trap 'kill -s "$signal" "$server"' HUP INT TERM
+echo "$server"
 wait "$server"
 status=$?
 # Above 128 it may only be a caught signal that interrupted the wait.

@@ -49,25 +49,24 @@ pub async fn postgres(options: &Options) -> Result<Postgres> {
         None => POSTGRES.ensure(&options.cache_dir, &options.progress).await?,
     };
     let bin = std::path::absolute(&bin).map_err(Error::io("find", &bin))?;
-    let home = Home::make(options.data_dir.as_ref(), "postgres")?;
+    let account = Account::for_servers()?;
     for program in ["initdb", "postgres"] {
-        check(&bin.join(program), &home)?;
-    }
-    let _step = options.progress.step("starting Postgres");
-    make_cluster(&bin, &home).await?;
-    let (server, [port]) =
-        Server::start(|[port]| Ok((launch(&bin, &home, port), Box::new(Ready { port }) as _))).await?;
-    make_database(port).await.map_err(Error::Database)?;
-    Ok(Postgres { url: format!("postgres://{NAME}@127.0.0.1:{port}/{NAME}"), server })
-}
-
-fn check(program: &Path, home: &Home) -> Result<()> {
-    if !program.is_file() {
         let todo =
             "set provision.postgres_bin_dir to a folder with postgres and initdb, or to nothing and empty the cache";
-        return Err(Error::NoProgram { path: program.to_owned(), todo });
+        Account::require_program(account.as_ref(), &bin.join(program), todo)?;
     }
-    Account::require(home.account.as_ref(), "run", "-x", program)
+    let home = Home::make(options.data_dir.as_ref(), "postgres", account)?;
+    let _step = options.progress.step("starting Postgres");
+    let started = start(&bin, &home).await;
+    home.clear_unless(started)
+}
+
+async fn start(bin: &Path, home: &Home) -> Result<Postgres> {
+    make_cluster(bin, home).await?;
+    let plan = |[port]: [u16; 1]| Ok((launch(bin, home, port), Box::new(Ready { port }) as _));
+    let (server, [port]) = Server::start(plan).await?;
+    make_database(port).await.map_err(Error::Database)?;
+    Ok(Postgres { url: format!("postgres://{NAME}@127.0.0.1:{port}/{NAME}"), server })
 }
 
 /// Makes the cluster aside and renames it when it is whole, so that a crash leaves none or a good one.

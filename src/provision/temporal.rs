@@ -48,22 +48,16 @@ pub async fn temporal(options: &Options) -> Result<Temporal> {
         None => TEMPORAL.ensure(&options.cache_dir, &options.progress).await?.join("temporal"),
     };
     let program = std::path::absolute(&program).map_err(Error::io("find", &program))?;
-    let home = Home::make(options.data_dir.as_ref(), "temporal")?;
-    check(&program, &home)?;
+    let account = Account::for_servers()?;
+    let todo = "set provision.temporal_bin to the temporal program, or to nothing and empty the cache";
+    Account::require_program(account.as_ref(), &program, todo)?;
+    let home = Home::make(options.data_dir.as_ref(), "temporal", account)?;
     let _step = options.progress.step("starting Temporal");
     let namespace = options.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
     let plan = |ports| Ok((launch(&program, &home, namespace, ports), Box::new(Ready::new(namespace, ports)) as _));
-    let (server, ports) = Server::start(plan).await?;
+    let (server, ports) = home.clear_unless(Server::start(plan).await)?;
     let [address, http, metrics] = ports.map(|port| format!("127.0.0.1:{port}"));
     Ok(Temporal { address, http, metrics, server })
-}
-
-fn check(program: &Path, home: &Home) -> Result<()> {
-    if !program.is_file() {
-        let todo = "set provision.temporal_bin to the temporal program, or to nothing and empty the cache";
-        return Err(Error::NoProgram { path: program.to_owned(), todo });
-    }
-    Account::require(home.account.as_ref(), "run", "-x", program)
 }
 
 fn launch(program: &Path, home: &Home, namespace: &str, [port, http, metrics]: [u16; 3]) -> Launch {

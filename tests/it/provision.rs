@@ -179,3 +179,20 @@ async fn a_folder_without_a_server_is_named() {
     let error = provision::postgres(&options).await.unwrap_err().to_string();
     assert!(error.contains("initdb is missing") && error.contains("provision.postgres_bin_dir"), "{error}");
 }
+
+#[cfg(feature = "temporal")]
+#[tokio::test]
+async fn a_server_that_fails_shows_why_and_leaves_nothing_behind() {
+    let temp = shared_folder();
+    let program = temp.path().join("temporal");
+    std::fs::write(&program, "#!/bin/sh\necho the disk is on fire\nexit 3\n").unwrap();
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
+    command.args(["servers"]).env("TMPDIR", temp.path()).env("CROSSOVER_PROVISION_TEMPORAL_BIN", &program);
+    command.env("CROSSOVER_PROVISION_CACHE_DIR", servers::cache_dir()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("status 3") && error.contains("the disk is on fire"), "{error}");
+    std::fs::remove_file(&program).unwrap();
+    wait_until("the throwaway data of both is gone", || is_empty(temp.path()));
+}
