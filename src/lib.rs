@@ -2,6 +2,8 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in [`router`].
 
+pub mod cli;
+pub mod config;
 pub mod executor;
 pub mod flags;
 pub mod http;
@@ -9,5 +11,6 @@ pub mod interaction;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
+pub mod provision;
 pub mod queue;
 pub mod router;

@@ -1,0 +1,39 @@
+//! Asks a Temporal whether it can hold what crossover needs.
+
+use std::time::Duration;
+
+use temporalio_client::tonic::IntoRequest;
+use temporalio_client::{Connection, ConnectionOptions, RetryOptions};
+use temporalio_common::protos::temporal::api::workflowservice::v1::DescribeNamespaceRequest;
+use tokio::time::timeout;
+
+use crate::config::Config;
+
+/// Connecting, and one call.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connects, and compares how long the namespace keeps closed workflows with how long keys must be remembered:
+/// an id that is forgotten too early could be started twice.
+pub(super) async fn retention(address: &str, config: &Config) -> Result<String, String> {
+    let asked = timeout(PATIENCE, ask(address, &config.temporal.namespace)).await;
+    let kept = asked.map_err(|_| format!("no answer within {PATIENCE:?}"))??;
+    let (shown, window) = (humantime::format_duration(kept), config.window.idempotency);
+    if kept < window {
+        let window = humantime::format_duration(window);
+        return Err(format!("closed workflows are kept for {shown}, shorter than window.idempotency ({window}); raise the namespace's retention"));
+    }
+    Ok(format!("closed workflows are kept for {shown}"))
+}
+
+async fn ask(address: &str, namespace: &str) -> Result<Duration, String> {
+    let target = reqwest::Url::parse(&format!("http://{address}")).map_err(|error| error.to_string())?;
+    let options = ConnectionOptions::new(target).identity("crossover-doctor").connect_timeout(PATIENCE);
+    let options = options.retry_options(RetryOptions::no_retries()).dns_load_balancing(None).build();
+    let connection = Connection::connect(options).await.map_err(|error| error.to_string())?;
+    let request = DescribeNamespaceRequest { namespace: namespace.to_owned(), ..Default::default() };
+    let answer = connection.workflow_service().describe_namespace(request.into_request()).await;
+    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    let kept = answer.config.and_then(|config| config.workflow_execution_retention_ttl);
+    let kept = kept.ok_or("it doesn't say how long closed workflows are kept")?;
+    Ok(Duration::new(kept.seconds.unsigned_abs(), kept.nanos.unsigned_abs()))
+}

@@ -1,0 +1,108 @@
+//! The command line. Each subcommand is a file here with `Args` (its first doc line is its help) and
+//! `run(Args, Context) -> Outcome`; one line in `commands!` adds it.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::config::{Config, ConfigFaults};
+use crate::provision::Progress;
+
+/// What a subcommand comes to: an exit code, or an error that is printed and exits with 1.
+pub type Outcome = Result<ExitCode, Box<dyn Error + Send + Sync>>;
+
+/// Moves a task queue from Temporal to Postgres, account by account, without downtime.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(flatten)]
+    context: Context,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand gets.
+#[derive(Debug, Clone, Args)]
+pub struct Context {
+    /// The configuration (default: crossover.toml here, if there is one)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON document for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Declares the subcommands: the variant, and the module that holds it.
+macro_rules! commands {
+    ($($(#[$meta:meta])* $variant:ident = $module:ident),+ $(,)?) => {
+        $(mod $module;)+
+
+        #[derive(Debug, Subcommand)]
+        enum Command { $($(#[$meta])* $variant($module::Args)),+ }
+
+        impl Command {
+            async fn run(self, context: Context) -> Outcome {
+                match self { $(Command::$variant(args) => $module::run(args, context).await),+ }
+            }
+        }
+    };
+}
+
+commands! {
+    Doctor = doctor,
+    #[command(hide = true)]
+    Servers = servers,
+}
+
+impl Cli {
+    /// Runs the subcommand. An error goes to stderr, or with `--json` to stdout as the one document.
+    pub async fn run(self) -> ExitCode {
+        let json = self.context.json;
+        match self.command.run(self.context).await {
+            Ok(code) => code,
+            Err(error) if json => {
+                // Nobody is left to tell when stdout is closed.
+                let _ = print_json(&serde_json::json!({ "error": error.to_string() }));
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                eprintln!("crossover: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl Context {
+    /// The configuration, checked whole.
+    pub fn load(&self) -> Result<Config, ConfigFaults> {
+        Config::load(self.config.as_deref())
+    }
+
+    /// Bars or lines on stderr, which machines don't read.
+    pub fn progress(&self) -> Progress {
+        if self.json { Progress::silent() } else { Progress::stderr() }
+    }
+}
+
+/// Prints a document and a line end.
+pub fn print_json(document: &impl Serialize) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, document)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

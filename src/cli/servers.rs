@@ -1,0 +1,43 @@
+//! `crossover servers`: for developers and tests. Starts the servers, prints where they are, and keeps them until
+//! its standard input ends.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+
+use super::{Context, Outcome, print_json};
+use crate::provision::{Options, postgres};
+
+/// Start Postgres and Temporal, print where they are, and keep them until standard input ends
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Keep the data where `provision.data_dir` says, instead of removing it in the end
+    #[arg(long)]
+    keep: bool,
+}
+
+/// See [`Args`].
+pub async fn run(args: Args, context: Context) -> Outcome {
+    let mut options = Options::from(&context.load()?).telling(context.progress());
+    if !args.keep {
+        options.data_dir = None;
+    }
+    let mut postgres = postgres(&options).await?;
+    let mut shown = json!({ "postgres": { "url": postgres.url, "pid": postgres.server.pid, "ports": postgres.server.ports } });
+    #[cfg(feature = "temporal")]
+    let mut temporal = {
+        let temporal = crate::provision::temporal(&options).await?;
+        let (pid, ports) = (temporal.server.pid, &temporal.server.ports);
+        shown["temporal"] = json!({
+            "address": temporal.address, "http": temporal.http, "metrics": temporal.metrics, "pid": pid, "ports": ports,
+        });
+        temporal
+    };
+    print_json(&shown)?;
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    postgres.server.stop().await?;
+    #[cfg(feature = "temporal")]
+    temporal.server.stop().await?;
+    Ok(ExitCode::SUCCESS)
+}

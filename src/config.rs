@@ -1,0 +1,248 @@
+//! The only reader of the environment and of the configuration file. It checks all of it once and reports
+//! every fault together, so that nobody mends one, starts again and meets the next.
+//!
+//! `crossover.example.toml` lists every key with its default; `CROSSOVER_<SECTION>_<KEY>` overrides one.
+
+mod reader;
+mod secret;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use reader::{ConfigFaults, Fault};
+pub use secret::SecretUrl;
+
+use reader::Reader;
+
+/// Read where no file is named, if it exists.
+const DEFAULT_FILE: &str = "crossover.toml";
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the process keeps what must outlive it (last flags, armed set, spool, servers).
+    pub state_dir: PathBuf,
+    /// The new side's database.
+    pub postgres: Postgres,
+    /// The old side's server.
+    pub temporal: Temporal,
+    /// Where the stages come from.
+    pub flags: Flags,
+    /// What executions call.
+    pub runner: Runner,
+    /// The API.
+    pub http: Http,
+    /// The Postgres side's worker.
+    pub worker: Worker,
+    /// Delivery from the outbox.
+    pub relay: Relay,
+    /// The side that runs nothing.
+    pub rehearsal: Rehearsal,
+    /// How long keys are remembered.
+    pub window: Window,
+    /// Servers that crossover starts itself.
+    pub provision: Provision,
+}
+
+/// `[postgres]`
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Absent: one is provisioned.
+    pub url: Option<SecretUrl>,
+    /// Size of the pool.
+    pub max_connections: u32,
+    /// A connection that takes longer is an outage.
+    pub connect_timeout: Duration,
+}
+
+/// `[temporal]`
+#[derive(Debug, Clone)]
+pub struct Temporal {
+    /// `host:port` of the gRPC service. Absent: one is provisioned.
+    pub address: Option<String>,
+    /// The namespace of all workflows.
+    pub namespace: String,
+    /// The task queue of all workflows.
+    pub task_queue: String,
+    /// A start that takes longer is in doubt.
+    pub start_timeout: Duration,
+}
+
+/// `[flags]`
+#[derive(Debug, Clone)]
+pub struct Flags {
+    /// A document in Unleash's client-features format.
+    pub file: PathBuf,
+    /// How often to look whether it changed.
+    pub poll: Duration,
+}
+
+/// `[runner]`
+#[derive(Debug, Clone)]
+pub struct Runner {
+    /// What executions are posted to. A worker needs it.
+    pub url: Option<SecretUrl>,
+    /// A connection that takes longer fails the attempt.
+    pub connect_timeout: Duration,
+}
+
+/// `[http]`
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// Larger payloads are refused with 413.
+    pub max_payload_bytes: usize,
+    /// A request that takes longer is answered without its result.
+    pub request_timeout: Duration,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Interactions that run at once in this process.
+    pub slots: u32,
+    /// A claim that isn't renewed for so long is taken back.
+    pub lease: Duration,
+    /// The poll behind all wake-ups.
+    pub poll: Duration,
+    /// What runs at a shutdown gets so long to end.
+    pub shutdown_grace: Duration,
+}
+
+/// `[relay]`
+#[derive(Debug, Clone)]
+pub struct Relay {
+    /// How often it looks at the outbox.
+    pub poll: Duration,
+    /// Deliveries in one look.
+    pub batch: u32,
+    /// Rows younger than this are left to the router that wrote them.
+    pub grace: Duration,
+}
+
+/// `[rehearsal]`
+#[derive(Debug, Clone)]
+pub struct Rehearsal {
+    /// A rehearsal gives its slot back after so long, whatever the real run does.
+    pub bound: Duration,
+}
+
+/// `[window]`
+#[derive(Debug, Clone)]
+pub struct Window {
+    /// A caller may repeat a key for so long.
+    pub idempotency: Duration,
+}
+
+/// `[provision]`
+#[derive(Debug, Clone)]
+pub struct Provision {
+    /// Where the servers' binaries are kept.
+    pub cache_dir: PathBuf,
+    /// Where the servers' data is kept.
+    pub data_dir: PathBuf,
+    /// The folder of `postgres` and `initdb`, instead of the fetched ones.
+    pub postgres_bin_dir: Option<PathBuf>,
+    /// The `temporal` program, instead of the fetched one.
+    pub temporal_bin: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the named file (or `crossover.toml`, if there is one) and the environment.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigFaults> {
+        Self::read(Reader::from_surroundings(path, Path::new(DEFAULT_FILE)))
+    }
+
+    /// Every key with its default in TOML; empty for what is absent unless set.
+    pub fn keys() -> Vec<(&'static str, String)> {
+        let mut reader = Reader::default();
+        Self::take(&mut reader);
+        reader.keys()
+    }
+
+    fn read(mut reader: Reader) -> Result<Self, ConfigFaults> {
+        let config = Self::take(&mut reader);
+        config.check_together(&mut reader);
+        reader.finish(config)
+    }
+
+    /// The one list of keys, defaults and ranges.
+    fn take(r: &mut Reader) -> Self {
+        let state_dir = r.path("state_dir", ".crossover");
+        Self {
+            postgres: Postgres {
+                url: r.url("postgres.url", &["postgres", "postgresql"]),
+                max_connections: r.integer("postgres.max_connections", 20, 2..=1000),
+                connect_timeout: r.duration("postgres.connect_timeout", "5s", "50ms", "1m"),
+            },
+            temporal: Temporal {
+                address: r.address("temporal.address"),
+                namespace: r.name("temporal.namespace", "default"),
+                task_queue: r.name("temporal.task_queue", "crossover"),
+                start_timeout: r.duration("temporal.start_timeout", "2s", "50ms", "1m"),
+            },
+            flags: Flags {
+                file: r.path("flags.file", "flags/crossover.json"),
+                poll: r.duration("flags.poll", "1s", "10ms", "1h"),
+            },
+            runner: Runner {
+                url: r.url("runner.url", &["http", "https"]),
+                connect_timeout: r.duration("runner.connect_timeout", "2s", "10ms", "1m"),
+            },
+            http: Http {
+                listen: r.listen("http.listen", "127.0.0.1:7080"),
+                // Temporal refuses blobs over 2 MiB, and the envelope needs room beside the payload.
+                max_payload_bytes: r.integer("http.max_payload_bytes", 1_048_576, 1024..=1_572_864),
+                request_timeout: r.duration("http.request_timeout", "30s", "100ms", "10m"),
+            },
+            worker: Worker {
+                slots: r.integer("worker.slots", 32, 1..=10_000),
+                lease: r.duration("worker.lease", "15s", "500ms", "1h"),
+                poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
+                shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
+            },
+            relay: Relay {
+                poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
+                batch: r.integer("relay.batch", 100, 1..=10_000),
+                grace: r.duration("relay.grace", "2s", "0s", "1h"),
+            },
+            rehearsal: Rehearsal { bound: r.duration("rehearsal.bound", "60s", "100ms", "24h") },
+            window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
+            provision: Provision {
+                cache_dir: r.derived_path("provision.cache_dir", default_cache_dir()),
+                data_dir: r.derived_path("provision.data_dir", state_dir.join("servers")),
+                postgres_bin_dir: r.optional_path("provision.postgres_bin_dir"),
+                temporal_bin: r.optional_path("provision.temporal_bin"),
+            },
+            state_dir,
+        }
+    }
+
+    /// What no key can get wrong alone.
+    fn check_together(&self, r: &mut Reader) {
+        if self.worker.poll >= self.worker.lease {
+            r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
+        }
+    }
+}
+
+/// Where the servers' binaries are kept unless `provision.cache_dir` says otherwise. Root keeps them where the
+/// unprivileged user that runs the servers can read them.
+pub fn default_cache_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/cache/crossover".into();
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    home.unwrap_or_else(temp_dir).join("crossover")
+}
+
+/// Where throwaway data goes.
+pub fn temp_dir() -> PathBuf {
+    std::env::temp_dir()
+}
+
+#[cfg(test)]
+mod tests;

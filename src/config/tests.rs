@@ -1,0 +1,111 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../crossover.example.toml");
+
+fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
+    Config::read(Reader::from_text(text, variables))
+}
+
+fn faults(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    load(text, variables).unwrap_err().0.iter().map(ToString::to_string).collect()
+}
+
+/// The example with every commented-out key taken in.
+fn example_keys() -> Vec<(String, String)> {
+    let mut section = String::new();
+    let mut keys = Vec::new();
+    for line in EXAMPLE.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, value)) = line.trim_start_matches('#').split_once(" = ")
+            && !line.starts_with("# ")
+        {
+            let default = if line.starts_with('#') { "" } else { value };
+            keys.push((format!("{section}{key}"), default.to_owned()));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_example_lists_exactly_every_key_with_its_default() {
+    load(EXAMPLE, &[]).unwrap();
+    let mut known: Vec<_> = Config::keys().into_iter().map(|(key, default)| (key.to_owned(), default)).collect();
+    let mut listed = example_keys();
+    known.sort();
+    listed.sort();
+    assert_eq!(listed, known);
+}
+
+#[test]
+fn what_the_example_comments_out_would_be_accepted() {
+    let taken_in: Vec<_> =
+        EXAMPLE.lines().map(|l| l.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(l)).collect();
+    load(&taken_in.join("\n"), &[]).unwrap();
+}
+
+#[test]
+fn nothing_set_is_the_defaults() {
+    let config = load("", &[]).unwrap();
+    assert!(config.postgres.url.is_none());
+    assert_eq!(config.provision.data_dir, Path::new(".crossover/servers"));
+    assert_eq!(config.window.idempotency, Duration::from_secs(86_400));
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_its_line() {
+    let text = "[worker]\nslots = 0\nleas = \"1s\"\n[http]\nlisten = 7080\n[relay]\npoll = \"often\"";
+    assert_eq!(
+        faults(text, &[("CROSSOVER_WORKER_SLOT", "3")]),
+        [
+            "http.listen (line 5): must be a string in quotes, not a bare number",
+            "worker.slots (line 2): must be an integer from 1 to 10000, without quotes",
+            "relay.poll (line 7): `often` is no duration; write it like \"100ms\"",
+            "worker.leas (line 3): is no setting; the nearest one is `worker.lease`",
+            "CROSSOVER_WORKER_SLOT (environment): is no setting; the nearest one is `CROSSOVER_WORKER_SLOTS`",
+        ]
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let text = "state_dir = \"a\"\n[worker]\nslots = 1";
+    let config = load(text, &[("CROSSOVER_WORKER_SLOTS", "2"), ("CROSSOVER_STATE_DIR", "b")]).unwrap();
+    assert_eq!((config.worker.slots, config.state_dir), (2, PathBuf::from("b")));
+    assert_eq!(config.provision.data_dir, Path::new("b/servers"));
+}
+
+#[test]
+fn a_broken_file_says_where_and_repeats_nothing_of_it() {
+    let text = faults("[postgres]\nurl = \"postgres://u:hunter2@h/d\n", &[]).join("\n");
+    assert!(text.starts_with("crossover.toml (line 2): isn't TOML: "), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn a_password_is_never_printed() {
+    let url = "postgres://u:hunter2@h:5432/d?password=hunter3";
+    let config = load("", &[("CROSSOVER_POSTGRES_URL", url)]).unwrap();
+    assert_eq!(config.postgres.url.as_ref().unwrap().expose(), url);
+    let shown = format!("{config:?} {}", config.postgres.url.as_ref().unwrap());
+    assert!(!shown.contains("hunter"), "{shown}");
+    let wrong = faults("", &[("CROSSOVER_POSTGRES_URL", "mysql://u:hunter2@h/d")]).join("");
+    assert!(wrong.contains("postgres.url") && !wrong.contains("hunter"), "{wrong}");
+}
+
+#[test]
+fn a_named_file_that_is_missing_is_a_fault() {
+    let faults = Config::load(Some(Path::new("no/such/file.toml"))).unwrap_err().to_string();
+    assert!(faults.contains("no/such/file.toml: can't be read"), "{faults}");
+}
+
+#[test]
+fn a_section_given_as_a_value_is_a_fault() {
+    assert_eq!(faults("worker = 3", &[]), ["worker (line 1): is no setting; the nearest one is `worker.poll`"]);
+}
+
+#[test]
+fn a_poll_slower_than_the_lease_is_a_fault() {
+    let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
+    assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");
+}

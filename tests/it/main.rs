@@ -1,0 +1,5 @@
+//! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
+
+mod config;
+mod provision;
+mod servers;
