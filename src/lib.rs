@@ -2,5 +2,8 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in `router`.
 
+pub mod executor;
 pub mod interaction;
 pub mod policy;
+#[cfg(feature = "temporal")]
+pub mod temporal;
