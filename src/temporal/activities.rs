@@ -17,6 +17,7 @@ use crate::policy::{Failure, Next};
 
 use super::ledger::{End, Ledger, OpenRehearsal};
 use super::mirror::Unrecorded;
+use super::wire::Exact;
 
 /// A real attempt's record is worth so much waiting and no more.
 const RECORD_WITHIN: Duration = Duration::from_secs(2);
@@ -49,7 +50,12 @@ impl Activities {
     /// Runs the interaction once. A failure says when to try again, or that there is no point, so that both sides
     /// wait alike.
     #[activity(name = "execute")]
-    pub async fn execute(self: Arc<Self>, ctx: ActivityContext, envelope: Envelope) -> Result<Attempt, ActivityError> {
+    pub async fn execute(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        input: Exact<Envelope>,
+    ) -> Result<Exact<Attempt>, ActivityError> {
+        let Exact(envelope) = input;
         let call = call_of(&envelope, ctx.info());
         let answer = if too_late(&envelope, ctx.info()) {
             Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
@@ -65,7 +71,9 @@ impl Activities {
         };
         let report = report(&envelope, ctx.info(), call.fence);
         match answer {
-            Answer::Done(result) => Ok(Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report }),
+            Answer::Done(result) => {
+                Ok(Exact(Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report }))
+            }
             Answer::Failed { failure, error } => {
                 let report = Attempt { outcome: Some(Outcome::Failed), error: Some(error), ..report };
                 let age = (report.ended_at - at(ctx.info().scheduled_time)).to_std().unwrap_or_default();
@@ -109,7 +117,8 @@ impl Activities {
 
     /// Puts an end into its pin.
     #[activity(name = "settle")]
-    pub async fn settle(self: Arc<Self>, _: ActivityContext, end: End) -> Result<(), ActivityError> {
+    pub async fn settle(self: Arc<Self>, _: ActivityContext, end: Exact<End>) -> Result<(), ActivityError> {
+        let Exact(end) = end;
         self.ledger.settle(&end).await.map_err(|error| {
             tracing::warn!(id = %end.id, outcome = %end.outcome, %error, "an end isn't in its pin yet");
             ApplicationFailure::new(error).into()
@@ -130,7 +139,7 @@ impl Activities {
             }
             Next::GiveUp => {
                 let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
-                failure.non_retryable(true).details(report).build()
+                failure.non_retryable(true).details(Exact(report)).build()
             }
         }
     }

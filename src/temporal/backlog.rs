@@ -174,3 +174,111 @@ fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32) -> End {
     let reason = Some("it ended before it was pinned; its result wasn't kept".to_owned());
     End { id: envelope.id, epoch: envelope.epoch, outcome, attempt, reason, attempt_report: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interaction::{Payload, Side, interaction_id};
+    use crate::policy::Policy;
+
+    fn envelope(key: &str, pinned: bool) -> Envelope {
+        Envelope {
+            id: interaction_id("a", key),
+            account: "a".into(),
+            kind: "k".into(),
+            key: key.into(),
+            series: Some("s".into()),
+            series_no: None,
+            group: None,
+            run_at: None,
+            policy: Policy::default(),
+            owner: Side::Temporal,
+            epoch: 1,
+            pinned,
+            payload_hash: String::new(),
+            behind: vec![],
+            payload: Payload::parse("1.10".into()).unwrap(),
+        }
+    }
+
+    fn keys(backlog: &Backlog) -> Vec<String> {
+        backlog.status().pending.into_iter().map(|member| member.key).collect()
+    }
+
+    #[test]
+    fn it_keeps_the_order_of_arrival_and_takes_a_copy_once() {
+        let mut backlog = Backlog::default();
+        for key in ["b", "a", "b", "c"] {
+            backlog.accept(envelope(key, true));
+        }
+        assert_eq!(keys(&backlog), ["b", "a", "c"]);
+        backlog.next();
+        backlog.accept(envelope("b", true));
+        backlog.finish(5, Some(Outcome::Succeeded), 1);
+        backlog.accept(envelope("b", true));
+        assert_eq!(keys(&backlog), ["a", "c"]);
+    }
+
+    #[test]
+    fn it_forgets_what_ended_before_the_window_and_never_what_has_not_ended() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", true));
+        backlog.accept(envelope("b", true));
+        backlog.next();
+        backlog.finish(5, None, 0);
+        backlog.forget(4);
+        assert_eq!(backlog.status().remembered.len(), 2);
+        backlog.forget(5);
+        assert_eq!(backlog.status().remembered, [name(&envelope("b", true))]);
+    }
+
+    #[test]
+    fn a_pinned_repeat_adopts_a_copy_that_waits_or_runs_or_has_ended() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", false));
+        backlog.accept(envelope("a", true));
+        backlog.next();
+        assert!(backlog.running_is_pinned());
+        backlog.finish(1, Some(Outcome::Succeeded), 1);
+
+        backlog.accept(envelope("b", false));
+        backlog.next();
+        assert!(!backlog.running_is_pinned());
+        backlog.finish(2, Some(Outcome::Failed), 3);
+        backlog.accept(envelope("b", true));
+        backlog.accept(envelope("b", true));
+        match backlog.next() {
+            Some(Work::Settle(end)) => assert_eq!((end.outcome, end.attempt), (Outcome::Failed, 3)),
+            other => panic!("{other:?}"),
+        }
+        assert!(backlog.is_drained());
+    }
+
+    #[test]
+    fn it_is_carried_whole_with_every_digit() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", true));
+        let text = serde_json::to_vec(&backlog).unwrap();
+        let mut back: Backlog = serde_json::from_slice(&text).unwrap();
+        back.accept(envelope("a", true));
+        match back.next() {
+            Some(Work::Run(envelope)) => assert_eq!(envelope.payload.get(), "1.10"),
+            other => panic!("{other:?}"),
+        }
+        assert!(back.is_drained());
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_when_there_are_too_many_and_that_is_counted() {
+        let mut backlog = Backlog::default();
+        for n in 0..REMEMBER as i64 + 2 {
+            backlog.accept(envelope(&n.to_string(), true));
+            backlog.next();
+            backlog.finish(n, Some(Outcome::Succeeded), 1);
+        }
+        backlog.forget(-1);
+        assert_eq!(backlog.status().remembered.len(), REMEMBER);
+        assert_eq!(backlog.forgotten_early, 2);
+        assert!(serde_json::to_vec(&backlog).unwrap().len() < 1_000_000);
+    }
+}

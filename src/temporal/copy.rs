@@ -15,6 +15,7 @@ use crate::policy::{Backoff, Listed, Policy};
 use super::Terms;
 use super::activities::{Activities, Rehearsal};
 use super::ledger::End;
+use super::wire::Exact;
 
 /// The server's clock and ours may differ; the worker's own time-out must come first.
 const GRACE: Duration = Duration::from_secs(5);
@@ -123,8 +124,8 @@ async fn execute<W>(
     options.heartbeat_timeout = Some(terms.heartbeat());
     options.retry_policy = Some(native_retries(&envelope.policy, &[]));
     options.cancellation_token = Some(cancel);
-    match ctx.execute_activity(Activities::execute, envelope.clone(), options).await {
-        Ok(report) => Closed::ran(report),
+    match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
+        Ok(Exact(report)) => Closed::ran(report),
         Err(error) => failed(envelope, &error),
     }
 }
@@ -192,8 +193,8 @@ fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     }
     match error.reason() {
         Some(temporalio_common::error::IncomingError::Application(failure)) => {
-            match failure.details::<Attempt>().ok().flatten() {
-                Some(report) => Closed::ran(report),
+            match failure.details::<Exact<Attempt>>().ok().flatten() {
+                Some(Exact(report)) => Closed::ran(report),
                 None => Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), failure.to_string()),
             }
         }
@@ -223,14 +224,14 @@ pub async fn settle<W>(ctx: &WorkflowContext<W>, end: End) {
         .start_to_close_timeout(Duration::from_secs(2))
         .cancellation_token(detached.clone())
         .build();
-    if ctx.execute_local_activity(Activities::settle, end.clone(), once).await.is_ok() {
+    if ctx.execute_local_activity(Activities::settle, Exact(end.clone()), once).await.is_ok() {
         return;
     }
     let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
     let retries = RetryPolicy::builder().initial_interval(Duration::from_millis(250)).maximum_interval(SETTLE_EVERY);
     options.retry_policy = Some(retries.build());
     options.cancellation_token = Some(detached);
-    while ctx.execute_activity(Activities::settle, end.clone(), options.clone()).await.is_err() {
+    while ctx.execute_activity(Activities::settle, Exact(end.clone()), options.clone()).await.is_err() {
         // Its retries have no end, so only an end given from outside (an operator's `activity fail`) gets here.
         ctx.timer(SETTLE_EVERY).await;
     }

@@ -15,6 +15,7 @@ use super::Terms;
 use super::backlog::Work;
 pub use super::backlog::{Backlog, Member, SeriesStatus, name};
 use super::copy::{run_copy, settle};
+use super::wire::Exact;
 
 /// The next run's input must fit into two megabytes, the remembered keys included.
 const CARRY_AT_MOST: usize = 1_000_000;
@@ -42,8 +43,8 @@ pub struct SeriesWorkflow {
 #[workflow_methods]
 impl SeriesWorkflow {
     #[init]
-    fn new(_: &WorkflowContextView, series: Series) -> Self {
-        Self { series }
+    fn new(_: &WorkflowContextView, series: Exact<Series>) -> Self {
+        Self { series: series.0 }
     }
 
     /// Ends when it was idle for a whole window; the next delivery starts another. A cancellation isn't heeded: it
@@ -56,7 +57,7 @@ impl SeriesWorkflow {
             if done > 0 && (done >= items || ctx.continue_as_new_suggested()) && Self::may_carry(ctx) {
                 let now = unix_ms(ctx);
                 ctx.state_mut(|s| s.series.backlog.forget(now - window_ms as i64));
-                ctx.continue_as_new(ctx.state(|s| s.series.clone()), ContinueAsNewOptions::default())?;
+                ctx.continue_as_new(Exact(ctx.state(|s| s.series.clone())), ContinueAsNewOptions::default())?;
             }
             match ctx.state_mut(|s| s.series.backlog.next()) {
                 Some(work) => Self::work(ctx, work).await,
@@ -69,8 +70,8 @@ impl SeriesWorkflow {
 
     /// A copy arrives.
     #[signal(name = "enqueue")]
-    pub fn enqueue(&mut self, _: &mut SyncWorkflowContext<Self>, envelope: Envelope) {
-        self.series.backlog.accept(envelope);
+    pub fn enqueue(&mut self, _: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
+        self.series.backlog.accept(envelope.0);
     }
 
     /// What it has and had.

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
+use temporalio_common::data_converters::{
+    PayloadConversionError, SerializationContext, TemporalDeserializable, TemporalSerializable,
+};
 use temporalio_common::protos::temporal::api::common::v1::{
     Header, Memo as ProtoMemo, Payload as ProtoPayload, Payloads, WorkflowType,
 };
@@ -78,6 +81,24 @@ pub fn to_json<T: Serialize>(value: &T) -> Result<ProtoPayload, serde_json::Erro
         data: serde_json::to_vec(value)?,
         ..Default::default()
     })
+}
+
+/// A value that crosses Temporal byte for byte. The SDK would read it through `serde_json::Value`, which rounds long
+/// numbers and sorts keys; its converter asks a wrapper like this one first.
+#[derive(Debug, Clone)]
+pub struct Exact<T>(pub T);
+
+impl<T: Serialize> TemporalSerializable for Exact<T> {
+    fn to_payload(&self, _: &SerializationContext<'_>) -> Result<ProtoPayload, PayloadConversionError> {
+        to_json(&self.0).map_err(|error| PayloadConversionError::EncodingError(error.into()))
+    }
+}
+
+impl<T: DeserializeOwned> TemporalDeserializable for Exact<T> {
+    fn from_payload(_: &SerializationContext<'_>, payload: ProtoPayload) -> Result<Self, PayloadConversionError> {
+        let read = serde_json::from_slice(&payload.data);
+        read.map(Self).map_err(|error| PayloadConversionError::EncodingError(error.into()))
+    }
 }
 
 /// Reads a value; one that isn't ours is absent.

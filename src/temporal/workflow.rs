@@ -8,6 +8,7 @@ use crate::interaction::Envelope;
 
 use super::Terms;
 use super::copy::{Closed, run_copy, settle};
+use super::wire::Exact;
 
 /// The workflow's input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,13 +30,14 @@ pub struct InteractionWorkflow {
 #[workflow_methods]
 impl InteractionWorkflow {
     #[init]
-    fn new(_: &WorkflowContextView, copy: Copy) -> Self {
+    fn new(_: &WorkflowContextView, copy: Exact<Copy>) -> Self {
+        let Exact(copy) = copy;
         Self { pinned: copy.envelope.pinned, copy }
     }
 
     /// The whole life of the copy. An unpinned one is settled only if it was adopted meanwhile.
     #[run(name = "InteractionWorkflow")]
-    pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<Closed> {
+    pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<Exact<Closed>> {
         let Copy { envelope, terms } = ctx.state(|s| s.copy.clone());
         let mut closed = run_copy(ctx, &envelope, &terms, ctx.cancellation_token()).await;
         if let Some(end) = closed.end(&envelope)
@@ -44,7 +46,7 @@ impl InteractionWorkflow {
             settle(ctx, end).await;
             closed.result = None;
         }
-        Ok(closed)
+        Ok(Exact(closed))
     }
 
     /// The interaction has a pin after all: its end must be settled.
