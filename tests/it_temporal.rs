@@ -1,365 +1,24 @@
 //! The Temporal side against a real Temporal. Postgres is played by a ledger in memory, the runner by a script.
 #![cfg(feature = "temporal")]
 
-use std::collections::{HashMap, VecDeque};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+#[path = "it_temporal/world.rs"]
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use chrono::{TimeDelta, Utc};
-use crossover::executor::{Answer, Call, Executor};
-use crossover::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side, interaction_id};
-use crossover::policy::{Backoff, Failure, Listed, Policy};
+use crossover::executor::Answer;
+use crossover::interaction::{Envelope, Fence, Outcome, Side};
+use crossover::policy::Failure;
 use crossover::temporal::Terms;
-use crossover::temporal::client::{ClientSettings, DeliverError, Delivered, TemporalClient};
-use crossover::temporal::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
-use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
-use tokio::sync::Notify;
+use crossover::temporal::deliver::{DeliverError, Delivered};
+use crossover::temporal::ledger::Step;
+use crossover::temporal::wire::series_workflow_id;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-// ---- the world of a test ----
-
-/// A dev server on free ports, killed when dropped.
-struct DevServer {
-    dir: tempfile::TempDir,
-    ports: [u16; 3],
-    child: Child,
-}
-
-impl DevServer {
-    fn start() -> Self {
-        let free = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = free.map(|socket| socket.local_addr().unwrap().port());
-        let dir = tempfile::tempdir().unwrap();
-        Self { child: spawn(dir.path(), ports), dir, ports }
-    }
-
-    fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), self.ports);
-    }
-}
-
-impl Drop for DevServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn spawn(dir: &Path, [port, http, metrics]: [u16; 3]) -> Child {
-    let binary = std::env::var("TEMPORAL_BIN").expect("TEMPORAL_BIN names the `temporal` command line tool");
-    let tuning = [
-        "history.transferProcessorMaxPollRPS=2000",
-        "history.timerProcessorMaxTimeShift=\"1ms\"",
-        "matching.numTaskqueueReadPartitions=1",
-        "matching.numTaskqueueWritePartitions=1",
-    ];
-    Command::new(binary)
-        .args(["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"])
-        .args(["--port", &port.to_string(), "--http-port", &http.to_string()])
-        .args(["--metrics-port", &metrics.to_string(), "--db-filename"])
-        .arg(dir.join("temporal.db"))
-        .args(["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"])
-        .args(tuning.iter().flat_map(|value| ["--dynamic-config-value", value]))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// What was seen, and a bell that rings at every change.
-#[derive(Default)]
-struct Seen<T> {
-    state: Mutex<T>,
-    bell: Notify,
-}
-
-impl<T> Seen<T> {
-    fn change<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        let result = f(&mut self.state.lock().unwrap());
-        self.bell.notify_waiters();
-        result
-    }
-
-    async fn until<R>(&self, what: &str, mut found: impl FnMut(&T) -> Option<R>) -> R {
-        let wait = async {
-            loop {
-                let rung = self.bell.notified();
-                if let Some(result) = found(&self.state.lock().unwrap()) {
-                    return result;
-                }
-                rung.await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(40), wait).await.unwrap_or_else(|_| panic!("never saw {what}"))
-    }
-}
-
-#[derive(Default)]
-struct Book {
-    down: bool,
-    refused: usize,
-    ends: Vec<End>,
-    attempts: Vec<Attempt>,
-    unended: Vec<Uuid>,
-    asked_behind: usize,
-    opened: Vec<OpenRehearsal>,
-    open: HashMap<Vec<u8>, OpenRehearsal>,
-    real: HashMap<(Uuid, i32), Step>,
-    closed: Vec<ClosedRehearsal>,
-}
-
-impl Book {
-    fn end_of(&self, id: Uuid) -> Option<End> {
-        self.ends.iter().find(|end| end.id == id).cloned()
-    }
-
-    fn opened(&self, id: Uuid, attempt: i32) -> Option<OpenRehearsal> {
-        self.opened.iter().find(|o| o.id == id && o.fence.attempt == attempt).cloned()
-    }
-
-    fn closed(&self, id: Uuid, attempt: i32) -> Option<ClosedRehearsal> {
-        self.closed.iter().find(|c| c.id == id && c.fence.attempt == attempt).cloned()
-    }
-}
-
-#[derive(Default)]
-struct MemoryLedger(Seen<Book>);
-
-impl MemoryLedger {
-    fn write<R>(&self, f: impl FnOnce(&mut Book) -> R) -> Result<R, LedgerError> {
-        self.0.change(|book| {
-            if book.down {
-                book.refused += 1;
-                return Err("Postgres is away".into());
-            }
-            Ok(f(book))
-        })
-    }
-}
-
-#[async_trait]
-impl Ledger for MemoryLedger {
-    async fn settle(&self, end: &End) -> Result<(), LedgerError> {
-        self.write(|book| book.ends.push(end.clone()))
-    }
-
-    async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError> {
-        self.write(|book| book.attempts.push(attempt.clone()))
-    }
-
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
-        self.write(|book| {
-            book.asked_behind += 1;
-            ids.iter().copied().filter(|id| book.unended.contains(id)).collect()
-        })
-    }
-
-    async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError> {
-        self.write(|book| {
-            book.opened.push(rehearsal.clone());
-            book.open.insert(rehearsal.token.clone(), rehearsal.clone());
-        })
-    }
-
-    async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
-        self.write(|book| {
-            let done = book.open.values().filter_map(|open| {
-                let step = book.real.get(&(open.id, open.fence.attempt))?.clone();
-                Some(FinishedRehearsal { token: open.token.clone(), id: open.id, fence: open.fence, step })
-            });
-            done.take(limit as usize).collect()
-        })
-    }
-
-    async fn close_rehearsals(&self, closed: &[ClosedRehearsal]) -> Result<(), LedgerError> {
-        self.write(|book| {
-            for one in closed {
-                book.open.remove(&one.token);
-                book.closed.push(one.clone());
-            }
-        })
-    }
-}
-
-/// Answers what the test told it, then `{"ok":true}`. A gate holds every call back while it is shut.
-#[derive(Default)]
-struct Script {
-    calls: Seen<Vec<(Call, Instant)>>,
-    answers: Mutex<VecDeque<Answer>>,
-    shut: AtomicBool,
-    gate: Notify,
-}
-
-impl Script {
-    fn open(&self) {
-        self.shut.store(false, SeqCst);
-        self.gate.notify_waiters();
-    }
-
-    fn count(&self) -> usize {
-        self.calls.change(|calls| calls.len())
-    }
-
-    async fn nth(&self, n: usize) -> (Call, Instant) {
-        self.calls.until(&format!("call {n}"), |calls| calls.get(n - 1).cloned()).await
-    }
-}
-
-#[async_trait]
-impl Executor for Script {
-    async fn execute(&self, call: &Call) -> Answer {
-        self.calls.change(|calls| calls.push((call.clone(), Instant::now())));
-        let opened = self.gate.notified();
-        if self.shut.load(SeqCst) {
-            opened.await;
-        }
-        let told = self.answers.lock().unwrap().pop_front();
-        told.unwrap_or_else(|| Answer::Done(json(r#"{"ok":true}"#)))
-    }
-}
-
-struct World {
-    server: DevServer,
-    ledger: Arc<MemoryLedger>,
-    script: Arc<Script>,
-    client: TemporalClient,
-    worker: tokio::task::JoinHandle<()>,
-    shutdown: CancellationToken,
-}
-
-const TERMS: Terms = Terms { heartbeat_ms: 1_000, rehearsal_bound_ms: 30_000 };
-
-impl World {
-    async fn new() -> Self {
-        Self::with(TERMS).await
-    }
-
-    async fn with(terms: Terms) -> Self {
-        let server = DevServer::start();
-        let client = TemporalClient::lazy(ClientSettings {
-            address: server.address(),
-            namespace: "default".into(),
-            task_queue: "crossover".into(),
-            timeout: Duration::from_secs(2),
-            identity: "router".into(),
-            terms,
-            window: Duration::from_secs(60),
-            series_items_a_run: 2,
-        })
-        .unwrap();
-        let (ledger, script) = <(Arc<MemoryLedger>, Arc<Script>)>::default();
-        let shutdown = CancellationToken::new();
-        let worker = run_worker(&server, &script, &ledger, &shutdown);
-        until_healthy(&client).await;
-        Self { server, ledger, script, client, worker, shutdown }
-    }
-
-    fn book(&self) -> &Seen<Book> {
-        &self.ledger.0
-    }
-
-    async fn deliver(&self, envelope: &Envelope) -> Delivered {
-        self.client.deliver(envelope).await.unwrap()
-    }
-
-    async fn end_of(&self, envelope: &Envelope) -> End {
-        self.book().until("the end", |book| book.end_of(envelope.id)).await
-    }
-
-    async fn until_closed(&self, envelope: &Envelope) -> String {
-        let wait = async {
-            loop {
-                match self.client.describe(&envelope.workflow_id()).await {
-                    Ok(Some(found)) if !found.open => return format!("{:?}", found.status),
-                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the workflow never closed")
-    }
-
-    async fn close(self) {
-        self.shutdown.cancel();
-        self.worker.await.unwrap();
-    }
-}
-
-fn run_worker(
-    server: &DevServer,
-    script: &Arc<Script>,
-    ledger: &Arc<MemoryLedger>,
-    shutdown: &CancellationToken,
-) -> tokio::task::JoinHandle<()> {
-    let settings = WorkerSettings {
-        address: server.address(),
-        namespace: "default".into(),
-        task_queue: "crossover".into(),
-        identity: "worker".into(),
-        slots: 20,
-        drain: Duration::from_secs(1),
-        mirror_every: Duration::from_millis(50),
-        mirror_batch: 100,
-    };
-    let worker = TemporalWorker::new(settings, script.clone(), ledger.clone());
-    let shutdown = shutdown.clone();
-    tokio::spawn(async move { worker.run(shutdown).await.unwrap() })
-}
-
-async fn until_healthy(client: &TemporalClient) {
-    let healthy = async {
-        while client.health().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), healthy).await.expect("Temporal never became healthy");
-}
-
-fn json(text: &str) -> Payload {
-    Payload::parse(text.to_owned()).unwrap()
-}
-
-/// A document that a careless reader would round and sort.
-const EXACT: &str = r#"{"b":123456789012345678901234567890.10,"a":"\u0000"}"#;
-
-fn envelope(key: &str, owner: Side) -> Envelope {
-    let payload = json(EXACT);
-    let backoff = Backoff::Listed(Listed { delays_ms: vec![700] });
-    Envelope {
-        id: interaction_id("acme", key),
-        account: "acme".into(),
-        kind: "sync".into(),
-        key: key.into(),
-        series: None,
-        series_no: None,
-        group: None,
-        run_at: None,
-        policy: Policy { backoff, max_attempts: 3, run_timeout_ms: 20_000, ..Policy::default() },
-        owner,
-        epoch: 1,
-        pinned: true,
-        payload_hash: payload.hash().iter().map(|byte| format!("{byte:02x}")).collect(),
-        behind: vec![],
-        payload,
-    }
-}
-
-fn retryable(error: &str) -> Answer {
-    Answer::retryable(error)
-}
+use world::{EXACT, Script, TERMS, WINDOW, World, envelope, json, lazy_client, retryable, run_worker, until_healthy};
 
 // ---- facts: executions ----
 
@@ -580,7 +239,7 @@ async fn a_rehearsal_occupies_until_the_real_attempt_ends_and_mirrors_its_retry(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_is_bounded_and_then_isnt_repeated() {
-    let world = World::with(Terms { rehearsal_bound_ms: 600, ..TERMS }).await;
+    let world = World::with(Terms { rehearsal_bound_ms: 600, ..TERMS }, WINDOW).await;
     let one = envelope("one", Side::Postgres);
     world.deliver(&one).await;
     world.book().until("the rehearsal", |book| book.opened(one.id, 1)).await;
@@ -653,6 +312,44 @@ async fn a_series_rehearses_and_executes_in_turn_and_settles_what_is_pinned_afte
     world.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_series_that_was_idle_for_a_window_ends_and_the_next_delivery_starts_another() {
+    let world = World::with(TERMS, Duration::from_millis(800)).await;
+    let member = |key: &str| Envelope { series: Some("shard".into()), ..envelope(key, Side::Temporal) };
+    let workflow = series_workflow_id("acme", "sync", "shard");
+    world.deliver(&member("a")).await;
+    world.end_of(&member("a")).await;
+    assert_eq!(world.until_closed_id(&workflow).await, "Completed");
+    world.deliver(&member("b")).await;
+    world.end_of(&member("b")).await;
+    assert!(world.client.describe(&workflow).await.unwrap().unwrap().open);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_series_goes_on_where_it_was_when_its_worker_is_lost() {
+    let world = World::new().await;
+    let member = |n: i32| Envelope { series: Some("shard".into()), ..envelope(&format!("{n}"), Side::Temporal) };
+    for n in 0..2 {
+        world.deliver(&member(n)).await;
+    }
+    world.end_of(&member(1)).await;
+    world.script.shut.store(true, SeqCst);
+    for n in 2..5 {
+        world.deliver(&member(n)).await;
+    }
+    world.script.nth(3).await;
+    world.worker.abort();
+    let heir = Arc::new(Script::default());
+    let worker = run_worker(&world.server, &heir, &world.ledger, &world.shutdown);
+    world.end_of(&member(4)).await;
+    let fences: Vec<_> =
+        heir.calls.change(|calls| calls.iter().map(|(c, _)| (c.key.clone(), c.fence.attempt)).collect());
+    assert_eq!(fences, [("2".to_owned(), 2), ("3".to_owned(), 1), ("4".to_owned(), 1)]);
+    world.shutdown.cancel();
+    worker.await.unwrap();
+}
+
 // ---- facts: crashes and outages ----
 
 #[tokio::test(flavor = "multi_thread")]
@@ -670,6 +367,47 @@ async fn a_lost_workers_execution_is_attempted_again_after_the_heartbeat_timeout
     assert_eq!(heir.nth(1).await.0.fence, Fence { epoch: 1, attempt: 2 });
     world.shutdown.cancel();
     worker.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_execution_whose_last_worker_was_lost_fails_and_says_so() {
+    let world = World::new().await;
+    world.script.shut.store(true, SeqCst);
+    let mut one = envelope("one", Side::Temporal);
+    one.policy.max_attempts = 1;
+    world.deliver(&one).await;
+    world.script.nth(1).await;
+    world.worker.abort();
+    let worker = run_worker(&world.server, &world.script, &world.ledger, &world.shutdown);
+    let end = world.end_of(&one).await;
+    assert_eq!((end.outcome, end.attempt), (Outcome::Failed, 1));
+    assert_eq!(end.reason.as_deref(), Some("its worker stopped answering, on its last attempt"));
+    assert!(end.attempt_report.is_none());
+    world.shutdown.cancel();
+    worker.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_workflow_settles_as_cancelled_with_the_attempt_that_ran() {
+    let world = World::new().await;
+    world.script.shut.store(true, SeqCst);
+    let one = envelope("one", Side::Temporal);
+    world.deliver(&one).await;
+    world.script.nth(1).await;
+    world.server.cli(&["workflow", "cancel", "--workflow-id", &one.workflow_id()]);
+    let end = world.end_of(&one).await;
+    assert_eq!((end.outcome, end.attempt), (Outcome::Cancelled, 1));
+    assert_eq!(world.until_closed(&one).await, "Completed");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_isnt_there_is_a_refusal_and_not_a_doubt() {
+    let world = World::new().await;
+    let client = world::lazy_client_in("elsewhere", &world.server, TERMS, WINDOW);
+    let refused = client.deliver(&envelope("one", Side::Temporal)).await;
+    assert!(matches!(refused, Err(DeliverError::Refused { retryable: true, .. })), "{refused:?}");
+    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -715,17 +453,7 @@ async fn a_client_made_while_temporal_is_down_says_so_quickly_and_delivers_when_
     let mut world = World::new().await;
     world.server.kill();
     let began = Instant::now();
-    let fresh = TemporalClient::lazy(ClientSettings {
-        address: world.server.address(),
-        namespace: "default".into(),
-        task_queue: "crossover".into(),
-        timeout: Duration::from_secs(2),
-        identity: "router".into(),
-        terms: TERMS,
-        window: Duration::from_secs(60),
-        series_items_a_run: 2,
-    })
-    .unwrap();
+    let fresh = lazy_client(&world.server, TERMS, WINDOW);
     let one = envelope("one", Side::Temporal);
     let refused = fresh.deliver(&one).await;
     assert!(matches!(refused, Err(DeliverError::Refused { retryable: true, .. })), "{refused:?}");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use temporalio_macros::activities;
 use temporalio_sdk::ApplicationFailure;
 use temporalio_sdk::activities::{ActivityContext, ActivityError, ActivityInfo};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::executor::{self, Answer, Call, Executor};
@@ -43,6 +44,8 @@ pub struct Activities {
     pub ledger: Arc<dyn Ledger>,
     /// Rehearsals that the ledger hasn't heard of yet.
     pub unrecorded: Arc<Unrecorded>,
+    /// Set when this worker is to end.
+    pub stopping: CancellationToken,
 }
 
 #[activities]
@@ -63,22 +66,15 @@ impl Activities {
             tokio::select! {
                 answer = executor::run(&*self.executor, &call, &envelope.policy) => answer,
                 () = beat(&ctx) => unreachable!("a heart doesn't stop by itself"),
-                () = ctx.cancelled() => Answer::Failed {
-                    failure: Failure::Retryable { retry_after: Some(Duration::ZERO) },
-                    error: "called off: its worker was stopped, or its workflow cancelled".into(),
-                },
+                () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, ctx.info()))),
             }
         };
-        let report = report(&envelope, ctx.info(), call.fence);
+        let report = report(&envelope, ctx.info());
         match answer {
             Answer::Done(result) => {
                 Ok(Exact(Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report }))
             }
-            Answer::Failed { failure, error } => {
-                let report = Attempt { outcome: Some(Outcome::Failed), error: Some(error), ..report };
-                let age = (report.ended_at - at(ctx.info().scheduled_time)).to_std().unwrap_or_default();
-                Err(self.next(&envelope, report, &failure, age).into())
-            }
+            Answer::Failed { failure, error } => Err(self.next(&envelope, failed(report, error), &failure, ctx.info())),
         }
     }
 
@@ -128,20 +124,41 @@ impl Activities {
 
 impl Activities {
     /// Words a failed attempt for Temporal's retry machine.
-    fn next(&self, envelope: &Envelope, report: Attempt, failure: &Failure, age: Duration) -> ApplicationFailure {
-        let error = report.error.clone().unwrap_or_default();
+    fn next(&self, envelope: &Envelope, report: Attempt, failure: &Failure, info: &ActivityInfo) -> ActivityError {
+        let age = (report.ended_at - at(info.scheduled_time)).to_std().unwrap_or_default();
         match envelope.policy.after(envelope.id, report.fence.attempt, failure, age) {
-            Next::Retry(delay) => {
-                self.record(Attempt { retry_ms: Some(delay.as_millis() as i64), ..report });
-                // A delay of nothing would read as "none given".
-                let delay = delay.max(Duration::from_millis(1));
-                ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay).build()
-            }
+            Next::Retry(delay) => self.retry(report, delay),
             Next::GiveUp => {
+                let error = report.error.clone().unwrap_or_default();
                 let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
-                failure.non_retryable(true).details(Exact(report)).build()
+                ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
             }
         }
+    }
+
+    fn retry(&self, report: Attempt, delay: Duration) -> ActivityError {
+        let error = report.error.clone().unwrap_or_default();
+        self.record(Attempt { retry_ms: Some(delay.as_millis() as i64), ..report });
+        // A delay of nothing would read as "none given".
+        let delay = delay.max(Duration::from_millis(1));
+        let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
+        ActivityError::application(failure.build())
+    }
+
+    /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled or is
+    /// gone, and that is the end.
+    fn called_off(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
+        if !self.stopping.is_cancelled() {
+            let error = Some("its workflow was cancelled while it ran".to_owned());
+            let report = Attempt { outcome: Some(Outcome::Cancelled), error, ..report };
+            return ActivityError::cancelled_with_details(Exact(report));
+        }
+        let report = failed(report, "its worker was stopped".to_owned());
+        if report.fence.attempt < envelope.policy.max_attempts {
+            return self.retry(report, Duration::ZERO);
+        }
+        let failure = ApplicationFailure::builder("its worker was stopped, on its last attempt");
+        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
     }
 
     /// Not awaited: a Postgres outage must not stretch the waits between attempts.
@@ -178,11 +195,15 @@ fn too_late(envelope: &Envelope, info: &ActivityInfo) -> bool {
     info.attempt > 1 && limit.is_some_and(|limit| at(info.started_time) - at(info.scheduled_time) > limit)
 }
 
-fn report(envelope: &Envelope, info: &ActivityInfo, fence: Fence) -> Attempt {
+fn failed(report: Attempt, error: String) -> Attempt {
+    Attempt { outcome: Some(Outcome::Failed), error: Some(error), ..report }
+}
+
+fn report(envelope: &Envelope, info: &ActivityInfo) -> Attempt {
     Attempt {
         id: envelope.id,
         side: Side::Temporal,
-        fence,
+        fence: Fence { epoch: envelope.epoch, attempt: number(info) },
         rehearsal: false,
         due_at: due_at(info),
         started_at: at(info.started_time),

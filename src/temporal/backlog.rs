@@ -68,7 +68,7 @@ impl Backlog {
     }
 
     /// The head of the queue, which runs from now on.
-    pub fn next(&mut self) -> Option<Work> {
+    pub fn begin(&mut self) -> Option<Work> {
         let work = self.pending.pop_front()?;
         if let Work::Run(envelope) = &work {
             self.running = Some((**envelope).clone());
@@ -212,7 +212,7 @@ mod tests {
             backlog.accept(envelope(key, true));
         }
         assert_eq!(keys(&backlog), ["b", "a", "c"]);
-        backlog.next();
+        backlog.begin();
         backlog.accept(envelope("b", true));
         backlog.finish(5, Some(Outcome::Succeeded), 1);
         backlog.accept(envelope("b", true));
@@ -224,7 +224,7 @@ mod tests {
         let mut backlog = Backlog::default();
         backlog.accept(envelope("a", true));
         backlog.accept(envelope("b", true));
-        backlog.next();
+        backlog.begin();
         backlog.finish(5, None, 0);
         backlog.forget(4);
         assert_eq!(backlog.status().remembered.len(), 2);
@@ -237,17 +237,17 @@ mod tests {
         let mut backlog = Backlog::default();
         backlog.accept(envelope("a", false));
         backlog.accept(envelope("a", true));
-        backlog.next();
+        backlog.begin();
         assert!(backlog.running_is_pinned());
         backlog.finish(1, Some(Outcome::Succeeded), 1);
 
         backlog.accept(envelope("b", false));
-        backlog.next();
+        backlog.begin();
         assert!(!backlog.running_is_pinned());
         backlog.finish(2, Some(Outcome::Failed), 3);
         backlog.accept(envelope("b", true));
         backlog.accept(envelope("b", true));
-        match backlog.next() {
+        match backlog.begin() {
             Some(Work::Settle(end)) => assert_eq!((end.outcome, end.attempt), (Outcome::Failed, 3)),
             other => panic!("{other:?}"),
         }
@@ -261,7 +261,7 @@ mod tests {
         let text = serde_json::to_vec(&backlog).unwrap();
         let mut back: Backlog = serde_json::from_slice(&text).unwrap();
         back.accept(envelope("a", true));
-        match back.next() {
+        match back.begin() {
             Some(Work::Run(envelope)) => assert_eq!(envelope.payload.get(), "1.10"),
             other => panic!("{other:?}"),
         }
@@ -273,7 +273,7 @@ mod tests {
         let mut backlog = Backlog::default();
         for n in 0..REMEMBER as i64 + 2 {
             backlog.accept(envelope(&n.to_string(), true));
-            backlog.next();
+            backlog.begin();
             backlog.finish(n, Some(Outcome::Succeeded), 1);
         }
         backlog.forget(-1);

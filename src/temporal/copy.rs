@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use temporalio_sdk::{
-    ActivityExecutionError, ActivityOptions, LocalActivityOptions, RetryState, TimeoutType, TimerOptions, TimerResult,
-    WorkflowCancellationToken, WorkflowContext,
+    ActivityCancellationType, ActivityExecutionError, ActivityOptions, LocalActivityOptions, RetryState, TimeoutType,
+    TimerOptions, TimerResult, WorkflowCancellationToken, WorkflowContext,
 };
 use temporalio_workflow::RetryPolicy;
 
@@ -124,6 +124,8 @@ async fn execute<W>(
     options.heartbeat_timeout = Some(terms.heartbeat());
     options.retry_policy = Some(native_retries(&envelope.policy, &[]));
     options.cancellation_token = Some(cancel);
+    // What has begun may have effects: its own word counts, not the wish to end it.
+    options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
     match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
         Ok(Exact(report)) => Closed::ran(report),
         Err(error) => failed(envelope, &error),
@@ -179,8 +181,11 @@ fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
             format!("{reason}, on its last attempt"),
         )
     };
-    if error.as_cancelled().is_some() {
-        return Closed::new(false, Some(Outcome::Cancelled), 0, "the workflow was cancelled");
+    if let Some(cancelled) = error.as_cancelled() {
+        return match cancelled.details::<Exact<Attempt>>() {
+            Ok(Some(Exact(report))) => Closed::ran(report),
+            _ => Closed::new(false, Some(Outcome::Cancelled), 0, "the workflow was cancelled before it ran"),
+        };
     }
     match error.as_timeout().map(|timeout| timeout.timeout_type()) {
         Some(TimeoutType::ScheduleToStart) => {

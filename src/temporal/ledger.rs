@@ -82,7 +82,8 @@ pub struct ClosedRehearsal {
     pub id: Uuid,
     /// The rehearsed attempt.
     pub fence: Fence,
-    /// False where Temporal had given it up before (its bound passed, its workflow is gone).
+    /// False where Temporal no longer knew it: its bound had passed, its workflow was gone, or an earlier call had
+    /// ended it and the answer was lost.
     pub mirrored: bool,
     /// When that was known.
     pub closed_at: DateTime<Utc>,
@@ -104,7 +105,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records that a rehearsal was dequeued. Idempotent by token.
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError>;
 
-    /// Open rehearsals whose real attempt of the same fence has ended, at most `limit`.
+    /// Open rehearsals whose real attempt of the same fence has ended, at most `limit`. Every worker asks: hand each
+    /// to one of them for some seconds, or two will end it and one will find it gone.
     async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError>;
 
     /// Takes rehearsals off the list of open ones.

@@ -3,11 +3,12 @@
 //! on Postgres, then execute, or rehearse what Postgres executes, and settle the pin last of all.
 //!
 //! What must touch the world is an activity ([`activities`]). Postgres is known only as a [`ledger::Ledger`].
-//! [`client`] delivers copies, [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
+//! [`deliver`] brings copies here over [`client`], [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
 
 pub mod activities;
 pub mod client;
 pub mod copy;
+pub mod deliver;
 pub mod ledger;
 pub mod mirror;
 pub mod series;

@@ -59,7 +59,7 @@ impl SeriesWorkflow {
                 ctx.state_mut(|s| s.series.backlog.forget(now - window_ms as i64));
                 ctx.continue_as_new(Exact(ctx.state(|s| s.series.clone())), ContinueAsNewOptions::default())?;
             }
-            match ctx.state_mut(|s| s.series.backlog.next()) {
+            match ctx.state_mut(|s| s.series.backlog.begin()) {
                 Some(work) => Self::work(ctx, work).await,
                 None if Self::idle(ctx, Duration::from_millis(window_ms)).await => return Ok(()),
                 None => continue,

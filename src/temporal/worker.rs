@@ -122,7 +122,7 @@ impl TemporalWorker {
         let Some(connection) = shutdown.run_until_cancelled(self.connect(url)).await else { return Ok(()) };
         let client = Client::new(connection?, ClientOptions::new(self.settings.namespace.clone()).build())?;
         let mirror = self.mirror(client.clone());
-        let mut worker = Worker::new(core, client, self.options()?)?;
+        let mut worker = Worker::new(core, client, self.options(shutdown)?)?;
         let stop = worker.shutdown_handle();
         let stopping = async {
             shutdown.cancelled().await;
@@ -156,7 +156,7 @@ impl TemporalWorker {
         }
     }
 
-    fn options(&self) -> Result<WorkerOptions, Broken> {
+    fn options(&self, shutdown: &CancellationToken) -> Result<WorkerOptions, Broken> {
         let slots = |count| FixedSizeSlotSupplier::new(count);
         let tuner = TunerHolder::builder()
             .workflow_task_slot_supplier(slots(100))
@@ -168,6 +168,7 @@ impl TemporalWorker {
             executor: self.executor.clone(),
             ledger: self.ledger.clone(),
             unrecorded: self.unrecorded.clone(),
+            stopping: shutdown.clone(),
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())
             .tuner(tuner)
