@@ -2,6 +2,7 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in [`router`].
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod executor;
@@ -14,3 +15,5 @@ pub mod policy;
 pub mod provision;
 pub mod queue;
 pub mod router;
+#[cfg(feature = "temporal")]
+pub mod temporal;
