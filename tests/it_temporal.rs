@@ -16,6 +16,7 @@ use crossover::temporal::Terms;
 use crossover::temporal::deliver::{DeliverError, Delivered};
 use crossover::temporal::ledger::Step;
 use crossover::temporal::wire::series_workflow_id;
+use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use world::{EXACT, Script, TERMS, WINDOW, World, envelope, json, lazy_client, retryable, run_worker, until_healthy};
@@ -348,6 +349,34 @@ async fn a_series_goes_on_where_it_was_when_its_worker_is_lost() {
     assert_eq!(fences, [("2".to_owned(), 2), ("3".to_owned(), 1), ("4".to_owned(), 1)]);
     world.shutdown.cancel();
     worker.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_into_a_series_that_keeps_continuing_as_new_is_never_refused_and_runs_once_each() {
+    let world = World::new().await;
+    let member = |n: i32| Envelope { series: Some("shard".into()), ..envelope(&format!("{n}"), Side::Temporal) };
+    let members: Vec<_> = (0..60).map(member).collect();
+    futures::stream::iter(&members).for_each_concurrent(4, async |one| drop(world.deliver(one).await)).await;
+    for one in &members {
+        world.end_of(one).await;
+    }
+    assert_eq!(world.script.count(), 60);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_at_once_run_once_each() {
+    let world = World::new().await;
+    let many: Vec<_> = (0..200).map(|n| envelope(&format!("{n}"), Side::Temporal)).collect();
+    let began = Instant::now();
+    futures::stream::iter(&many).for_each_concurrent(8, async |one| drop(world.deliver(one).await)).await;
+    let delivered = began.elapsed();
+    for one in &many {
+        world.end_of(one).await;
+    }
+    println!("200 delivered in {delivered:?}, ended in {:?}", began.elapsed());
+    assert_eq!(world.script.count(), 200);
+    world.close().await;
 }
 
 // ---- facts: crashes and outages ----
