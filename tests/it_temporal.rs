@@ -463,6 +463,8 @@ async fn a_stopped_worker_hands_its_execution_back() {
     world.script.nth(1).await;
     world.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(15), &mut world.worker).await.expect("it drains").unwrap();
+    let report = world.book().change(|book| book.attempts.first().cloned()).expect("the last attempt's record");
+    assert_eq!((report.retry_ms, report.error.as_deref()), (Some(0), Some("its worker was stopped")));
     let (heir, shutdown) = (Arc::new(Script::default()), CancellationToken::new());
     let worker = run_worker(&world.server, &heir, &world.ledger, &shutdown);
     assert_eq!(world.end_of(&one).await.attempt, 2);
