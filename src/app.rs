@@ -364,7 +364,7 @@ fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppErr
             rehearsal_bound_ms: config.rehearsal.bound.as_millis() as u64,
         },
         window: config.window.idempotency,
-        series_items_a_run: 500,
+        series_items_a_run: 200,
     };
     Ok(Arc::new(Delivers(TemporalClient::lazy(settings).map_err(AppError::Part)?)))
 }

@@ -16,6 +16,7 @@ use crossover::temporal::Terms;
 use crossover::temporal::deliver::{DeliverError, Delivered};
 use crossover::temporal::ledger::Step;
 use crossover::temporal::wire::series_workflow_id;
+use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use world::{EXACT, Script, TERMS, WINDOW, World, envelope, json, lazy_client, retryable, run_worker, until_healthy};
@@ -101,6 +102,20 @@ async fn a_permanent_failure_settles_as_failed_and_so_does_the_last_retryable_on
     let end = world.end_of(&two).await;
     assert_eq!((end.outcome, end.attempt, end.reason.as_deref()), (Outcome::Failed, 3, Some("busy")));
     assert_eq!(world.until_closed(&two).await, "Completed");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_longer_than_the_heartbeat_timeout_is_one_attempt() {
+    let world = World::new().await;
+    world.script.shut.store(true, SeqCst);
+    let one = envelope("one", Side::Temporal);
+    world.deliver(&one).await;
+    world.script.nth(1).await;
+    tokio::time::sleep(TERMS.heartbeat() * 3).await;
+    world.script.open();
+    let end = world.end_of(&one).await;
+    assert_eq!((end.outcome, end.attempt), (Outcome::Succeeded, 1));
     world.close().await;
 }
 
@@ -350,6 +365,35 @@ async fn a_series_goes_on_where_it_was_when_its_worker_is_lost() {
     worker.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_into_a_series_that_keeps_continuing_as_new_is_never_refused_and_runs_once_each() {
+    let world = World::new().await;
+    let member = |n: i32| Envelope { series: Some("shard".into()), ..envelope(&format!("{n}"), Side::Temporal) };
+    // The server lets a workflow continue as new once a second (history.workflowIdReuseMinimalInterval).
+    let members: Vec<_> = (0..16).map(member).collect();
+    futures::stream::iter(&members).for_each_concurrent(4, async |one| drop(world.deliver(one).await)).await;
+    for one in &members {
+        world.end_of(one).await;
+    }
+    assert_eq!(world.script.count(), 16);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_at_once_run_once_each() {
+    let world = World::new().await;
+    let many: Vec<_> = (0..200).map(|n| envelope(&format!("{n}"), Side::Temporal)).collect();
+    let began = Instant::now();
+    futures::stream::iter(&many).for_each_concurrent(8, async |one| drop(world.deliver(one).await)).await;
+    let delivered = began.elapsed();
+    for one in &many {
+        world.end_of(one).await;
+    }
+    println!("200 delivered in {delivered:?}, ended in {:?}", began.elapsed());
+    assert_eq!(world.script.count(), 200);
+    world.close().await;
+}
+
 // ---- facts: crashes and outages ----
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,6 +463,8 @@ async fn a_stopped_worker_hands_its_execution_back() {
     world.script.nth(1).await;
     world.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(15), &mut world.worker).await.expect("it drains").unwrap();
+    let report = world.book().change(|book| book.attempts.first().cloned()).expect("the last attempt's record");
+    assert_eq!((report.retry_ms, report.error.as_deref()), (Some(0), Some("its worker was stopped")));
     let (heir, shutdown) = (Arc::new(Script::default()), CancellationToken::new());
     let worker = run_worker(&world.server, &heir, &world.ledger, &shutdown);
     assert_eq!(world.end_of(&one).await.attempt, 2);

@@ -120,14 +120,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Rehearsals whose real attempt of the same number has ended, or whose interaction has.
+    /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has. Another mirror gets
+    /// them after a few seconds, if this one does not close them.
     pub async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
         let rows = sqlx::query(
-            "with done as materialized (
-                select r.*, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
+            "with due as materialized (
+                select r.id, r.epoch, r.attempt, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
                 from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch = r.epoch
-                where p.attempts >= r.attempt or p.ended_at is not null
-                limit $1)
+                where (p.attempts >= r.attempt or p.ended_at is not null) and r.taken_until < clock_timestamp()
+                limit $1 for update of r skip locked),
+             done as (
+                update crossover.rehearsals r set taken_until = clock_timestamp() + interval '5 seconds'
+                from due d where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
+                returning r.*, d.created_at, d.run_at, d.final, d.made, d.reason)
              select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
                 a.result::text as result, coalesce(a.error, d.reason) as error,
                 d.final is not null and d.attempt >= d.made as last, y.policy::text as policy
@@ -160,7 +165,7 @@ impl Ledger {
                 retry_after_ms, retry_ms, side, outcome, error)
              select g.id, g.due_at, g.dequeued_at, clock_timestamp(), g.epoch, g.attempt, true, a.permanent,
                 a.retry_after_ms, a.retry_ms, 'temporal', case when g.mirrored then coalesce(a.outcome, p.outcome) end,
-                case when g.mirrored then a.error else 'bounded: the real run did not end in time' end
+                case when g.mirrored then a.error else 'gone from Temporal: bounded, or ended by an answer that was lost' end
              from gone g join crossover.pins p on p.id = g.id
              left join lateral (
                 select * from crossover.attempts a

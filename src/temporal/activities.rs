@@ -16,12 +16,12 @@ use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::policy::{Failure, Next};
 
-use super::ledger::{End, Ledger, OpenRehearsal};
+use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
 use super::mirror::Unrecorded;
 use super::wire::Exact;
 
-/// A real attempt's record is worth so much waiting and no more.
-const RECORD_WITHIN: Duration = Duration::from_secs(2);
+/// A ledger that answers later than this doesn't answer: a slow Postgres must not hold the slots of executions.
+pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait between two looks at what is behind.
 const BEHIND_AT_MOST: Duration = Duration::from_secs(2);
 
@@ -94,7 +94,7 @@ impl Activities {
             bound_at: dequeued_at + TimeDelta::milliseconds(rehearsal.bound_ms as i64),
         };
         // Without the ledger it occupies all the same; the slot is kept free for executions meanwhile.
-        if let Err(error) = self.ledger.rehearsal_dequeued(&open).await {
+        if let Err(error) = within(self.ledger.rehearsal_dequeued(&open)).await {
             tracing::warn!(id = %open.id, fence = %open.fence, %error, "a rehearsal's dequeue isn't recorded yet");
             self.unrecorded.push(open);
         }
@@ -104,7 +104,7 @@ impl Activities {
     /// Looks once whether all these pins have ended. "Not yet" is a failure with a delay, which the server waits.
     #[activity(name = "behind")]
     pub async fn behind(self: Arc<Self>, ctx: ActivityContext, ids: Vec<Uuid>) -> Result<(), ActivityError> {
-        let why = match self.ledger.still_unended(&ids).await {
+        let why = match within(self.ledger.still_unended(&ids)).await {
             Ok(open) if open.is_empty() => return Ok(()),
             Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
             Err(error) => format!("can't ask what is behind: {error}"),
@@ -117,7 +117,7 @@ impl Activities {
     #[activity(name = "settle")]
     pub async fn settle(self: Arc<Self>, _: ActivityContext, end: Exact<End>) -> Result<(), ActivityError> {
         let Exact(end) = end;
-        self.ledger.settle(&end).await.map_err(|error| {
+        within(self.ledger.settle(&end)).await.map_err(|error| {
             tracing::warn!(id = %end.id, outcome = %end.outcome, %error, "an end isn't in its pin yet");
             ApplicationFailure::new(error).into()
         })
@@ -167,16 +167,18 @@ impl Activities {
     /// Not awaited: a Postgres outage must not stretch the waits between attempts.
     fn record(&self, report: Attempt) {
         let (ledger, unrecorded) = (self.ledger.clone(), self.unrecorded.clone());
-        tokio::spawn(async move {
-            let lost = match tokio::time::timeout(RECORD_WITHIN, ledger.record_attempt(&report)).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the ledger took too long".to_owned(),
-            };
-            unrecorded.lost_attempts.fetch_add(1, Relaxed);
-            tracing::warn!(id = %report.id, fence = %report.fence, error = lost, "an attempt's record was lost");
+        self.unrecorded.records.spawn(async move {
+            if let Err(error) = within(ledger.record_attempt(&report)).await {
+                unrecorded.lost_attempts.fetch_add(1, Relaxed);
+                tracing::warn!(id = %report.id, fence = %report.fence, %error, "an attempt's record was lost");
+            }
         });
     }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    let late = || format!("the ledger didn't answer within {LEDGER_WITHIN:?}").into();
+    tokio::time::timeout(LEDGER_WITHIN, call).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.

@@ -226,7 +226,7 @@ pub async fn settle<W>(ctx: &WorkflowContext<W>, end: End) {
     let detached = WorkflowCancellationToken::new();
     let once = LocalActivityOptions::builder()
         .retry_policy(RetryPolicy::builder().maximum_attempts(1).build())
-        .start_to_close_timeout(Duration::from_secs(2))
+        .start_to_close_timeout(Duration::from_secs(3))
         .cancellation_token(detached.clone())
         .build();
     if ctx.execute_local_activity(Activities::settle, Exact(end.clone()), once).await.is_ok() {

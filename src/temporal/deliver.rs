@@ -1,5 +1,7 @@
 //! Brings copies to Temporal, and says exactly what is known afterwards.
 
+use std::time::Duration;
+
 use temporalio_client::tonic::{Code, Status};
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
 use temporalio_common::protos::temporal::api::enums::v1::HistoryEventFilterType;
@@ -16,6 +18,9 @@ use super::copy::Closed;
 use super::series::Series;
 use super::wire::{Memo, from_json};
 use super::workflow::Copy;
+
+/// The pause before a workflow that is about to end is signalled again.
+const CLOSING: Duration = Duration::from_millis(20);
 
 /// What a delivery found or did.
 #[derive(Debug, Clone)]
@@ -93,9 +98,14 @@ impl TemporalClient {
             items_a_run: self.settings.series_items_a_run,
             backlog: Backlog::default(),
         };
-        let request = self.request(self.target.enqueue(envelope, series, &first).map_err(unwritable)?);
-        self.service().await?.signal_with_start_workflow_execution(request).await?;
-        Ok(Delivered::Started)
+        let message = self.target.enqueue(envelope, series, &first).map_err(unwritable)?;
+        let mut service = self.service().await?;
+        loop {
+            match service.signal_with_start_workflow_execution(self.request(message.clone())).await {
+                Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
+                answer => return answer.map(|_| Delivered::Started).map_err(Into::into),
+            }
+        }
     }
 
     /// Somebody was there first: is it the same decision?
@@ -125,11 +135,15 @@ impl TemporalClient {
             request_id: format!("adopt:{}", envelope.workflow_id()),
             ..Default::default()
         };
-        match self.service().await?.signal_workflow_execution(self.request(request)).await {
-            Ok(_) => Ok(Delivered::AlreadyThere),
-            // It closed between the two calls.
-            Err(status) if status.code() == Code::NotFound => self.closed_unpinned(envelope, found).await,
-            Err(status) => Err(status.into()),
+        let mut service = self.service().await?;
+        loop {
+            match service.signal_workflow_execution(self.request(request.clone())).await {
+                Ok(_) => return Ok(Delivered::AlreadyThere),
+                Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
+                // It closed between the two calls.
+                Err(status) if status.code() == Code::NotFound => return self.closed_unpinned(envelope, found).await,
+                Err(status) => return Err(status.into()),
+            }
         }
     }
 
@@ -160,6 +174,12 @@ impl TemporalClient {
 
 fn execution(envelope: &Envelope, found: &Description) -> WorkflowExecution {
     WorkflowExecution { workflow_id: envelope.workflow_id(), run_id: found.run_id.clone() }
+}
+
+/// A server whose workflow continues as new, or ends, refuses signals for some milliseconds, so that it gets there
+/// at all. That is an answer and no outage: asking again within the time-out hides nothing.
+fn is_closing(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.message().contains("workflow is closing")
 }
 
 fn unwritable(error: serde_json::Error) -> DeliverError {

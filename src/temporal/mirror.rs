@@ -12,6 +12,7 @@ use temporalio_client::errors::AsyncActivityError;
 use temporalio_client::{ActivityIdentifier, Client, RetryOptions, RpcOptions};
 use temporalio_common::protos::TaskToken;
 use temporalio_sdk::ApplicationFailure;
+use tokio_util::task::TaskTracker;
 
 use super::ledger::{ClosedRehearsal, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
 
@@ -25,6 +26,8 @@ const RPC_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Unrecorded {
     waiting: Mutex<VecDeque<OpenRehearsal>>,
+    /// Records on their way.
+    pub(super) records: TaskTracker,
     /// Attempts whose record was lost.
     pub lost_attempts: AtomicU64,
     /// Rehearsals that will end at their bound because the ledger never heard of them.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::executor::Executor;
 
-use super::activities::Activities;
+use super::activities::{Activities, LEDGER_WITHIN};
 use super::ledger::Ledger;
 use super::mirror::{Mirror, Unrecorded};
 use super::series::SeriesWorkflow;
@@ -115,6 +115,9 @@ impl TemporalWorker {
             shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(5));
         }
+        // Records of the last attempts are on their way, and end with this runtime.
+        self.unrecorded.records.close();
+        let _ = tokio::time::timeout(LEDGER_WITHIN, self.unrecorded.records.wait()).await;
         Ok(())
     }
 
