@@ -39,6 +39,8 @@ create table crossover.pins (
     series_no     bigint,
     epoch         integer not null default 1,
     attempts      integer not null default 0,
+    weight        integer not null,
+    swept_at      timestamptz,
     priority      smallint not null default 0 check (priority between -100 and 100),
     on_temporal   boolean not null,
     on_postgres   boolean not null,
@@ -60,10 +62,13 @@ create table crossover.pins (
 ) with (fillfactor = 80);
 comment on table crossover.pins is 'The recorded decision which side owns an interaction. One row for each, first insert wins.';
 comment on column crossover.pins.attempts is 'Attempts of the owner that have ended.';
+comment on column crossover.pins.weight is 'Bytes of its envelope, about: what a series may have with Temporal at a time is bounded by them.';
 comment on column crossover.pins.conflict is 'Set where Temporal holds another copy under this id: the Postgres copy is held.';
 
 create unique index pins_series on crossover.pins (series_id, series_no) where series_id is not null;
 create index pins_unended on crossover.pins (account, kind) where ended_at is null;
+-- For the sweep.
+create index pins_with_temporal on crossover.pins (run_at) where ended_at is null and owner = 'temporal';
 
 -- Written once with the pin, dropped by partition.
 create table crossover.payloads (
@@ -112,10 +117,16 @@ begin
         for from_day in select d::date from generate_series(current_date, current_date + p_days, interval '1 day') d loop
             part := format('%s_%s', parent, to_char(from_day, 'YYYYMMDD'));
             continue when to_regclass('crossover.' || part) is not null;
-            execute format('create table crossover.%I (like crossover.%I including defaults including constraints)', part, parent);
-            execute format('alter table crossover.%I attach partition crossover.%I for values from (%L) to (%L)',
-                parent, part, from_day::timestamptz, (from_day + 1)::timestamptz);
-            made := made + 1;
+            begin
+                execute format('create table crossover.%I (like crossover.%I including defaults including constraints)',
+                    part, parent);
+                execute format('alter table crossover.%I attach partition crossover.%I for values from (%L) to (%L)',
+                    parent, part, from_day::timestamptz, (from_day + 1)::timestamptz);
+                made := made + 1;
+            exception when check_violation then
+                -- Rows of that day lie in the default partition, where they may stay. The other days must not wait for it.
+                raise warning 'no partition % is made: rows of that day are in crossover.%_default', part, parent;
+            end;
         end loop;
     end loop;
     return made;
@@ -133,6 +144,15 @@ create table crossover.series (
     kind      text not null,
     series    text not null
 ) with (fillfactor = 50);
+
+-- Whether a member may be with Temporal yet. A series is one workflow there, whose history and whose carried state are
+-- bounded, so only so many of its members are with it at a time, and of big ones only the head.
+create function crossover.deliverable(p_series_id uuid, p_no bigint, p_head bigint) returns boolean
+language sql stable as $$
+    select p_series_id is null or p_no <= p_head or (p_no < p_head + 100 and
+        (select sum(p.weight) from crossover.pins p
+         where p.series_id = p_series_id and p.series_no between p_head and p_no) <= 600000)
+$$;
 
 -- Outbox and Temporal's rehearsals ---------------------------------------------------------------------------
 
@@ -249,7 +269,7 @@ end $$;
 create function crossover.pin(
     p_account text, p_key text, p_kind text, p_stage text, p_flag_revision text,
     p_series text, p_series_id uuid, p_grp text, p_priority smallint, p_run_at timestamptz,
-    p_payload_hash bytea, p_payload json, p_policy json, p_grace interval,
+    p_payload_hash bytea, p_payload json, p_policy json, p_weight integer, p_grace interval,
     out created boolean, out direct boolean, out pin crossover.pins, out behind uuid[])
 language plpgsql as $$
 declare
@@ -289,9 +309,9 @@ begin
         select last_no + 1, head_no into v_no, v_head from crossover.series where series_id = p_series_id for update;
     end if;
 
-    insert into crossover.pins (id, created_at, run_at, series_id, series_no, priority, on_temporal, on_postgres, stage,
+    insert into crossover.pins (id, created_at, run_at, series_id, series_no, weight, priority, on_temporal, on_postgres, stage,
         owner, account, kind, key, series, grp, flag_revision, payload_hash)
-    values (v_id, v_now, v_run_at, p_series_id, v_no, p_priority, v_stage <> 'complete', v_stage <> 'off', v_stage,
+    values (v_id, v_now, v_run_at, p_series_id, v_no, p_weight, p_priority, v_stage <> 'complete', v_stage <> 'off', v_stage,
         case when v_stage in ('live', 'complete') then 'postgres' else 'temporal' end,
         p_account, p_kind, p_key, p_series, p_grp, p_flag_revision, p_payload_hash)
     on conflict (id) do nothing returning * into pin;
@@ -312,7 +332,8 @@ begin
     if pin.on_temporal then
         direct := true;
         if v_no is not null then
-            direct := not exists (select from crossover.outbox o where o.series_id = p_series_id);
+            direct := not exists (select from crossover.outbox o where o.series_id = p_series_id)
+                and crossover.deliverable(p_series_id, v_no, v_head);
             -- Postgres ends its members in order, so the latest of them stand for all.
             behind := array(
                 select p.id from crossover.pins p
@@ -356,7 +377,8 @@ begin
             update crossover.series s set head_no = h.head_no from heads h
             where s.series_id = h.series_id and s.head_no < h.head_no returning s.series_id, s.head_no)
         select array_agg(series_id), array_agg(head_no) into v_series, v_heads from moved;
-        perform crossover.place(p.id, p.run_at, p.attempts + 1, p.priority, p.owner = 'postgres', p.grp)
+        -- Its turn has come, so it is due from now on: what it waited behind others is not the queue's delay.
+        perform crossover.place(p.id, greatest(p.run_at, clock_timestamp()), p.attempts + 1, p.priority, p.owner = 'postgres', p.grp)
         from unnest(v_series, v_heads) as m (series_id, head_no)
         join crossover.pins p on p.series_id = m.series_id and p.series_no = m.head_no
         where p.on_postgres and p.conflict is null;
@@ -391,6 +413,8 @@ declare
     v_outcomes text[];
     v_errors   text[];
 begin
+    -- In one order, as heartbeats do, so that the two never wait for each other.
+    perform from crossover.running where id = any (p_ids) order by id for update;
     with held as (
         delete from crossover.running r
         using unnest(p_ids, p_attempts, p_outcomes, p_permanents, p_retry_afters, p_retries, p_results, p_errors)
@@ -417,3 +441,23 @@ begin
     perform crossover.end_pins('postgres', v_ids, v_epochs, v_attempts, v_outcomes, v_errors);
     return query select unnest(v_held);
 end $$;
+
+-- Finds work that Temporal owns and should long have ended, and has it delivered again: Temporal drops the repetition
+-- where it has the copy, runs it where it lost it, and tells where the copy was ended from outside. Of a series only
+-- the head can be stuck.
+create function crossover.sweep(p_after interval, p_limit integer) returns bigint
+language sql as $$
+    with stuck as materialized (
+        select p.id, p.epoch, p.series_id, p.series_no from crossover.pins p
+        where p.ended_at is null and p.owner = 'temporal' and p.run_at < clock_timestamp() - p_after
+            and coalesce(p.swept_at, p.created_at) < clock_timestamp() - p_after and p.conflict is null
+            and (p.series_id is null or p.series_no =
+                (select s.head_no from crossover.series s where s.series_id = p.series_id))
+            and not exists (select from crossover.outbox o where o.id = p.id)
+        order by p.run_at limit p_limit for update of p skip locked),
+    marked as (update crossover.pins p set swept_at = clock_timestamp() from stuck where p.id = stuck.id),
+    again as (
+        insert into crossover.outbox (id, due_at, series_id, series_no, epoch, behind)
+        select id, clock_timestamp(), series_id, series_no, epoch, '{}' from stuck on conflict do nothing returning 1)
+    select count(*) from again
+$$;

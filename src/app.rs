@@ -114,6 +114,7 @@ impl Servers {
 pub struct App {
     address: SocketAddr,
     ledger: Ledger,
+    intake: Ledger,
     flags: Option<Arc<Flags>>,
     metrics: Arc<Metrics>,
     /// Taken first: nothing new comes in.
@@ -180,8 +181,8 @@ impl App {
         }
         working.1.spawn(gauge(parts.clone(), flags.clone(), working.0.clone()));
         info!(%address, ?roles, "crossover serves");
-        let Parts { ledger, metrics, .. } = parts;
-        Ok(Self { address, ledger, flags, metrics, incoming, working, _servers: servers })
+        let Parts { ledger, intake, metrics, .. } = parts;
+        Ok(Self { address, ledger, intake, flags, metrics, incoming, working, _servers: servers })
     }
 
     /// Where HTTP is served.
@@ -216,7 +217,11 @@ impl App {
             tasks.close();
             tasks.wait().await;
         }
-        self.ledger.pool().close().await;
+        // What the router still has out is delivered again by a relay.
+        let closing = async { tokio::join!(self.ledger.pool().close(), self.intake.pool().close()) };
+        if tokio::time::timeout(Duration::from_secs(5), closing).await.is_err() {
+            warn!("connections to Postgres do not close; they end with the process");
+        }
     }
 }
 
@@ -224,6 +229,8 @@ impl App {
 #[derive(Clone)]
 struct Parts {
     ledger: Ledger,
+    /// The routers' own connections: callers that wait for a lock must not keep workers from reporting.
+    intake: Ledger,
     metrics: Arc<Metrics>,
     deliverer: Deliverer,
     wake_queue: Arc<Notify>,
@@ -232,10 +239,11 @@ struct Parts {
 
 impl Parts {
     async fn build(config: &Config, servers: &Servers) -> Result<Self, AppError> {
-        let pool =
-            ledger::pool(&servers.postgres_url, config.postgres.max_connections, config.postgres.connect_timeout)
-                .map_err(AppError::Pool)?;
-        let ledger = Ledger::new(pool);
+        let connect = || {
+            let (most, patience) = (config.postgres.max_connections, config.postgres.connect_timeout);
+            ledger::pool(&servers.postgres_url, most, patience).map(Ledger::new).map_err(AppError::Pool)
+        };
+        let (ledger, intake) = (connect()?, connect()?);
         // A database of our own has nobody else who could migrate it.
         match servers.postgres {
             Some(_) => drop(ledger.migrate().await?),
@@ -243,13 +251,13 @@ impl Parts {
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
         let deliverer = Deliverer::new(target(config, servers)?, ledger.clone(), metrics.clone());
-        Ok(Self { ledger, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
+        Ok(Self { ledger, intake, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
     }
 
     fn router(&self, config: &Config, flags: Arc<Flags>) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
-            self.ledger.clone(),
+            self.intake.clone(),
             flags,
             self.deliverer.clone(),
             self.metrics.clone(),
@@ -302,10 +310,19 @@ impl Parts {
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
         let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
-        let stop = stop.clone();
+        let unrecorded = worker.unrecorded();
+        tasks.spawn(unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
+        let (stop, drain) = (stop.clone(), config.worker.shutdown_grace + LAST_WORDS);
         tasks.spawn(async move {
-            if let Err(error) = worker.run(stop).await {
-                warn!(%error, "the Temporal worker ended");
+            let late = async {
+                stop.cancelled().await;
+                tokio::time::sleep(drain).await;
+            };
+            tokio::select! {
+                ended = worker.run(stop.clone()) => if let Err(error) = ended {
+                    warn!(%error, "the Temporal worker ended");
+                },
+                () = late => warn!("the Temporal worker does not drain in time; what it runs is run again elsewhere"),
             }
         });
     }
@@ -335,6 +352,26 @@ impl Parts {
         );
         tasks.spawn(relay.run(stop.clone()));
         tasks.spawn(keep_house(self.clone(), stop.clone()));
+        tasks.spawn(sweep(self.clone(), config.relay.sweep_after, stop.clone()));
+    }
+}
+
+/// At shutdown, the SDK has so long beyond the grace.
+#[cfg(feature = "temporal")]
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+#[cfg(feature = "temporal")]
+async fn unrecorded_gauges(
+    unrecorded: Arc<crate::temporal::mirror::Unrecorded>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
+        metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
+        metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
     }
 }
 
@@ -390,6 +427,25 @@ async fn keep_house(parts: Parts, stop: CancellationToken) {
                 parts.metrics.queue_errors.with_label_values(&["make_partitions"]).inc();
                 warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
                 tick.reset_after(Duration::from_secs(60));
+            }
+        }
+    }
+}
+
+/// Looks after what Temporal owns and does not end: lost with its server, or ended there by hand.
+async fn sweep(parts: Parts, after: Duration, stop: CancellationToken) {
+    let mut tick = tokio::time::interval((after / 10).max(Duration::from_millis(500)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match parts.ledger.sweep(after, 1_000).await {
+            Ok(0) => {}
+            Ok(swept) => {
+                parts.metrics.swept.inc_by(swept as u64);
+                info!(swept, "work that Temporal should long have ended is delivered again");
+            }
+            Err(error) => {
+                parts.metrics.ledger_errors.with_label_values(&["sweep"]).inc();
+                warn!(%error, "the sweep failed; it comes again");
             }
         }
     }

@@ -41,8 +41,9 @@ pub struct Config {
     pub rehearsal: Rehearsal,
     /// How long keys are remembered.
     pub window: Window,
-    /// Servers that crossover starts itself.
+    /// What is logged, and how.
     pub log: Log,
+    /// Servers that crossover starts itself.
     pub provision: Provision,
 }
 
@@ -121,6 +122,8 @@ pub struct Relay {
     pub batch: u32,
     /// Rows younger than this are left to the router that wrote them.
     pub grace: Duration,
+    /// What Temporal owns and has not ended so long after it was due is delivered to it again.
+    pub sweep_after: Duration,
 }
 
 /// `[rehearsal]`
@@ -217,6 +220,7 @@ impl Config {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
                 grace: r.duration("relay.grace", "2s", "0s", "1h"),
+                sweep_after: r.duration("relay.sweep_after", "5m", "1s", "24h"),
             },
             rehearsal: Rehearsal { bound: r.duration("rehearsal.bound", "60s", "100ms", "24h") },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },

@@ -68,8 +68,13 @@ fn uuid_of(parts: &[&str]) -> Uuid {
 pub struct Payload(Arc<RawValue>);
 
 impl Payload {
-    /// Takes the text of a JSON document; an error says where it is broken.
+    /// Takes the text of a JSON document; an error says where it is broken, or that it is nested more deeply than
+    /// every reader of JSON takes (128 levels, as serde_json's own readers do).
     pub fn parse(text: String) -> Result<Self, serde_json::Error> {
+        if depth(&text) > MAX_DEPTH {
+            let error = format!("it is nested more than {MAX_DEPTH} levels deep");
+            return Err(serde::de::Error::custom(error));
+        }
         RawValue::from_string(text).map(|raw| Self(raw.into()))
     }
 
@@ -82,6 +87,27 @@ impl Payload {
     pub fn hash(&self) -> [u8; 32] {
         Sha256::digest(self.get()).into()
     }
+}
+
+const MAX_DEPTH: usize = 128;
+
+/// How deeply arrays and objects are nested.
+fn depth(json: &str) -> usize {
+    let (mut now, mut most, mut in_text, mut escaped) = (0usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                now += 1;
+                most = most.max(now);
+            }
+            b']' | b'}' if !in_text => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
 }
 
 impl Serialize for Payload {
@@ -322,6 +348,14 @@ mod tests {
         assert_eq!(serde_json::to_string(&payload).unwrap(), text);
         let back: Payload = serde_json::from_str(text).unwrap();
         assert_eq!(back.hash(), payload.hash());
+    }
+
+    #[test]
+    fn a_payload_nested_too_deeply_is_refused() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(Payload::parse(nested(128)).is_ok());
+        assert!(Payload::parse(nested(129)).unwrap_err().to_string().contains("more than 128 levels"));
+        assert!(Payload::parse(format!(r#"["{}\"["]"#, "[".repeat(200))).is_ok(), "brackets in a text don't count");
     }
 
     #[test]

@@ -20,6 +20,12 @@ pub struct Metrics {
     pub pin_seconds: Histogram,
     /// One delivery to Temporal, by outcome.
     pub deliveries: IntCounterVec,
+    /// What the relay took from the outbox.
+    pub relayed: IntCounterVec,
+    /// Work that was delivered again because it should long have ended.
+    pub swept: IntCounter,
+    /// Records of the Temporal side that were lost, by record.
+    pub unrecorded: IntGaugeVec,
     /// How long a delivery took.
     pub delivery_seconds: Histogram,
     /// Copies that Temporal does not have yet.
@@ -77,7 +83,10 @@ impl Metrics {
         Ok(Self {
             enqueues: counters(&mut r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
             pin_seconds: histogram(&mut r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
-            deliveries: counters(&mut r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["by", "outcome"])?,
+            deliveries: counters(&mut r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["outcome"])?,
+            relayed: counters(&mut r, "crossover_relayed_total", "Copies that the relay took from the outbox, by what became of them: delivered (or tried), ended (nothing left to deliver). Rises when routers crash, Temporal is away, or a series is delivered in order.", &["outcome"])?,
+            swept: register(&mut r, IntCounter::new("crossover_swept_total", "Interactions that Temporal should long have ended, delivered to it again. A steady rise: see whether its workers run, or who ends workflows by hand.")?)?,
+            unrecorded: gauges(&mut r, "crossover_unrecorded", "Records of the Temporal side lost since the start of this process because Postgres did not take them in time, by record (attempts, rehearsals). Comparisons lack them; ends are never lost.", &["record"])?,
             delivery_seconds: histogram(&mut r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
             outbox_rows: gauge(&mut r, "crossover_outbox_rows", "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.")?,
             outbox_oldest_seconds: float_gauge(&mut r, "crossover_outbox_oldest_seconds", "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.")?,

@@ -206,7 +206,7 @@ async fn an_unpinned_copy_isnt_settled_unless_it_is_adopted() {
     world.deliver(&unpinned("late")).await;
     world.until_closed(&unpinned("late")).await;
     match world.deliver(&envelope("late", Side::Temporal)).await {
-        Delivered::ClosedUnpinned { outcome, attempt, result, error } => {
+        Delivered::Ended { outcome, attempt, result, error } => {
             assert_eq!((outcome, attempt, error), (Outcome::Succeeded, 1, None));
             assert_eq!(result.unwrap().get(), r#"{"ok":true}"#);
         }

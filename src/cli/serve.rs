@@ -44,6 +44,9 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         interrupted = tokio::signal::ctrl_c() => { interrupted?; tracing::info!("interrupted: draining") }
     }
-    app.stop().await;
-    Ok(ExitCode::SUCCESS)
+    tokio::select! {
+        () = app.stop() => Ok(ExitCode::SUCCESS),
+        _ = terminate.recv() => Err("a second SIGTERM: ended at once; what ran is run again elsewhere".into()),
+        _ = tokio::signal::ctrl_c() => Err("interrupted again: ended at once; what ran is run again elsewhere".into()),
+    }
 }

@@ -12,8 +12,8 @@ use super::{Answer, Call, Executor, clean};
 use crate::interaction::{Payload, Side};
 use crate::policy::Failure;
 
-/// A result may have so many bytes.
-const MAX_RESULT: usize = 4 << 20;
+/// A result may have so many bytes: what fits through Temporal, so that both sides take the same.
+const MAX_RESULT: usize = 3 << 19;
 /// A runner may ask for a pause of so long.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 
@@ -95,23 +95,27 @@ impl Executor for HttpExecutor {
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match read(response).await {
-            Ok(body) => body,
+            Ok(Some(body)) => body,
+            // It had its effect; another call would answer as much.
+            Ok(None) => {
+                return Answer::permanent(format!("the runner's answer ({status}) is longer than {MAX_RESULT} bytes"));
+            }
             Err(error) => return Answer::retryable(format!("the runner's answer ({status}) {error}")),
         };
         answer(status, &headers, body, Utc::now())
     }
 }
 
-/// Reads a body within its bound.
-async fn read(mut response: Response) -> Result<Vec<u8>, String> {
+/// Reads a body; none where it is too long.
+async fn read(mut response: Response) -> Result<Option<Vec<u8>>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| format!("broke off: {}", chain(&e)))? {
         if body.len() + chunk.len() > MAX_RESULT {
-            return Err(format!("is longer than {MAX_RESULT} bytes"));
+            return Ok(None);
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body)
+    Ok(Some(body))
 }
 
 /// Judges a runner's answer: 2xx with JSON is the result, 429 and 5xx are worth another try, the rest is final.

@@ -34,6 +34,7 @@ pub(super) async fn enqueue(State(api): Shared, body: Body) -> Response {
                 How::Created => StatusCode::CREATED,
                 How::Repeated => StatusCode::OK,
                 How::Pending => StatusCode::ACCEPTED,
+                How::Conflict => StatusCode::CONFLICT,
             };
             let Accepted { id, key, owner, stage, epoch, .. } = accepted;
             (Some((stage, owner)), (status, Json(Answer { id, key, owner, stage, epoch })).into_response())

@@ -5,7 +5,8 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::pins::{named, payload};
-use super::{Ledger, LedgerError, within};
+use super::{Ledger, LedgerError, transient, within};
+use crate::executor::clean;
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
 use crate::policy::{Failure, Policy};
 
@@ -49,7 +50,8 @@ pub struct FinishedRehearsal {
 
 impl Ledger {
     /// Records the end of an interaction that Temporal owns, with its last attempt where one was made. Repeating it
-    /// changes nothing. False: it had ended, or is not Temporal's under this epoch.
+    /// changes nothing. False: it had ended, or is not Temporal's under this epoch. A result that Postgres can't take is
+    /// left out rather than the end.
     pub async fn settle(
         &self,
         id: Uuid,
@@ -58,6 +60,25 @@ impl Ledger {
         reason: Option<&str>,
         last: Option<&Attempt>,
     ) -> Result<bool, LedgerError> {
+        match within(self.settle_once(id, fence, outcome, reason, last)).await {
+            Err(LedgerError::Refused(error)) if !transient(&error) && last.is_some_and(|l| l.result.is_some()) => {
+                let lost = clean(&format!("the result can't be stored: {error}"));
+                tracing::warn!(%id, error = lost, "an end is recorded without its result");
+                let bare = last.map(|last| Attempt { result: None, error: Some(lost), ..last.clone() });
+                within(self.settle_once(id, fence, outcome, reason, bare.as_ref())).await
+            }
+            settled => settled,
+        }
+    }
+
+    async fn settle_once(
+        &self,
+        id: Uuid,
+        fence: Fence,
+        outcome: Outcome,
+        reason: Option<&str>,
+        last: Option<&Attempt>,
+    ) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ended: Option<Uuid> = sqlx::query_scalar(
             "select * from crossover.end_pins('temporal', array[$1], array[$2], array[$3], array[$4], array[$5])",
@@ -146,7 +167,9 @@ impl Ledger {
         )
         .bind(limit)
         .fetch_all(&self.pool)).await?;
-        Ok(rows.iter().map(finished_of).collect::<Result<_, _>>()?)
+        let read =
+            |row| finished_of(row).inspect_err(|error| tracing::error!(%error, "a rehearsal can't be read")).ok();
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// Records how rehearsals of Temporal ended, as (id, fence, whether they mirrored their real attempt; otherwise

@@ -86,13 +86,23 @@ pub(crate) async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>
     }
 }
 
+/// Whether the same statement may be accepted another time: deadlocks, lock and statement time-outs, no room,
+/// read-only while it fails over.
+pub(crate) fn transient(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| {
+        let class = code.get(..2).unwrap_or_default();
+        matches!(class, "40" | "53" | "55" | "57" | "58") || code == "25006"
+    })
+}
+
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name
 /// that an operator finds in `pg_stat_activity`.
 pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
     let options: PgConnectOptions = url.parse()?;
     let options = options.application_name("crossover").options([
         ("statement_timeout", "30s"),
-        ("lock_timeout", "10s"),
+        ("lock_timeout", "2s"),
         ("idle_in_transaction_session_timeout", "60s"),
     ]);
     Ok(PgPoolOptions::new().max_connections(max).acquire_timeout(patience).connect_lazy_with(options))

@@ -59,8 +59,10 @@ impl Ledger {
         let sql = format!(
             "with due as materialized (
                 select o.id from crossover.outbox o
-                where o.due_at <= clock_timestamp() and not exists (
-                    select from crossover.outbox e where e.series_id = o.series_id and e.series_no < o.series_no)
+                left join crossover.series s on s.series_id = o.series_id
+                where o.due_at <= clock_timestamp() and crossover.deliverable(o.series_id, o.series_no, s.head_no)
+                    and not exists (
+                        select from crossover.outbox e where e.series_id = o.series_id and e.series_no < o.series_no)
                 order by o.due_at limit $1 for update of o skip locked),
              taken as (
                 update crossover.outbox o set due_at = clock_timestamp() + $2 * interval '1 millisecond'
@@ -80,7 +82,8 @@ impl Ledger {
             "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended
              from crossover.outbox o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
-             where o.series_id = $1 order by o.series_no limit $2"
+             join crossover.series s on s.series_id = o.series_id
+             where o.series_id = $1 and crossover.deliverable(o.series_id, o.series_no, s.head_no) order by o.series_no limit $2"
         );
         self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(series).bind(limit), true).await
     }
@@ -129,6 +132,12 @@ impl Ledger {
         )
         .await?;
         Ok(())
+    }
+
+    /// Has work delivered again that Temporal should have ended `after` ago; how much that was.
+    pub async fn sweep(&self, after: Duration, limit: i32) -> Result<i64, LedgerError> {
+        let swept = sqlx::query_scalar("select crossover.sweep($1 * interval '1 millisecond', $2)");
+        within(swept.bind(after.as_millis() as i64).bind(limit).fetch_one(&self.pool)).await
     }
 
     /// How much waits.

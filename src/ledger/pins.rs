@@ -214,12 +214,16 @@ impl Ledger {
     }
 }
 
+/// What an envelope weighs beside payload and policy: its names, and a full `behind`.
+const ENVELOPE_WEIGHT: usize = 4_000;
+
 async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<Pinned, sqlx::Error> {
     let i = request.interaction;
     let series = i.series.as_deref();
+    let policy = serde_json::to_string(&i.policy).map_err(|e| sqlx::Error::Encode(e.into()))?;
     let row = sqlx::query(
         "select (f.pin).*, f.created, f.direct, f.behind
-         from crossover.pin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13::json, $14) f",
+         from crossover.pin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13::json, $14, $15) f",
     )
     .bind(&i.account)
     .bind(&i.key)
@@ -233,7 +237,8 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
     .bind(i.run_at)
     .bind(i.payload.hash().as_slice())
     .bind(i.payload.get())
-    .bind(serde_json::to_string(&i.policy).map_err(|e| sqlx::Error::Encode(e.into()))?)
+    .bind(&policy)
+    .bind((ENVELOPE_WEIGHT + i.payload.get().len() + policy.len()).min(i32::MAX as usize) as i32)
     .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
     .fetch_one(executor)
     .await?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{error, warn};
+use uuid::Uuid;
 
 use super::storage::Finish;
 use super::worker::Shared;
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, transient};
 
 const BATCH: usize = 500;
 const PAUSE: Duration = Duration::from_millis(250);
@@ -18,19 +19,20 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
     let mut batch = Vec::with_capacity(BATCH);
     while ends.recv_many(&mut batch, BATCH).await > 0 {
-        report(&shared, &mut batch).await;
+        report(&shared, shared.id, &mut batch).await;
         batch.clear();
     }
 }
 
-async fn report(shared: &Shared, batch: &mut [Finish]) {
+/// Reports what `worker` holds until Postgres has taken it.
+pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
     loop {
-        match shared.queue.finish(shared.id, batch).await {
+        match shared.queue.finish(worker, batch).await {
             Ok(kept) => return settle(shared, batch, &kept),
             Err(LedgerError::Refused(error)) if !transient(&error) => {
                 // One of them can't be stored. Alone, each shows whether it is the one.
                 for end in batch.iter_mut() {
-                    report_alone(shared, end).await;
+                    report_alone(shared, worker, end).await;
                 }
                 return;
             }
@@ -43,9 +45,9 @@ async fn report(shared: &Shared, batch: &mut [Finish]) {
     }
 }
 
-async fn report_alone(shared: &Shared, end: &mut Finish) {
+async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
     loop {
-        match shared.queue.finish(shared.id, std::slice::from_ref(end)).await {
+        match shared.queue.finish(worker, std::slice::from_ref(end)).await {
             Ok(kept) => return settle(shared, std::slice::from_ref(end), &kept),
             Err(LedgerError::Refused(error)) if !transient(&error) && end.result.is_some() => {
                 warn!(id = %end.id, %error, "the result can't be stored; its end is kept without it");
@@ -55,7 +57,7 @@ async fn report_alone(shared: &Shared, end: &mut Finish) {
             Err(LedgerError::Refused(error)) if !transient(&error) => {
                 error!(id = %end.id, %error, "the end can't be stored; another worker takes over when the lease ends");
                 shared.metrics.queue_errors.with_label_values(&["finish"]).inc();
-                shared.held.drop(end.id);
+                shared.held.drop(end.key());
                 return;
             }
             Err(error) => {
@@ -66,26 +68,17 @@ async fn report_alone(shared: &Shared, end: &mut Finish) {
     }
 }
 
-/// Whether the same statement may be accepted another time: deadlocks, lock and statement time-outs, no room,
-/// read-only while it fails over.
-fn transient(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| {
-        let class = code.get(..2).unwrap_or_default();
-        matches!(class, "40" | "53" | "55" | "57" | "58") || code == "25006"
-    })
-}
-
-fn settle(shared: &Shared, batch: &[Finish], kept: &[uuid::Uuid]) {
+fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid]) {
     for end in batch {
-        let rehearsal = shared.held.is_rehearsal(end.id);
+        let rehearsal = shared.held.is_rehearsal(end.key());
         if kept.contains(&end.id) {
             shared.metrics.ended(rehearsal, end);
         } else if !rehearsal {
             shared.metrics.late_results.with_label_values(&["postgres"]).inc();
-            warn!(id = %end.id, attempt = end.attempt, "a late result was refused: another worker has taken over");
+            warn!(id = %end.id, attempt = end.attempt,
+                "a result was not taken: another worker has taken over, or it was taken and the answer lost");
         }
-        shared.held.drop(end.id);
+        shared.held.drop(end.key());
     }
     shared.room.notify_one();
 }

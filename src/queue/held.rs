@@ -38,6 +38,9 @@ impl Rehearsing {
     }
 }
 
+/// One attempt at one interaction. The end of an attempt must not touch a later one that this worker holds as well.
+pub(super) type Key = (Uuid, i32);
+
 /// How an execution is told to stop.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Signals {
@@ -47,10 +50,17 @@ pub(super) struct Signals {
     pub interrupted: CancellationToken,
 }
 
+struct Execution {
+    signals: Signals,
+    in_series: bool,
+    /// Its end is on its way to the database.
+    reported: bool,
+}
+
 #[derive(Default)]
 struct Inner {
-    executions: HashMap<Uuid, Signals>,
-    rehearsals: HashMap<Uuid, Rehearsing>,
+    executions: HashMap<Key, Execution>,
+    rehearsals: HashMap<Key, Rehearsing>,
 }
 
 /// Everything that one worker holds.
@@ -80,10 +90,10 @@ impl Held {
     }
 
     /// Takes an execution in, in the place of a rehearsal where there is no free slot.
-    pub fn execute(&self, id: Uuid) -> Signals {
+    pub fn execute(&self, key: Key, in_series: bool) -> Signals {
         let mut inner = self.lock();
         let signals = Signals::default();
-        inner.executions.insert(id, signals.clone());
+        inner.executions.insert(key, Execution { signals: signals.clone(), in_series, reported: false });
         let occupying = inner.rehearsals.values().filter(|r| r.occupies).count();
         if inner.executions.len() + occupying > self.slots
             && let Some(oldest) = inner.rehearsals.values_mut().filter(|r| r.occupies).min_by_key(|r| r.since)
@@ -96,31 +106,42 @@ impl Held {
     /// Takes a rehearsal in.
     pub fn rehearse(&self, claimed: Claimed) {
         let rehearsing = Rehearsing { since: Instant::now(), occupies: true, reported: false, claimed };
-        self.lock().rehearsals.insert(rehearsing.claimed.envelope.id, rehearsing);
+        self.lock().rehearsals.insert(rehearsing.claimed.key(), rehearsing);
     }
 
-    /// Lets go of whatever `id` is.
-    pub fn drop(&self, id: Uuid) {
+    /// Lets go of whatever `key` is.
+    pub fn drop(&self, key: Key) {
         let mut inner = self.lock();
-        inner.executions.remove(&id);
-        inner.rehearsals.remove(&id);
+        inner.executions.remove(&key);
+        inner.rehearsals.remove(&key);
     }
 
     /// Everything held, for heartbeats.
-    pub fn ids(&self) -> Vec<Uuid> {
+    pub fn keys(&self) -> Vec<Key> {
         let inner = self.lock();
         inner.executions.keys().chain(inner.rehearsals.keys()).copied().collect()
     }
 
     /// Gives up what another has taken over.
-    pub fn lose(&self, id: Uuid) -> bool {
+    pub fn lose(&self, key: Key) -> bool {
         let mut inner = self.lock();
-        let rehearsal = inner.rehearsals.remove(&id).is_some();
-        let execution = inner.executions.remove(&id);
-        if let Some(signals) = &execution {
-            signals.lost.cancel();
+        // Whose end is on its way may be gone from the database because it has arrived.
+        if inner.executions.get(&key).is_some_and(|e| e.reported)
+            || inner.rehearsals.get(&key).is_some_and(|r| r.reported)
+        {
+            return false;
+        }
+        let rehearsal = inner.rehearsals.remove(&key).is_some();
+        let execution = inner.executions.remove(&key);
+        if let Some(execution) = &execution {
+            execution.signals.lost.cancel();
         }
         rehearsal || execution.is_some()
+    }
+
+    /// What must not run on once a lease may have run out: the next of its series could start beside it.
+    pub fn in_series(&self) -> Vec<Key> {
+        self.lock().executions.iter().filter(|(_, execution)| execution.in_series).map(|(key, _)| *key).collect()
     }
 
     /// The rehearsals whose end is not known yet.
@@ -128,22 +149,26 @@ impl Held {
         self.lock().rehearsals.values().filter(|r| !r.reported).cloned().collect()
     }
 
-    /// The end of a rehearsal is known; it keeps its slot until the database knows it too.
-    pub fn reported(&self, id: Uuid) {
-        if let Some(rehearsal) = self.lock().rehearsals.get_mut(&id) {
+    /// The end is known; the slot is kept until the database knows it too.
+    pub fn reported(&self, key: Key) {
+        let mut inner = self.lock();
+        if let Some(rehearsal) = inner.rehearsals.get_mut(&key) {
             rehearsal.reported = true;
+        }
+        if let Some(execution) = inner.executions.get_mut(&key) {
+            execution.reported = true;
         }
     }
 
-    /// Whether `id` is rehearsed here.
-    pub fn is_rehearsal(&self, id: Uuid) -> bool {
-        self.lock().rehearsals.contains_key(&id)
+    /// Whether `key` is rehearsed here.
+    pub fn is_rehearsal(&self, key: Key) -> bool {
+        self.lock().rehearsals.contains_key(&key)
     }
 
     /// Tells every execution to stop; how many there were.
     pub fn interrupt(&self) -> usize {
         let inner = self.lock();
-        inner.executions.values().for_each(|signals| signals.interrupted.cancel());
+        inner.executions.values().for_each(|execution| execution.signals.interrupted.cancel());
         inner.executions.len()
     }
 
@@ -196,11 +221,11 @@ mod tests {
         let held = Held::new(2);
         held.rehearse(claimed(1));
         held.rehearse(claimed(2));
-        held.execute(Uuid::from_u128(1));
-        held.execute(Uuid::from_u128(2));
+        held.execute((Uuid::from_u128(1), 1), false);
+        held.execute((Uuid::from_u128(2), 1), false);
         assert_eq!(held.room().limit, 0);
         assert_eq!(held.rehearsals().len(), 2, "both still wait for their real runs");
-        held.drop(Uuid::from_u128(1));
+        held.drop((Uuid::from_u128(1), 1));
         assert_eq!(held.room(), Room { limit: 1, executions_only: false });
     }
 
@@ -209,8 +234,8 @@ mod tests {
         let held = Held::new(1);
         for n in 0..REHEARSALS_PER_SLOT {
             held.rehearse(claimed(n));
-            held.execute(Uuid::from_u128(n as u128));
-            held.drop(Uuid::from_u128(n as u128));
+            held.execute((Uuid::from_u128(n as u128), 1), false);
+            held.drop((Uuid::from_u128(n as u128), 1));
         }
         assert_eq!(held.room(), Room { limit: 1, executions_only: true });
     }
@@ -218,8 +243,17 @@ mod tests {
     #[test]
     fn a_lost_execution_is_told() {
         let held = Held::new(1);
-        let signals = held.execute(Uuid::nil());
-        assert!(held.lose(Uuid::nil()) && signals.lost.is_cancelled());
-        assert!(!held.lose(Uuid::nil()));
+        let signals = held.execute((Uuid::nil(), 1), false);
+        assert!(held.lose((Uuid::nil(), 1)) && signals.lost.is_cancelled());
+        assert!(!held.lose((Uuid::nil(), 1)));
+    }
+
+    #[test]
+    fn the_end_of_an_attempt_does_not_touch_a_later_one() {
+        let held = Held::new(1);
+        let second = held.execute((Uuid::nil(), 2), true);
+        held.drop((Uuid::nil(), 1));
+        assert!(!held.lose((Uuid::nil(), 1)) && !second.lost.is_cancelled());
+        assert_eq!(held.in_series(), [(Uuid::nil(), 2)]);
     }
 }

@@ -36,6 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
         let mut finished = match shared.queue.mirrored(shared.id, &ids).await {
             Ok(mirrored) => mirrored.into_iter().filter_map(|m| Some(step(waiting.get(&m.id)?, m))).collect(),
             Err(error) => {
+                shared.metrics.queue_errors.with_label_values(&["mirrored"]).inc();
                 warn!(%error, "what became of the real runs can't be read; rehearsals wait on");
                 Vec::new()
             }
@@ -45,9 +46,14 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
         finished
             .extend(waiting.values().filter(overdue).filter(|r| !done.contains(&r.claimed.envelope.id)).map(bounded));
         for finish in finished {
-            shared.held.reported(finish.id);
-            if ends.send(finish).await.is_err() {
-                return;
+            let key = finish.key();
+            // While Postgres is away the channel is full; what was not sent is handed back at the end.
+            match stop.run_until_cancelled(ends.reserve()).await {
+                Some(Ok(place)) => {
+                    shared.held.reported(key);
+                    place.send(finish);
+                }
+                _ => return,
             }
         }
     }

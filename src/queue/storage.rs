@@ -92,8 +92,22 @@ pub struct Depth {
     pub scheduled: i64,
     /// Is held by a worker.
     pub running: i64,
-    /// Seconds for which the oldest ready copy has been due.
+    /// Seconds for which the next copy to be claimed has been due.
     pub oldest_seconds: f64,
+}
+
+impl Claimed {
+    /// Which attempt at which interaction it is.
+    pub(super) fn key(&self) -> (Uuid, i32) {
+        (self.envelope.id, self.fence.attempt)
+    }
+}
+
+impl Finish {
+    /// Which attempt at which interaction it ends.
+    pub(super) fn key(&self) -> (Uuid, i32) {
+        (self.id, self.attempt)
+    }
 }
 
 impl Queue {
@@ -153,13 +167,34 @@ impl Queue {
         good
     }
 
-    /// Prolongs leases. Answers which of `ids` this worker still holds.
-    pub async fn heartbeat(&self, worker: Uuid, ids: &[Uuid], lease: Duration) -> Result<Vec<Uuid>, LedgerError> {
-        let kept = sqlx::query_scalar(
-            "update crossover.running set lease_until = clock_timestamp() + $3 * interval '1 millisecond'
-             where id = any ($1) and worker = $2 returning id",
+    /// Prolongs leases. Answers which of `held` this worker still holds.
+    pub async fn heartbeat(
+        &self,
+        worker: Uuid,
+        held: &[(Uuid, i32)],
+        lease: Duration,
+    ) -> Result<Vec<(Uuid, i32)>, LedgerError> {
+        let (ids, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
+        let kept = sqlx::query_as(
+            "with mine as materialized (
+                select r.id from crossover.running r join unnest($1::uuid[], $2::integer[]) as h (id, attempt)
+                    on r.id = h.id and r.attempt = h.attempt
+                where r.worker = $3 order by r.id for update of r)
+             update crossover.running r set lease_until = clock_timestamp() + $4 * interval '1 millisecond'
+             from mine where r.id = mine.id returning r.id, r.attempt",
         );
-        within(kept.bind(ids).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await
+        within(kept.bind(ids).bind(attempts).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await
+    }
+
+    /// Puts back what this worker claimed without learning of it, because the answer was lost: all but `held`.
+    pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
+        let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
+        let back = sqlx::query(
+            "with back as (delete from crossover.running where worker = $1 and id <> all ($2) returning *)
+             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select id, due_at, attempt, rank, execute, grp from back",
+        );
+        Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
     }
 
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.
@@ -194,11 +229,23 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes over what workers hold whose lease ran out. They lose it at this moment: their results are late.
-    pub async fn take_over(&self, worker: Uuid, limit: i64, lease: Duration) -> Result<Vec<Claimed>, LedgerError> {
+    /// Takes over what workers hold whose lease ran out, but not what this process's `worker` knows to hold (`held`): it is
+    /// alive. They lose it at this moment: their results are late. After a start of Postgres every worker has a lease's
+    /// time to report first.
+    pub async fn take_over(
+        &self,
+        reaper: Uuid,
+        worker: Uuid,
+        held: &[(Uuid, i32)],
+        limit: i64,
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let sql = format!(
             "with lost as materialized (
-                select id from crossover.running where lease_until < clock_timestamp() limit $1 for update skip locked),
+                select id from crossover.running
+                where lease_until < clock_timestamp() and not (worker = $4 and id = any ($5))
+                    and pg_postmaster_start_time() < clock_timestamp() - $3 * interval '1 millisecond'
+                limit $1 for update skip locked),
              held as (
                 update crossover.running r set worker = $2, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                 from lost where r.id = lost.id returning r.*)
@@ -210,12 +257,14 @@ impl Queue {
         let rows = within(
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(limit)
-                .bind(worker)
+                .bind(reaper)
                 .bind(lease.as_millis() as i64)
+                .bind(worker)
+                .bind(held.iter().map(|key| key.0).collect::<Vec<_>>())
                 .fetch_all(&self.pool),
         )
         .await?;
-        Ok(self.readable(worker, &rows).await)
+        Ok(self.readable(reaper, &rows).await)
     }
 
     /// Makes ready what has fallen due, and says in how long the next one will.
@@ -267,14 +316,24 @@ impl Queue {
         Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
     }
 
-    /// How much is where.
+    /// How much is where. Counts up to 50,000 rows of a place and believes the statistics beyond.
     pub async fn depth(&self) -> Result<Depth, LedgerError> {
-        let row = sqlx::query_as(
-            "select (select count(*) from crossover.ready) as ready, (select count(*) from crossover.scheduled) as scheduled,
-                (select count(*) from crossover.running) as running,
-                (select coalesce(extract(epoch from clock_timestamp() - min(due_at)), 0)::float8 from crossover.ready) as oldest_seconds",
+        let count = |place: &str| {
+            format!(
+                "(select greatest(count(*), case when count(*) = 50000
+                    then (select reltuples::bigint from pg_class where oid = 'crossover.{place}'::regclass) end)
+                  from (select 1 from crossover.{place} limit 50000) rows)"
+            )
+        };
+        let sql = format!(
+            "select {} as ready, {} as scheduled, {} as running,
+                coalesce((select extract(epoch from clock_timestamp() - due_at)::float8
+                    from crossover.ready order by rank, seq limit 1), 0) as oldest_seconds",
+            count("ready"),
+            count("scheduled"),
+            count("running")
         );
-        within(row.fetch_one(&self.pool)).await
+        within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::finisher;
 use super::storage::{Claimed, Finish};
 use super::worker::Shared;
 use crate::interaction::Outcome;
@@ -49,7 +50,8 @@ pub(super) async fn take_over(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        if let Err(error) = reap(&shared, reaper).await {
+        let Some(reaped) = stop.run_until_cancelled(reap(&shared, reaper)).await else { return };
+        if let Err(error) = reaped {
             shared.metrics.queue_errors.with_label_values(&["take_over"]).inc();
             warn!(%error, "work of dead workers can't be taken over; trying again");
         }
@@ -57,14 +59,16 @@ pub(super) async fn take_over(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::LedgerError> {
-    let lost = shared.queue.take_over(reaper, i64::from(BATCH), shared.options.lease).await?;
+    let lost =
+        shared.queue.take_over(reaper, shared.id, &shared.held.keys(), i64::from(BATCH), shared.options.lease).await?;
     if lost.is_empty() {
         return Ok(());
     }
     info!(attempts = lost.len(), "took over attempts whose worker stopped reporting");
     shared.metrics.taken_over.inc_by(lost.len() as u64);
-    let ends: Vec<Finish> = lost.iter().map(after_loss).collect();
-    shared.queue.finish(reaper, &ends).await?;
+    let mut ends: Vec<Finish> = lost.iter().map(after_loss).collect();
+    // A batch is small enough to be reported well within the reaper's own lease.
+    finisher::report(shared, reaper, &mut ends).await;
     shared.wake.notify_one();
     Ok(())
 }

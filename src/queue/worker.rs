@@ -11,11 +11,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
-use super::held::Held;
+use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
 use super::{finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Outcome, Side};
+use crate::ledger::LedgerError;
 use crate::metrics::Metrics;
 use crate::policy::Next;
 
@@ -83,28 +84,36 @@ impl Worker {
 
         claim_until(&shared, &self.executor, &ends, &running, &stop).await;
 
+        let grace = shared.options.grace;
         parts.close();
-        parts.wait().await;
         running.close();
-        if tokio::time::timeout(shared.options.grace, running.wait()).await.is_err() {
+        if tokio::time::timeout(grace, async { tokio::join!(parts.wait(), running.wait()) }).await.is_err() {
             let runs = shared.held.interrupt();
             warn!(runs, "the grace is over; what still runs is given up and will be run again");
-            running.wait().await;
+            // Their ends need room on the way to Postgres, which may be away.
+            let _ = tokio::time::timeout(LAST_WORDS, running.wait()).await;
         }
         drop(ends);
-        let rehearsals: Vec<Uuid> = shared.held.rehearsals().iter().map(|r| r.claimed.envelope.id).collect();
-        if let Err(error) = shared.queue.release(shared.id, &rehearsals).await {
+        let rehearsals: Vec<_> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
+        let ids: Vec<Uuid> = rehearsals.iter().map(|key| key.0).collect();
+        if let Err(error) = shared.queue.release(shared.id, &ids).await {
+            shared.metrics.queue_errors.with_label_values(&["release"]).inc();
             warn!(%error, "rehearsals can't be handed back; they are taken over when their lease ends");
         }
-        rehearsals.into_iter().for_each(|id| shared.held.drop(id));
+        rehearsals.into_iter().for_each(|key| shared.held.drop(key));
         beating.cancel();
         finishing.close();
-        if tokio::time::timeout(shared.options.grace, finishing.wait()).await.is_err() {
+        if tokio::time::timeout(LAST_WORDS, finishing.wait()).await.is_err() {
             warn!(worker = %shared.id, "Postgres does not take the last ends; these attempts are run again");
         }
         info!(worker = %shared.id, "the Postgres worker has drained");
     }
 }
+
+/// The pause after a failed call.
+const TROUBLE: Duration = Duration::from_millis(250);
+/// At shutdown, Postgres has so long to take the last ends.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 async fn claim_until(
     shared: &Arc<Shared>,
@@ -114,6 +123,8 @@ async fn claim_until(
     stop: &CancellationToken,
 ) {
     let mut pause = Duration::ZERO;
+    // A claim whose answer was lost may have taken what nobody here knows of.
+    let mut unknown = false;
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
         tokio::select! {
@@ -134,6 +145,17 @@ async fn claim_until(
             executions_only: room.executions_only,
             lease: shared.options.lease,
         };
+        if unknown {
+            match shared.queue.release_unknown(shared.id, &shared.held.keys()).await {
+                Ok(copies) => info!(copies, "put back what a claim took whose answer was lost"),
+                Err(error) => {
+                    warn!(%error, "what a lost claim took can't be put back yet; trying again");
+                    pause = TROUBLE.max(shared.options.poll);
+                    continue;
+                }
+            }
+            unknown = false;
+        }
         let began = std::time::Instant::now();
         pause = match shared.queue.claim(claim).await {
             Ok(claimed) => {
@@ -145,7 +167,8 @@ async fn claim_until(
             Err(error) => {
                 shared.metrics.queue_errors.with_label_values(&["claim"]).inc();
                 warn!(%error, "nothing can be claimed; trying again");
-                shared.options.poll.max(Duration::from_millis(250))
+                unknown = true;
+                TROUBLE.max(shared.options.poll)
             }
         };
     }
@@ -163,8 +186,8 @@ fn start(
         return shared.held.rehearse(claimed);
     }
     let id = claimed.envelope.id;
-    let signals = shared.held.execute(id);
-    let (executor, ends) = (executor.clone(), ends.clone());
+    let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
+    let (executor, ends, shared) = (executor.clone(), ends.clone(), shared.clone());
     let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
         side = "postgres", fence = %claimed.fence);
     let work = async move {
@@ -177,6 +200,7 @@ fn start(
             () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker was shut down")),
             finish = execute(&*executor, &claimed) => finish,
         };
+        shared.held.reported(finish.key());
         // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
         let _ = ends.send(finish).await;
     };
@@ -233,39 +257,49 @@ fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
     }
 }
 
-/// Prolongs the leases of everything held, and gives up what another has taken over meanwhile.
+/// Prolongs the leases of everything held, and gives up what another has taken over meanwhile. While no heartbeat gets
+/// through, what is not of a series runs on: should another take it over, its result is late. A member of a series is
+/// given up as soon as its lease may have run out, because the next member could start beside it.
 async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(shared.options.lease / 3);
+    let lease = shared.options.lease;
+    let mut tick = tokio::time::interval(lease / 3);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut alive = std::time::Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let ids = shared.held.ids();
-        if ids.is_empty() {
-            continue;
-        }
-        match shared.queue.heartbeat(shared.id, &ids, shared.options.lease).await {
+        let (sent, held) = (std::time::Instant::now(), shared.held.keys());
+        let answer = match held.is_empty() {
+            true => Ok(Vec::new()),
+            // An answer that comes after the next beat was due is as good as none.
+            false => tokio::time::timeout(lease / 3, shared.queue.heartbeat(shared.id, &held, lease))
+                .await
+                .unwrap_or_else(|_| Err(LedgerError::InDoubt("the heartbeat took too long".to_owned()))),
+        };
+        match answer {
             Ok(kept) => {
-                let kept: std::collections::HashSet<Uuid> = kept.into_iter().collect();
-                for id in ids.into_iter().filter(|id| !kept.contains(id)) {
-                    shared.lost(id);
-                }
+                alive = sent;
+                let kept: std::collections::HashSet<Key> = kept.into_iter().collect();
+                held.into_iter().filter(|key| !kept.contains(key)).for_each(|key| shared.lost(key));
             }
             Err(error) => {
                 shared.metrics.queue_errors.with_label_values(&["heartbeat"]).inc();
                 warn!(%error, "the heartbeat did not get through; leases run on");
+                if alive.elapsed() + lease / 3 > lease {
+                    shared.held.in_series().into_iter().for_each(|key| shared.lost(key));
+                }
             }
         }
     }
 }
 
 impl Shared {
-    fn lost(&self, id: Uuid) {
-        if self.held.lose(id) {
+    fn lost(&self, (id, attempt): Key) {
+        if self.held.lose((id, attempt)) {
             self.metrics.lost_leases.inc();
-            warn!(%id, "another worker has taken this over");
+            warn!(%id, attempt, "the lease is lost; whatever comes of this attempt is late");
             self.room.notify_one();
         }
     }

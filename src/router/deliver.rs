@@ -94,7 +94,7 @@ impl Deliverer {
     /// gathered; it ends with the last clone.
     pub fn new(target: Arc<dyn Deliver>, ledger: Ledger, metrics: Arc<Metrics>) -> Self {
         let (delivered, receiver) = mpsc::channel(UNRECORDED);
-        tokio::spawn(record(ledger, receiver));
+        tokio::spawn(record(ledger, metrics.clone(), receiver));
         Self { target, metrics, delivered, later: Arc::new(Semaphore::new(LATER)) }
     }
 
@@ -110,7 +110,7 @@ impl Deliverer {
             Err(DeliveryError::InDoubt(_)) => "in_doubt",
             Err(DeliveryError::Refused { .. }) => "refused",
         };
-        self.metrics.deliveries.with_label_values(&["router", outcome]).inc();
+        self.metrics.deliveries.with_label_values(&[outcome]).inc();
         answer
     }
 
@@ -118,11 +118,11 @@ impl Deliverer {
         self.target.look_up(id).await
     }
 
-    /// Delivers while the caller waits. False: the relay has to see to it.
-    pub(super) async fn deliver_now(&self, ledger: &Ledger, envelope: &Envelope) -> bool {
+    /// Delivers while the caller waits.
+    pub(super) async fn deliver_now(&self, ledger: &Ledger, envelope: &Envelope) -> Settled {
         let settled = self.settle(ledger, envelope, 0).await;
         self.record(&settled, envelope.id);
-        settled != Settled::Later
+        settled
     }
 
     /// Delivers behind the caller's back, if there is room for it.
@@ -153,19 +153,26 @@ impl Deliverer {
             Err(DeliveryError::OwnerConflict(found)) => {
                 error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
                 self.metrics.owner_conflicts.inc();
-                ledger.hold(envelope.id, &clean(&found)).await
+                match ledger.hold(envelope.id, &clean(&found)).await {
+                    Ok(()) => return Settled::Conflict,
+                    Err(error) => Err(error),
+                }
             }
             Err(DeliveryError::Refused { retryable: false, reason }) => refuse(ledger, envelope, &reason).await,
             Err(error) => {
                 warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
                 let wait = Duration::from_millis(250 << tries.clamp(0, 7));
-                let _ = ledger.undeliverable(envelope.id, wait, &clean(&error.to_string())).await;
+                if let Err(error) = ledger.undeliverable(envelope.id, wait, &clean(&error.to_string())).await {
+                    self.metrics.ledger_errors.with_label_values(&["undeliverable"]).inc();
+                    warn!(id = %envelope.id, %error, "a failed delivery can't be recorded; it is repeated sooner");
+                }
                 return Settled::Later;
             }
         };
         match recorded {
             Ok(()) => Settled::Done,
             Err(error) => {
+                self.metrics.ledger_errors.with_label_values(&["delivery"]).inc();
                 warn!(id = %envelope.id, %error, "the outcome of a delivery can't be recorded; it is delivered again");
                 Settled::Later
             }
@@ -180,6 +187,8 @@ pub(super) enum Settled {
     Delivered,
     /// Nothing is left to deliver, and the outbox row is gone.
     Done,
+    /// Temporal has another copy under this id: the Postgres copy is held, nothing runs.
+    Conflict,
     /// It must be delivered again, before anything later of its series.
     Later,
 }
@@ -205,10 +214,11 @@ async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), crate
     ledger.delivered(&[e.id]).await
 }
 
-async fn record(ledger: Ledger, mut delivered: mpsc::Receiver<Uuid>) {
+async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<Uuid>) {
     let mut ids = Vec::with_capacity(500);
     while delivered.recv_many(&mut ids, 500).await > 0 {
         if let Err(error) = ledger.delivered(&ids).await {
+            metrics.ledger_errors.with_label_values(&["delivered"]).inc();
             warn!(%error, copies = ids.len(), "deliveries can't be recorded; the relay finds the copies there later");
         }
         ids.clear();

@@ -19,6 +19,8 @@ pub use deliver::NoTemporal;
 pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
 pub use relay::{Relay, RelayOptions};
 
+use deliver::Settled;
+
 use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
@@ -74,6 +76,8 @@ pub enum How {
     Repeated,
     /// Pinned; its owner Temporal has not confirmed the start. The relay sees to it.
     Pending,
+    /// Pinned, but Temporal has other work under this key, started without a pin: nothing of it runs.
+    Conflict,
 }
 
 /// Why an interaction was not accepted.
@@ -151,7 +155,10 @@ impl Router {
             .map_err(|error| unpinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         let ticket = self.ticket(interaction, pinned)?;
-        Ok(self.deliver(ticket).await)
+        match self.deliver(ticket).await {
+            Accepted { how: How::Conflict, .. } => Err(conflict(interaction, "payload")),
+            accepted => Ok(accepted),
+        }
     }
 
     /// Pins in the caller's transaction: the interaction exists if and only if it commits. Pass the ticket to
@@ -176,11 +183,11 @@ impl Router {
         }
         self.wake_queue.notify_one();
         match (delivery, accepted.owner) {
-            (Some(envelope), Side::Temporal) => {
-                if !self.deliverer.deliver_now(&self.ledger, &envelope).await {
-                    accepted.how = How::Pending;
-                }
-            }
+            (Some(envelope), Side::Temporal) => match self.deliverer.deliver_now(&self.ledger, &envelope).await {
+                Settled::Later => accepted.how = How::Pending,
+                Settled::Conflict => accepted.how = How::Conflict,
+                Settled::Delivered | Settled::Done => {}
+            },
             (Some(envelope), Side::Postgres) => self.deliverer.deliver_later(&self.ledger, *envelope),
             (None, Side::Temporal) => {
                 // Something earlier of its series is undelivered: the relay keeps the chain's order.

@@ -59,10 +59,11 @@ impl Relay {
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
-            wait = match self.pass().await {
+            wait = match self.pass(&stop).await {
                 Ok(delivered) if delivered > 0 => Duration::ZERO,
                 Ok(_) => self.options.poll,
                 Err(error) => {
+                    self.metrics.ledger_errors.with_label_values(&["take_undelivered"]).inc();
                     warn!(%error, "the outbox can't be read; trying again");
                     self.options.poll.max(Duration::from_millis(250))
                 }
@@ -71,24 +72,27 @@ impl Relay {
     }
 
     /// One look at the outbox; how many copies were settled.
-    async fn pass(&self) -> Result<usize, LedgerError> {
+    async fn pass(&self, stop: &CancellationToken) -> Result<usize, LedgerError> {
         let due = self.ledger.take_undelivered(self.options.batch, self.options.lease).await?;
-        let settled = stream::iter(due).map(|head| self.chain(head)).buffer_unordered(PARALLEL);
+        let settled = stream::iter(due).map(|head| self.chain(head, stop)).buffer_unordered(PARALLEL);
         Ok(settled.fold(0, |sum, n| async move { sum + n }).await)
     }
 
     /// Delivers a copy and, where it heads a series, what follows it, stopping at the first that must wait.
-    async fn chain(&self, head: Undelivered) -> usize {
+    async fn chain(&self, head: Undelivered, stop: &CancellationToken) -> usize {
         let series = head.series_id;
         let mut settled = 0;
         let mut delivered = Vec::new();
         let mut next = vec![head];
         while let Some(copy) = next.pop() {
+            if stop.is_cancelled() {
+                break;
+            }
             let id = copy.envelope.id;
             match self.one(copy).await {
                 Settled::Later => break,
                 Settled::Delivered => delivered.push(id),
-                Settled::Done => {}
+                Settled::Done | Settled::Conflict => {}
             }
             settled += 1;
             if let Some(series) = series.filter(|_| settled == 1) {
@@ -98,6 +102,7 @@ impl Relay {
         match self.ledger.delivered(&delivered).await {
             Ok(()) => settled,
             Err(error) => {
+                self.metrics.ledger_errors.with_label_values(&["delivered"]).inc();
                 warn!(%error, "deliveries can't be recorded; they are repeated");
                 0
             }
@@ -118,13 +123,13 @@ impl Relay {
     async fn one(&self, copy: Undelivered) -> Settled {
         // Temporal forgets what has ended; the pin does not. Without this look an old row would run it again.
         if copy.ended {
-            self.metrics.deliveries.with_label_values(&["relay", "ended"]).inc();
+            self.metrics.relayed.with_label_values(&["ended"]).inc();
             return match self.ledger.delivered(&[copy.envelope.id]).await {
                 Ok(()) => Settled::Done,
                 Err(_) => Settled::Later,
             };
         }
-        self.metrics.deliveries.with_label_values(&["relay", "taken"]).inc();
+        self.metrics.relayed.with_label_values(&["delivered"]).inc();
         self.deliverer.settle(&self.ledger, &copy.envelope, copy.tries).await
     }
 }

@@ -62,7 +62,11 @@ pub fn parse(body: &[u8], max_payload: usize, now: DateTime<Utc>) -> Result<Inte
         key: reader.take("key").unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
         payload: match payload {
             Some(Ok(payload)) => payload,
-            _ => {
+            Some(Err(error)) => {
+                reader.fault("payload", plain(&error));
+                null()
+            }
+            None => {
                 reader.fault("payload", "is missing; any JSON value is one, null too".to_owned());
                 null()
             }

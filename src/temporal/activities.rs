@@ -129,7 +129,8 @@ impl Activities {
 impl Activities {
     /// Words a failed attempt for Temporal's retry machine.
     fn next(&self, envelope: &Envelope, report: Attempt, failure: &Failure, info: &ActivityInfo) -> ActivityError {
-        let age = (report.ended_at - at(info.scheduled_time)).to_std().unwrap_or_default();
+        let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
+        let age = (report.ended_at - due).to_std().unwrap_or_default();
         match envelope.policy.after(envelope.id, report.fence.attempt, failure, age) {
             Next::Retry(delay) => self.retry(report, delay),
             Next::GiveUp => {
@@ -186,7 +187,8 @@ async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result
 /// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.
 fn too_late(envelope: &Envelope, info: &ActivityInfo) -> bool {
     let limit = envelope.policy.give_up_after_ms.map(|ms| TimeDelta::milliseconds(ms as i64));
-    info.attempt > 1 && limit.is_some_and(|limit| at(info.started_time) - at(info.scheduled_time) > limit)
+    let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
+    info.attempt > 1 && limit.is_some_and(|limit| at(info.started_time) - due > limit)
 }
 
 fn failed(report: Attempt, failure: Failure, error: String) -> Attempt {

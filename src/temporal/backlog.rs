@@ -23,9 +23,9 @@ pub enum Work {
     Settle(Box<End>),
 }
 
-/// When it ended (absent: it hasn't), and, for one that ended unpinned, how.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Memory(Option<i64>, Option<(Outcome, i32)>);
+/// When it ended (absent: it hasn't), how, for one that ended unpinned, and the head of its payload's hash.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Memory(Option<i64>, Option<(Outcome, i32)>, String);
 
 /// See the module.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -39,21 +39,32 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Takes a copy, unless it is a repeat. A pinned repeat of an unpinned copy makes that one pinned.
+    /// Takes a copy, unless it is a repeat. A pinned repeat of an unpinned copy makes that one pinned; one that carries
+    /// other work under the same key fails, for it will never run.
     pub fn accept(&mut self, envelope: Envelope) {
+        let hash = hash_head(&envelope);
         match self.remembered.get_mut(&name(&envelope)) {
             None => {
-                self.remembered.insert(name(&envelope), Memory(None, None));
+                self.remembered.insert(name(&envelope), Memory(None, None, hash));
                 self.pending.push_back(Work::Run(Box::new(envelope)));
+            }
+            Some(memory) if envelope.pinned && memory.2 != hash => {
+                let reason = "its key came before, unpinned, with another payload";
+                self.settle(late_end(&envelope, Outcome::Failed, 0, reason));
             }
             Some(memory) if envelope.pinned => match memory.1.take() {
                 Some((outcome, attempt)) => {
-                    self.pending.push_back(Work::Settle(Box::new(late_end(&envelope, outcome, attempt))))
+                    let reason = "it ended before it was pinned; its result wasn't kept";
+                    self.settle(late_end(&envelope, outcome, attempt, reason));
                 }
                 None => self.adopt(&envelope),
             },
             Some(_) => {}
         }
+    }
+
+    fn settle(&mut self, end: End) {
+        self.pending.push_back(Work::Settle(Box::new(end)));
     }
 
     fn adopt(&mut self, pinned: &Envelope) {
@@ -85,7 +96,7 @@ impl Backlog {
     pub fn finish(&mut self, now: i64, outcome: Option<Outcome>, attempt: i32) {
         let Some(done) = self.running.take() else { return };
         let how = outcome.filter(|_| !done.pinned).map(|outcome| (outcome, attempt));
-        self.remembered.insert(name(&done), Memory(Some(now), how));
+        self.remembered.insert(name(&done), Memory(Some(now), how, hash_head(&done)));
     }
 
     /// Forgets what ended before `since`, and the oldest of what is too much.
@@ -108,13 +119,9 @@ impl Backlog {
         self.pending.is_empty()
     }
 
-    /// What the waiting payloads weigh: they must fit into the next run's input.
+    /// What it weighs as the next run's input, in bytes.
     pub fn weight(&self) -> usize {
-        let weight = |work: &Work| match work {
-            Work::Run(envelope) => 1_000 + envelope.payload.get().len(),
-            Work::Settle(_) => 1_000,
-        };
-        self.pending.iter().map(weight).sum()
+        serde_json::to_vec(self).map_or(usize::MAX, |text| text.len())
     }
 
     /// For the query.
@@ -170,9 +177,13 @@ pub fn name(envelope: &Envelope) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32) -> End {
-    let reason = Some("it ended before it was pinned; its result wasn't kept".to_owned());
+fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32, reason: &str) -> End {
+    let reason = Some(reason.to_owned());
     End { id: envelope.id, epoch: envelope.epoch, outcome, attempt, reason, attempt_report: None }
+}
+
+fn hash_head(envelope: &Envelope) -> String {
+    envelope.payload_hash.chars().take(8).collect()
 }
 
 #[cfg(test)]
@@ -252,6 +263,21 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(backlog.is_drained());
+    }
+
+    #[test]
+    fn other_work_under_a_key_that_came_unpinned_fails_and_does_not_end_as_the_first() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", false));
+        backlog.begin();
+        let other = Envelope { payload_hash: "0123456789".into(), ..envelope("a", true) };
+        backlog.accept(other);
+        assert!(!backlog.running_is_pinned());
+        backlog.finish(1, Some(Outcome::Succeeded), 1);
+        match backlog.begin() {
+            Some(Work::Settle(end)) => assert_eq!(end.outcome, Outcome::Failed),
+            unexpected => panic!("{unexpected:?}"),
+        }
     }
 
     #[test]

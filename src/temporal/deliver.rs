@@ -10,7 +10,7 @@ use temporalio_common::protos::temporal::api::workflowservice::v1::{
     GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest,
 };
 
-use crate::interaction::{Envelope, Outcome, Payload};
+use crate::interaction::{Envelope, Outcome, Payload, Side};
 
 use super::backlog::Backlog;
 use super::client::{Description, TemporalClient};
@@ -29,8 +29,8 @@ pub enum Delivered {
     Started,
     /// An equal copy was there. An unpinned one that was still open has been adopted.
     AlreadyThere,
-    /// An unpinned copy had run to its end before it could be adopted: the caller ends the pin.
-    ClosedUnpinned {
+    /// The copy had ended before, unpinned or by somebody's hand: the caller ends the pin, if it has not ended.
+    Ended {
         /// How it ended; `Failed` where its workflow was terminated or timed out.
         outcome: Outcome,
         /// The last attempt.
@@ -120,9 +120,13 @@ impl TemporalClient {
                 Err(DeliverError::OwnerConflict { found: Some(Box::new(memo.clone())) })
             }
             None => Err(DeliverError::OwnerConflict { found: None }),
+            // A pinned execution closes after its end is in the pin, unless somebody ended its workflow from outside.
+            Some(memo) if memo.pinned && ours.pinned && !found.open && envelope.executes_on(Side::Temporal) => {
+                self.ended(envelope, &found).await
+            }
             Some(memo) if memo.pinned || !ours.pinned => Ok(Delivered::AlreadyThere),
             Some(_) if found.open => self.adopt(envelope, &found).await,
-            Some(_) => self.closed_unpinned(envelope, &found).await,
+            Some(_) => self.ended(envelope, &found).await,
         }
     }
 
@@ -141,19 +145,19 @@ impl TemporalClient {
                 Ok(_) => return Ok(Delivered::AlreadyThere),
                 Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
                 // It closed between the two calls.
-                Err(status) if status.code() == Code::NotFound => return self.closed_unpinned(envelope, found).await,
+                Err(status) if status.code() == Code::NotFound => return self.ended(envelope, found).await,
                 Err(status) => return Err(status.into()),
             }
         }
     }
 
-    async fn closed_unpinned(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+    async fn ended(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
         let lost = Some(format!("its workflow ended as {:?}", found.status));
         Ok(match self.closed(&envelope.workflow_id(), found).await? {
             Some(Closed { outcome: Some(outcome), attempt, result, reason, .. }) => {
-                Delivered::ClosedUnpinned { outcome, attempt, result, error: reason }
+                Delivered::Ended { outcome, attempt, result, error: reason }
             }
-            _ => Delivered::ClosedUnpinned { outcome: Outcome::Failed, attempt: 0, result: None, error: lost },
+            _ => Delivered::Ended { outcome: Outcome::Failed, attempt: 0, result: None, error: lost },
         })
     }
 
@@ -204,21 +208,23 @@ fn unwritable(error: serde_json::Error) -> DeliverError {
     DeliverError::Refused { retryable: false, reason: format!("the envelope can't be written: {error}") }
 }
 
-/// Only an answer that the server gave on purpose says that nothing was started.
+/// Only an answer that the server gave on purpose says that nothing was started, and only one about this envelope's
+/// size is for ever: what else is refused (a limit reached, a proxy without its route, a namespace missing) passes or
+/// can be mended, and then the same copy is taken.
 impl From<Status> for DeliverError {
     fn from(status: Status) -> Self {
         let reason = format!("{:?}: {}", status.code(), status.message());
         match status.code() {
-            Code::ResourceExhausted => {
-                DeliverError::Refused { retryable: !status.message().contains("larger than"), reason }
+            Code::ResourceExhausted | Code::InvalidArgument => {
+                let too_large = ["larger than", "size exceeds"].iter().any(|text| reason.contains(text));
+                DeliverError::Refused { retryable: !too_large, reason }
             }
-            // The operator can mend these; the envelope isn't at fault.
-            Code::NotFound | Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition => {
-                DeliverError::Refused { retryable: true, reason }
-            }
-            Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => {
-                DeliverError::Refused { retryable: false, reason }
-            }
+            Code::NotFound
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::OutOfRange => DeliverError::Refused { retryable: true, reason },
             _ => DeliverError::InDoubt(reason),
         }
     }

@@ -114,7 +114,7 @@ impl Deliver for Delivers {
         match self.0.deliver(envelope).await? {
             Delivered::Started => Ok(Delivery::Started),
             Delivered::AlreadyThere => Ok(Delivery::AlreadyThere),
-            Delivered::ClosedUnpinned { outcome, attempt, result, error } => {
+            Delivered::Ended { outcome, attempt, result, error } => {
                 let now = Utc::now();
                 let last = Attempt {
                     id: envelope.id,
