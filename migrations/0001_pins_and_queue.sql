@@ -160,9 +160,11 @@ create table crossover.rehearsals (
     due_at      timestamptz not null,
     dequeued_at timestamptz not null,
     bound_at    timestamptz not null,
+    taken_until timestamptz not null default '-infinity',
     token       bytea not null,
     primary key (id, epoch, attempt)
-);
+) with (fillfactor = 70);
+comment on column crossover.rehearsals.taken_until is 'Until then a mirror is telling Temporal how it ended.';
 
 -- The queue --------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ pub struct Config {
     /// How long keys are remembered.
     pub window: Window,
     /// Servers that crossover starts itself.
+    pub log: Log,
     pub provision: Provision,
 }
 
@@ -136,6 +137,15 @@ pub struct Window {
     pub idempotency: Duration,
 }
 
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// What is logged, in the words of tracing's `EnvFilter`.
+    pub filter: String,
+    /// One JSON object a line.
+    pub json: bool,
+}
+
 /// `[provision]`
 #[derive(Debug, Clone)]
 pub struct Provision {
@@ -210,6 +220,11 @@ impl Config {
             },
             rehearsal: Rehearsal { bound: r.duration("rehearsal.bound", "60s", "100ms", "24h") },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
+            log: Log {
+                filter: r
+                    .name("log.filter", "info,temporalio_sdk_core=warn,temporalio_sdk=warn,temporalio_client=warn"),
+                json: r.choice("log.format", &["text", "json"]) == "json",
+            },
             provision: Provision {
                 cache_dir: r.derived_path("provision.cache_dir", default_cache_dir()),
                 data_dir: r.derived_path("provision.data_dir", state_dir.join("servers")),

@@ -2,6 +2,7 @@
 //!
 //! `ARCHITECTURE.md` has the map; the flow starts in [`router`].
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod executor;
@@ -15,3 +16,5 @@ pub mod proof;
 pub mod provision;
 pub mod queue;
 pub mod router;
+#[cfg(feature = "temporal")]
+pub mod temporal;

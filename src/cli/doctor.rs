@@ -7,7 +7,7 @@ mod temporal;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color};
 use serde::Serialize;
 
 use super::{Context, Outcome, print_json};
@@ -57,9 +57,7 @@ pub async fn run(_: Args, context: Context) -> Outcome {
 }
 
 fn table(checks: &[Check], colours: bool) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["CHECK", "STATE", "WHAT TO DO"]);
+    let mut table = super::table(&["CHECK", "STATE", "WHAT TO DO"]);
     for check in checks {
         let (state, colour) = match check.state {
             State::Ok => ("ok", Color::Green),

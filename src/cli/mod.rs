@@ -2,7 +2,7 @@
 //! `run(Args, Context) -> Outcome`; one line in `commands!` adds it.
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,6 +54,9 @@ macro_rules! commands {
 
 commands! {
     Doctor = doctor,
+    Migrate = migrate,
+    Serve = serve,
+    Status = status,
     #[command(hide = true)]
     Servers = servers,
 }
@@ -87,6 +90,28 @@ impl Context {
     pub fn progress(&self) -> Progress {
         if self.json { Progress::silent() } else { Progress::stderr() }
     }
+}
+
+/// Logs to stderr as the configuration says.
+fn log(config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
+    use tracing_subscriber::prelude::*;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
+        .map_err(|error| format!("log.filter: {error}; write it like \"info\" or \"info,crossover::queue=debug\""))?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let ansi = std::io::stderr().is_terminal();
+    match config.log.json {
+        true => tracing_subscriber::registry().with(filter).with(layer.json()).try_init()?,
+        false => tracing_subscriber::registry().with(filter).with(layer.with_ansi(ansi)).try_init()?,
+    }
+    Ok(())
+}
+
+/// A table without lines whose columns line up, as wide as the terminal.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.set_header(header);
+    table
 }
 
 /// Prints a document and a line end.

@@ -24,14 +24,16 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         options.data_dir = None;
     }
     let mut postgres = postgres(&options).await?;
-    let mut shown = json!({ "postgres": { "url": postgres.url, "pid": postgres.server.pid, "ports": postgres.server.ports } });
+    let mut shown = serde_json::Map::new();
+    let (pid, ports) = (postgres.server.pid, &postgres.server.ports);
+    shown.insert("postgres".into(), json!({ "url": postgres.url, "pid": pid, "ports": ports }));
     #[cfg(feature = "temporal")]
     let mut temporal = {
         let temporal = crate::provision::temporal(&options).await?;
         let (pid, ports) = (temporal.server.pid, &temporal.server.ports);
-        shown["temporal"] = json!({
-            "address": temporal.address, "http": temporal.http, "metrics": temporal.metrics, "pid": pid, "ports": ports,
-        });
+        let (address, http, metrics) = (&temporal.address, &temporal.http, &temporal.metrics);
+        let found = json!({ "address": address, "http": http, "metrics": metrics, "pid": pid, "ports": ports });
+        shown.insert("temporal".into(), found);
         temporal
     };
     print_json(&shown)?;

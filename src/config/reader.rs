@@ -234,6 +234,16 @@ impl Reader {
         parsed.unwrap_or_else(|| default.to_owned())
     }
 
+    pub(super) fn choice(&mut self, key: &'static str, of: &[&'static str]) -> &'static str {
+        let parsed = self.text(key, quoted(of[0]), |text| {
+            of.iter()
+                .copied()
+                .find(|one| *one == text)
+                .ok_or_else(|| format!("`{text}` is not one of {}", of.join(", ")))
+        });
+        parsed.unwrap_or(of[0])
+    }
+
     pub(super) fn listen(&mut self, key: &'static str, default: &str) -> SocketAddr {
         let parsed = self.text(key, quoted(default), |text| {
             text.parse().map_err(|_| format!("`{text}` is no IP address with a port; write it like \"{default}\""))

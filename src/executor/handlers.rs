@@ -85,6 +85,11 @@ impl Handlers {
         self
     }
 
+    /// Whether nothing can be run.
+    pub fn is_empty(&self) -> bool {
+        self.by_kind.is_empty() && self.otherwise.is_none()
+    }
+
     /// Sends every other kind to `executor`.
     pub fn otherwise(mut self, executor: Arc<dyn Executor>) -> Self {
         self.otherwise = Some(executor);

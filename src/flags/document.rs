@@ -79,6 +79,11 @@ pub struct Document {
 }
 
 impl Document {
+    /// Reads and checks the document at `path`; the error names the file and everything that is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        super::store::load(path)
+    }
+
     /// Checks a whole document and reports every fault in it at once.
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
         let root: Node = serde_json::from_str(text).map_err(|error| vec![not_json(&error)])?;

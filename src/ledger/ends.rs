@@ -120,14 +120,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Rehearsals whose real attempt of the same number has ended, or whose interaction has.
+    /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has. Another mirror gets
+    /// them after a few seconds, if this one does not close them.
     pub async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
         let rows = sqlx::query(
-            "with done as materialized (
-                select r.*, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
+            "with due as materialized (
+                select r.id, r.epoch, r.attempt, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
                 from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch = r.epoch
-                where p.attempts >= r.attempt or p.ended_at is not null
-                limit $1)
+                where (p.attempts >= r.attempt or p.ended_at is not null) and r.taken_until < clock_timestamp()
+                limit $1 for update of r skip locked),
+             done as (
+                update crossover.rehearsals r set taken_until = clock_timestamp() + interval '5 seconds'
+                from due d where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
+                returning r.*, d.created_at, d.run_at, d.final, d.made, d.reason)
              select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
                 a.result::text as result, coalesce(a.error, d.reason) as error,
                 d.final is not null and d.attempt >= d.made as last, y.policy::text as policy
@@ -143,20 +148,39 @@ impl Ledger {
         Ok(rows.iter().map(finished_of).collect::<Result<_, _>>()?)
     }
 
-    /// Records how rehearsals ended and forgets their tokens. `None` as an outcome: bounded, or gone from Temporal.
-    pub async fn close_rehearsal(&self, attempt: &Attempt) -> Result<(), LedgerError> {
-        let mut tx = self.pool.begin().await?;
-        let open = sqlx::query("delete from crossover.rehearsals where id = $1 and epoch = $2 and attempt = $3")
-            .bind(attempt.id)
-            .bind(attempt.fence.epoch)
-            .bind(attempt.fence.attempt)
-            .execute(&mut *tx)
-            .await?;
-        if open.rows_affected() == 1 {
-            insert_attempt(&mut tx, attempt).await?;
-        }
-        tx.commit().await?;
-        Ok(())
+    /// Records how rehearsals of Temporal ended, as (id, fence, whether they mirrored their real attempt; otherwise
+    /// Temporal had bounded them before), and forgets their tokens.
+    ///
+    /// Answers the outcome of each (none: bounded), and whether another attempt follows.
+    pub async fn close_rehearsals(
+        &self,
+        closed: &[(Uuid, Fence, bool)],
+    ) -> Result<Vec<(Option<Outcome>, bool)>, LedgerError> {
+        let rows = sqlx::query(
+            "with gone as (
+                delete from crossover.rehearsals r
+                using unnest($1::uuid[], $2::integer[], $3::integer[], $4::boolean[]) as c (id, epoch, attempt, mirrored)
+                where r.id = c.id and r.epoch = c.epoch and r.attempt = c.attempt returning r.*, c.mirrored)
+             insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
+                retry_after_ms, retry_ms, side, outcome, error)
+             select g.id, g.due_at, g.dequeued_at, clock_timestamp(), g.epoch, g.attempt, true, a.permanent,
+                a.retry_after_ms, a.retry_ms, 'temporal', case when g.mirrored then coalesce(a.outcome, p.outcome) end,
+                case when g.mirrored then a.error else 'gone from Temporal: bounded, or ended by an answer that was lost' end
+             from gone g join crossover.pins p on p.id = g.id
+             left join lateral (
+                select * from crossover.attempts a
+                where a.id = g.id and a.ended_at >= p.created_at and a.side = 'postgres' and not a.rehearsal
+                    and a.epoch = g.epoch and a.attempt = g.attempt limit 1) a on true
+             returning outcome, retry_ms is not null as retried",
+        )
+        .bind(closed.iter().map(|c| c.0).collect::<Vec<_>>())
+        .bind(closed.iter().map(|c| c.1.epoch).collect::<Vec<_>>())
+        .bind(closed.iter().map(|c| c.1.attempt).collect::<Vec<_>>())
+        .bind(closed.iter().map(|c| c.2).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await?;
+        let read = |row: &sqlx::postgres::PgRow| Ok((named(row, "outcome")?, row.try_get("retried")?));
+        Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
     }
 }
 

@@ -62,11 +62,16 @@ impl Home {
 
     /// Removes a throwaway folder that no server lives in after all.
     pub fn clear_unless<T>(&self, result: Result<T>) -> Result<T> {
-        if result.is_err() && self.throwaway {
-            // Why there is no server matters more than this; a guardian may be removing it too.
-            let _ = files::remove_dir(&self.path);
+        if result.is_err() {
+            // Why there is no server matters more than this.
+            let _ = self.clear();
         }
         result
+    }
+
+    /// Removes a throwaway folder, should its guardian not have come to it.
+    pub fn clear(&self) -> Result<()> {
+        if self.throwaway { files::remove_dir(&self.path) } else { Ok(()) }
     }
 
     fn log(&self) -> PathBuf {

@@ -80,10 +80,10 @@ impl Server {
 
     /// Stops the server in good order and waits until it is gone. A throwaway one takes its data along.
     pub async fn stop(&mut self) -> Result<()> {
-        match self.guard.take() {
-            Some(guard) => guard.end(self.launch.name, false).await,
-            None => Ok(()),
+        if let Some(guard) = self.guard.take() {
+            guard.end(self.launch.name, false).await?;
         }
+        self.launch.home.clear()
     }
 }
 

@@ -23,6 +23,24 @@ pub trait Deliver: Send + Sync {
     async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError>;
 }
 
+/// A build without Temporal has nobody to deliver to: whatever is not `complete` waits in the outbox.
+#[cfg(not(feature = "temporal"))]
+pub struct NoTemporal;
+
+#[cfg(not(feature = "temporal"))]
+#[async_trait]
+impl Deliver for NoTemporal {
+    async fn deliver(&self, _: &Envelope) -> Result<Delivery, DeliveryError> {
+        let reason =
+            "this crossover is built without Temporal; only accounts in stage complete can be served".to_owned();
+        Err(DeliveryError::Refused { retryable: true, reason })
+    }
+
+    async fn look_up(&self, _: Uuid) -> Result<Option<&'static str>, DeliveryError> {
+        Ok(None)
+    }
+}
+
 /// What a delivery found or did.
 #[derive(Debug, Clone)]
 pub enum Delivery {

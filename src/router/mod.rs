@@ -14,6 +14,8 @@ use sqlx::{Postgres, Transaction};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+#[cfg(not(feature = "temporal"))]
+pub use deliver::NoTemporal;
 pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
 pub use relay::{Relay, RelayOptions};
 

@@ -29,11 +29,16 @@ async fn ask(address: &str, namespace: &str) -> Result<Duration, String> {
     let target = reqwest::Url::parse(&format!("http://{address}")).map_err(|error| error.to_string())?;
     let options = ConnectionOptions::new(target).identity("crossover-doctor").connect_timeout(PATIENCE);
     let options = options.retry_options(RetryOptions::no_retries()).dns_load_balancing(None).build();
-    let connection = Connection::connect(options).await.map_err(|error| error.to_string())?;
+    let connection = Connection::connect(options).await.map_err(|error| cause(&error))?;
     let request = DescribeNamespaceRequest { namespace: namespace.to_owned(), ..Default::default() };
     let answer = connection.workflow_service().describe_namespace(request.into_request()).await;
     let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
     let kept = answer.config.and_then(|config| config.workflow_execution_retention_ttl);
     let kept = kept.ok_or("it doesn't say how long closed workflows are kept")?;
     Ok(Duration::new(kept.seconds.unsigned_abs(), kept.nanos.unsigned_abs()))
+}
+
+/// The innermost error: those around it only say that something failed.
+fn cause(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
 }

@@ -1,0 +1,423 @@
+//! The composition root: builds the parts that a process's roles need, runs them, drains them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
+use crate::flags::{Flags, FlagsError};
+use crate::http::{self, Api};
+use crate::ledger::{self, Ledger, SchemaError};
+use crate::metrics::Metrics;
+use crate::provision::{self, Progress};
+use crate::queue::{Queue, Worker, WorkerOptions};
+use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Takes interactions in.
+    pub router: bool,
+    /// Runs and rehearses them, on both sides.
+    pub worker: bool,
+    /// Delivers what routers left behind, and keeps house.
+    pub relay: bool,
+}
+
+impl Roles {
+    /// One process does everything.
+    pub const ALL: Roles = Roles { router: true, worker: true, relay: true };
+}
+
+/// Where the two servers are; those of our own end with this.
+pub struct Servers {
+    /// Postgres.
+    pub postgres_url: String,
+    /// `host:port` of Temporal.
+    pub temporal_address: String,
+    /// The Postgres that was started because none is configured.
+    pub postgres: Option<provision::Postgres>,
+    /// The Temporal that was started because none is configured.
+    #[cfg(feature = "temporal")]
+    pub temporal: Option<provision::Temporal>,
+}
+
+/// Why a process can't work.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A server of our own did not start.
+    #[error(transparent)]
+    Provision(#[from] provision::Error),
+    /// The database's schema does not fit.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// There are no flags to go by.
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
+    /// The pool can't be set up.
+    #[error("postgres.url can't be used: {0}")]
+    Pool(#[source] sqlx::Error),
+    /// A worker without work.
+    #[error(
+        "the role `worker` needs runner.url (or a program of yours that registers handlers); set it in crossover.toml or CROSSOVER_RUNNER_URL"
+    )]
+    NoRunner,
+    /// The runner's address can't be used.
+    #[error(transparent)]
+    Runner(#[from] HttpExecutorError),
+    /// The HTTP address can't be listened on.
+    #[error("http.listen {address} can't be listened on: {error}; choose another address or end what holds it")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// A part can't be built.
+    #[error("{0}")]
+    Part(String),
+}
+
+impl Servers {
+    /// The configured servers, and one of our own for each that isn't.
+    pub async fn provide(config: &Config, progress: Progress) -> Result<Self, AppError> {
+        let options = provision::Options::from(config).telling(progress);
+        let postgres = match config.postgres.url {
+            None => Some(provision::postgres(&options).await?),
+            Some(_) => None,
+        };
+        let configured = config.postgres.url.as_ref().map(|url| url.expose().to_owned());
+        let postgres_url = postgres.as_ref().map(|p| p.url.clone()).or(configured).unwrap_or_default();
+        #[cfg(feature = "temporal")]
+        {
+            let temporal = match config.temporal.address {
+                None => Some(provision::temporal(&options).await?),
+                Some(_) => None,
+            };
+            let configured = config.temporal.address.clone();
+            let temporal_address = temporal.as_ref().map(|t| t.address.clone()).or(configured).unwrap_or_default();
+            Ok(Self { postgres_url, temporal_address, postgres, temporal })
+        }
+        #[cfg(not(feature = "temporal"))]
+        Ok(Self { postgres_url, temporal_address: String::new(), postgres })
+    }
+}
+
+/// A process at work.
+pub struct App {
+    address: SocketAddr,
+    ledger: Ledger,
+    flags: Option<Arc<Flags>>,
+    metrics: Arc<Metrics>,
+    /// Taken first: nothing new comes in.
+    incoming: (CancellationToken, TaskTracker),
+    /// Taken last: what came in is delivered, run, reported.
+    working: (CancellationToken, TaskTracker),
+    _servers: Servers,
+}
+
+impl App {
+    /// Starts the roles on these servers, with the runner of the configuration.
+    pub async fn start(config: &Config, roles: Roles, servers: Servers) -> Result<Self, AppError> {
+        Self::start_with(config, roles, servers, Handlers::new()).await
+    }
+
+    /// The same, with handlers of this program's own; kinds without one go to the runner, where one is configured.
+    pub async fn start_with(
+        config: &Config,
+        roles: Roles,
+        servers: Servers,
+        handlers: Handlers,
+    ) -> Result<Self, AppError> {
+        let parts = Parts::build(config, &servers).await?;
+        let flags = match roles.router {
+            true => {
+                let (file, state) = (config.flags.file.clone(), config.state_dir.clone());
+                let poll = config.flags.poll;
+                // The first look at the flags reads and writes files.
+                let opened = tokio::task::spawn_blocking(move || Flags::open(&file, &state, poll)).await;
+                Some(Arc::new(opened.map_err(|e| AppError::Part(e.to_string()))??))
+            }
+            false => None,
+        };
+        let executor = match roles.worker {
+            true => Some(executor(config, handlers)?),
+            false => None,
+        };
+        let address = config.http.listen;
+        let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen { address, error })?;
+        let address = listener.local_addr().map_err(|error| AppError::Listen { address, error })?;
+
+        let (incoming, working) =
+            ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
+        let router = flags.clone().map(|flags| parts.router(config, flags));
+        let api = Api {
+            router,
+            flags: flags.clone(),
+            ledger: parts.ledger.clone(),
+            metrics: parts.metrics.clone(),
+            max_payload: config.http.max_payload_bytes,
+            stop: incoming.0.clone(),
+        };
+        let grace = config.http.request_timeout;
+        incoming.1.spawn(async move {
+            if let Err(error) = http::serve(listener, Arc::new(api), grace).await {
+                warn!(%error, "the HTTP server ended");
+            }
+        });
+        if let Some(executor) = executor {
+            parts.spawn_workers(config, &servers, executor, &working)?;
+        }
+        if roles.relay {
+            parts.spawn_relay(config, &working);
+        }
+        working.1.spawn(gauge(parts.clone(), flags.clone(), working.0.clone()));
+        info!(%address, ?roles, "crossover serves");
+        let Parts { ledger, metrics, .. } = parts;
+        Ok(Self { address, ledger, flags, metrics, incoming, working, _servers: servers })
+    }
+
+    /// Where HTTP is served.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The flags in force, in a process with a router.
+    pub fn flags(&self) -> Option<&Arc<Flags>> {
+        self.flags.as_ref()
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The servers that it works on.
+    pub fn servers(&self) -> &Servers {
+        &self._servers
+    }
+
+    /// Drains: answers what has come in, delivers and runs what was taken, reports it, and ends.
+    pub async fn stop(self) {
+        for (stop, tasks) in [&self.incoming, &self.working] {
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+        }
+        self.ledger.pool().close().await;
+    }
+}
+
+/// What all roles share.
+#[derive(Clone)]
+struct Parts {
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    deliverer: Deliverer,
+    wake_queue: Arc<Notify>,
+    wake_relay: Arc<Notify>,
+}
+
+impl Parts {
+    async fn build(config: &Config, servers: &Servers) -> Result<Self, AppError> {
+        let pool =
+            ledger::pool(&servers.postgres_url, config.postgres.max_connections, config.postgres.connect_timeout)
+                .map_err(AppError::Pool)?;
+        let ledger = Ledger::new(pool);
+        // A database of our own has nobody else who could migrate it.
+        match servers.postgres {
+            Some(_) => drop(ledger.migrate().await?),
+            None => ledger.check_schema().await?,
+        }
+        let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
+        let deliverer = Deliverer::new(target(config, servers)?, ledger.clone(), metrics.clone());
+        Ok(Self { ledger, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
+    }
+
+    fn router(&self, config: &Config, flags: Arc<Flags>) -> Router {
+        let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
+        Router::new(
+            self.ledger.clone(),
+            flags,
+            self.deliverer.clone(),
+            self.metrics.clone(),
+            options,
+            self.wake_queue.clone(),
+            self.wake_relay.clone(),
+        )
+    }
+
+    fn spawn_workers(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        executor: Arc<dyn Executor>,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let options = WorkerOptions {
+            slots: config.worker.slots as usize,
+            lease: config.worker.lease,
+            poll: config.worker.poll,
+            rehearsal_bound: config.rehearsal.bound,
+            grace: config.worker.shutdown_grace,
+        };
+        let queue = Queue::new(self.ledger.pool().clone());
+        let worker = Worker::new(queue, executor.clone(), options, self.metrics.clone(), self.wake_queue.clone());
+        tasks.spawn(worker.run(stop.clone()));
+        self.spawn_temporal_worker(config, servers, executor, (stop, tasks));
+        Ok(())
+    }
+
+    #[cfg(feature = "temporal")]
+    fn spawn_temporal_worker(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        executor: Arc<dyn Executor>,
+        (stop, tasks): (&CancellationToken, &TaskTracker),
+    ) {
+        use crate::temporal::OnPostgres;
+        use crate::temporal::worker::{TemporalWorker, WorkerSettings};
+        let settings = WorkerSettings {
+            address: format!("http://{}", servers.temporal_address),
+            namespace: config.temporal.namespace.clone(),
+            task_queue: config.temporal.task_queue.clone(),
+            identity: identity(),
+            slots: config.worker.slots as usize,
+            drain: config.worker.shutdown_grace,
+            mirror_every: Duration::from_millis(100),
+            mirror_batch: 500,
+        };
+        let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
+        let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = worker.run(stop).await {
+                warn!(%error, "the Temporal worker ended");
+            }
+        });
+    }
+
+    #[cfg(not(feature = "temporal"))]
+    fn spawn_temporal_worker(
+        &self,
+        _: &Config,
+        _: &Servers,
+        _: Arc<dyn Executor>,
+        _: (&CancellationToken, &TaskTracker),
+    ) {
+    }
+
+    fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        let options = RelayOptions {
+            poll: config.relay.poll,
+            batch: i64::from(config.relay.batch),
+            lease: config.temporal.start_timeout * 2 + Duration::from_secs(5),
+        };
+        let relay = Relay::new(
+            self.ledger.clone(),
+            self.deliverer.clone(),
+            self.metrics.clone(),
+            options,
+            self.wake_relay.clone(),
+        );
+        tasks.spawn(relay.run(stop.clone()));
+        tasks.spawn(keep_house(self.clone(), stop.clone()));
+    }
+}
+
+fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
+    match &config.runner.url {
+        Some(url) => {
+            let runner = HttpExecutor::new(url.expose(), config.runner.connect_timeout)?;
+            Ok(Arc::new(handlers.otherwise(Arc::new(runner))))
+        }
+        None if handlers.is_empty() => Err(AppError::NoRunner),
+        None => Ok(Arc::new(handlers)),
+    }
+}
+
+#[cfg(feature = "temporal")]
+fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+    use crate::temporal::client::{ClientSettings, TemporalClient};
+    use crate::temporal::{Delivers, Terms};
+    let settings = ClientSettings {
+        address: format!("http://{}", servers.temporal_address),
+        namespace: config.temporal.namespace.clone(),
+        task_queue: config.temporal.task_queue.clone(),
+        timeout: config.temporal.start_timeout,
+        identity: identity(),
+        terms: Terms {
+            heartbeat_ms: config.worker.lease.as_millis() as u64,
+            rehearsal_bound_ms: config.rehearsal.bound.as_millis() as u64,
+        },
+        window: config.window.idempotency,
+        series_items_a_run: 200,
+    };
+    Ok(Arc::new(Delivers(TemporalClient::lazy(settings).map_err(AppError::Part)?)))
+}
+
+#[cfg(not(feature = "temporal"))]
+fn target(_: &Config, _: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+    Ok(Arc::new(crate::router::NoTemporal))
+}
+
+/// Who this process is, in Temporal's histories.
+#[cfg(feature = "temporal")]
+fn identity() -> String {
+    format!("crossover@{}", std::process::id())
+}
+
+/// Makes partitions ahead, and again every hour.
+async fn keep_house(parts: Parts, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match parts.ledger.make_partitions().await {
+            Ok(made) => info!(made, "partitions are made ahead"),
+            Err(error) => {
+                parts.metrics.queue_errors.with_label_values(&["make_partitions"]).inc();
+                warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
+                tick.reset_after(Duration::from_secs(60));
+            }
+        }
+    }
+}
+
+/// Keeps the gauges current.
+async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: CancellationToken) {
+    let queue = Queue::new(parts.ledger.pool().clone());
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let m = &parts.metrics;
+        if let Ok(depth) = queue.depth().await {
+            for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
+                m.queue_rows.with_label_values(&[place]).set(rows);
+            }
+            m.queue_oldest_seconds.set(depth.oldest_seconds);
+        }
+        if let Ok(outbox) = parts.ledger.outbox_depth().await {
+            m.outbox_rows.set(outbox.rows);
+            m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+        }
+        let pool = parts.ledger.pool();
+        let idle = pool.num_idle() as f64;
+        m.pool_connections.with_label_values(&["idle"]).set(idle);
+        m.pool_connections.with_label_values(&["busy"]).set((f64::from(pool.size()) - idle).max(0.0));
+        if let Some(flags) = &flags {
+            m.flags_healthy.set(i64::from(flags.health().error.is_none()));
+        }
+    }
+}

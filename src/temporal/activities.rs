@@ -1,0 +1,232 @@
+//! What a copy does to the world: call the runner, and write to the ledger.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use temporalio_macros::activities;
+use temporalio_sdk::ApplicationFailure;
+use temporalio_sdk::activities::{ActivityContext, ActivityError, ActivityInfo};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::executor::{self, Answer, Call, Executor};
+use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
+use crate::policy::{Failure, Next};
+
+use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
+use super::mirror::Unrecorded;
+use super::wire::Exact;
+
+/// A ledger that answers later than this doesn't answer: a slow Postgres must not hold the slots of executions.
+pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
+/// The longest wait between two looks at what is behind.
+const BEHIND_AT_MOST: Duration = Duration::from_secs(2);
+
+/// What a rehearsal needs to know of its interaction.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// The interaction.
+    pub id: Uuid,
+    /// The pin's epoch.
+    pub epoch: i32,
+    /// How long it occupies at most.
+    pub bound_ms: u64,
+}
+
+/// The activities and what they reach.
+pub struct Activities {
+    /// Runs the interaction.
+    pub executor: Arc<dyn Executor>,
+    /// Where ends are written.
+    pub ledger: Arc<dyn Ledger>,
+    /// Rehearsals that the ledger hasn't heard of yet.
+    pub unrecorded: Arc<Unrecorded>,
+    /// Set when this worker is to end.
+    pub stopping: CancellationToken,
+}
+
+#[activities]
+impl Activities {
+    /// Runs the interaction once. A failure says when to try again, or that there is no point, so that both sides
+    /// wait alike.
+    #[activity(name = "execute")]
+    pub async fn execute(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        input: Exact<Envelope>,
+    ) -> Result<Exact<Attempt>, ActivityError> {
+        let Exact(envelope) = input;
+        let call = Call::new(&envelope, Side::Temporal, number(ctx.info()));
+        let answer = if too_late(&envelope, ctx.info()) {
+            Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
+        } else {
+            tokio::select! {
+                answer = executor::run(&*self.executor, &call, &envelope.policy) => answer,
+                () = beat(&ctx) => unreachable!("a heart doesn't stop by itself"),
+                () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, ctx.info()))),
+            }
+        };
+        let report = report(&envelope, ctx.info());
+        match answer {
+            Answer::Done(result) => {
+                Ok(Exact(Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report }))
+            }
+            Answer::Failed { failure, error } => {
+                Err(self.next(&envelope, failed(report, failure.clone(), error), &failure, ctx.info()))
+            }
+        }
+    }
+
+    /// Occupies until [`super::mirror`] ends it with the real attempt's end. Runs nothing, and never writes a pin.
+    #[activity(name = "rehearse")]
+    pub async fn rehearse(self: Arc<Self>, ctx: ActivityContext, rehearsal: Rehearsal) -> Result<i32, ActivityError> {
+        let info = ctx.info();
+        let dequeued_at = at(info.started_time);
+        let open = OpenRehearsal {
+            id: rehearsal.id,
+            fence: Fence { epoch: rehearsal.epoch, attempt: number(info) },
+            token: info.task_token.clone(),
+            due_at: due_at(info),
+            dequeued_at,
+            bound_at: dequeued_at + TimeDelta::milliseconds(rehearsal.bound_ms as i64),
+        };
+        // Without the ledger it occupies all the same; the slot is kept free for executions meanwhile.
+        if let Err(error) = within(self.ledger.rehearsal_dequeued(&open)).await {
+            tracing::warn!(id = %open.id, fence = %open.fence, %error, "a rehearsal's dequeue isn't recorded yet");
+            self.unrecorded.push(open);
+        }
+        Err(ActivityError::WillCompleteAsync)
+    }
+
+    /// Looks once whether all these pins have ended. "Not yet" is a failure with a delay, which the server waits.
+    #[activity(name = "behind")]
+    pub async fn behind(self: Arc<Self>, ctx: ActivityContext, ids: Vec<Uuid>) -> Result<(), ActivityError> {
+        let why = match within(self.ledger.still_unended(&ids)).await {
+            Ok(open) if open.is_empty() => return Ok(()),
+            Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
+            Err(error) => format!("can't ask what is behind: {error}"),
+        };
+        let delay = Duration::from_millis(50).saturating_mul(1 << ctx.info().attempt.min(6)).min(BEHIND_AT_MOST);
+        Err(ApplicationFailure::builder(why).type_name("behind".to_owned()).next_retry_delay(delay).build().into())
+    }
+
+    /// Puts an end into its pin.
+    #[activity(name = "settle")]
+    pub async fn settle(self: Arc<Self>, _: ActivityContext, end: Exact<End>) -> Result<(), ActivityError> {
+        let Exact(end) = end;
+        within(self.ledger.settle(&end)).await.map_err(|error| {
+            tracing::warn!(id = %end.id, outcome = %end.outcome, %error, "an end isn't in its pin yet");
+            ApplicationFailure::new(error).into()
+        })
+    }
+}
+
+impl Activities {
+    /// Words a failed attempt for Temporal's retry machine.
+    fn next(&self, envelope: &Envelope, report: Attempt, failure: &Failure, info: &ActivityInfo) -> ActivityError {
+        let age = (report.ended_at - at(info.scheduled_time)).to_std().unwrap_or_default();
+        match envelope.policy.after(envelope.id, report.fence.attempt, failure, age) {
+            Next::Retry(delay) => self.retry(report, delay),
+            Next::GiveUp => {
+                let error = report.error.clone().unwrap_or_default();
+                let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
+                ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+            }
+        }
+    }
+
+    fn retry(&self, report: Attempt, delay: Duration) -> ActivityError {
+        let error = report.error.clone().unwrap_or_default();
+        self.record(Attempt { retry_ms: Some(delay.as_millis() as i64), ..report });
+        // A delay of nothing would read as "none given".
+        let delay = delay.max(Duration::from_millis(1));
+        let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
+        ActivityError::application(failure.build())
+    }
+
+    /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled or is
+    /// gone, and that is the end.
+    fn called_off(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
+        if !self.stopping.is_cancelled() {
+            let error = Some("its workflow was cancelled while it ran".to_owned());
+            let report = Attempt { outcome: Some(Outcome::Cancelled), error, ..report };
+            return ActivityError::cancelled_with_details(Exact(report));
+        }
+        let failure = Failure::Retryable { retry_after: None };
+        let report = failed(report, failure, "its worker was stopped".to_owned());
+        if report.fence.attempt < envelope.policy.max_attempts {
+            return self.retry(report, Duration::ZERO);
+        }
+        let failure = ApplicationFailure::builder("its worker was stopped, on its last attempt");
+        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+    }
+
+    /// Not awaited: a Postgres outage must not stretch the waits between attempts.
+    fn record(&self, report: Attempt) {
+        let (ledger, unrecorded) = (self.ledger.clone(), self.unrecorded.clone());
+        self.unrecorded.records.spawn(async move {
+            if let Err(error) = within(ledger.record_attempt(&report)).await {
+                unrecorded.lost_attempts.fetch_add(1, Relaxed);
+                tracing::warn!(id = %report.id, fence = %report.fence, %error, "an attempt's record was lost");
+            }
+        });
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    let late = || format!("the ledger didn't answer within {LEDGER_WITHIN:?}").into();
+    tokio::time::timeout(LEDGER_WITHIN, call).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.
+fn too_late(envelope: &Envelope, info: &ActivityInfo) -> bool {
+    let limit = envelope.policy.give_up_after_ms.map(|ms| TimeDelta::milliseconds(ms as i64));
+    info.attempt > 1 && limit.is_some_and(|limit| at(info.started_time) - at(info.scheduled_time) > limit)
+}
+
+fn failed(report: Attempt, failure: Failure, error: String) -> Attempt {
+    Attempt { outcome: Some(Outcome::Failed), failure: Some(failure), error: Some(error), ..report }
+}
+
+fn report(envelope: &Envelope, info: &ActivityInfo) -> Attempt {
+    Attempt {
+        id: envelope.id,
+        side: Side::Temporal,
+        fence: Fence { epoch: envelope.epoch, attempt: number(info) },
+        rehearsal: false,
+        due_at: due_at(info),
+        started_at: at(info.started_time),
+        ended_at: Utc::now(),
+        outcome: None,
+        failure: None,
+        retry_ms: None,
+        result: None,
+        error: None,
+    }
+}
+
+/// Beats for as long as the call runs. A killed worker is noticed because its beats end.
+async fn beat(ctx: &ActivityContext) {
+    let every = ctx.info().heartbeat_timeout.unwrap_or(Duration::from_secs(10)) / 4;
+    loop {
+        if let Err(error) = ctx.record_heartbeat(()).await {
+            tracing::warn!(%error, "a heartbeat couldn't be written");
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+fn number(info: &ActivityInfo) -> i32 {
+    info.attempt.try_into().unwrap_or(i32::MAX)
+}
+
+fn due_at(info: &ActivityInfo) -> DateTime<Utc> {
+    at(info.current_attempt_scheduled_time.or(info.scheduled_time))
+}
+
+fn at(time: Option<SystemTime>) -> DateTime<Utc> {
+    time.map_or_else(Utc::now, DateTime::from)
+}

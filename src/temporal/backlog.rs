@@ -1,0 +1,284 @@
+//! The memory of a series: what waits, what runs, what was there before. Pure, and small enough to be carried
+//! through continue-as-new.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::interaction::{Envelope, Outcome};
+
+use super::ledger::End;
+
+/// Remembered at most; 800 KB of the two megabytes that Temporal takes as an input.
+const REMEMBER: usize = 16_000;
+
+/// One step of the series.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// A copy to run or to rehearse.
+    Run(Box<Envelope>),
+    /// A copy that ended unpinned and has been pinned since.
+    Settle(Box<End>),
+}
+
+/// When it ended (absent: it hasn't), and, for one that ended unpinned, how.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Memory(Option<i64>, Option<(Outcome, i32)>);
+
+/// See the module.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Backlog {
+    pending: VecDeque<Work>,
+    #[serde(skip)]
+    running: Option<Envelope>,
+    remembered: BTreeMap<String, Memory>,
+    /// Forgotten before the window had passed, for want of room.
+    pub forgotten_early: u64,
+}
+
+impl Backlog {
+    /// Takes a copy, unless it is a repeat. A pinned repeat of an unpinned copy makes that one pinned.
+    pub fn accept(&mut self, envelope: Envelope) {
+        match self.remembered.get_mut(&name(&envelope)) {
+            None => {
+                self.remembered.insert(name(&envelope), Memory(None, None));
+                self.pending.push_back(Work::Run(Box::new(envelope)));
+            }
+            Some(memory) if envelope.pinned => match memory.1.take() {
+                Some((outcome, attempt)) => {
+                    self.pending.push_back(Work::Settle(Box::new(late_end(&envelope, outcome, attempt))))
+                }
+                None => self.adopt(&envelope),
+            },
+            Some(_) => {}
+        }
+    }
+
+    fn adopt(&mut self, pinned: &Envelope) {
+        let waiting = self.pending.iter_mut().filter_map(|work| match work {
+            Work::Run(envelope) => Some(&mut **envelope),
+            Work::Settle(_) => None,
+        });
+        let known = waiting.chain(&mut self.running).find(|e| e.id == pinned.id && e.epoch == pinned.epoch);
+        if let Some(known) = known {
+            known.pinned = true;
+        }
+    }
+
+    /// The head of the queue, which runs from now on.
+    pub fn begin(&mut self) -> Option<Work> {
+        let work = self.pending.pop_front()?;
+        if let Work::Run(envelope) = &work {
+            self.running = Some((**envelope).clone());
+        }
+        Some(work)
+    }
+
+    /// Whether what runs has a pin.
+    pub fn running_is_pinned(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.pinned)
+    }
+
+    /// What ran has ended.
+    pub fn finish(&mut self, now: i64, outcome: Option<Outcome>, attempt: i32) {
+        let Some(done) = self.running.take() else { return };
+        let how = outcome.filter(|_| !done.pinned).map(|outcome| (outcome, attempt));
+        self.remembered.insert(name(&done), Memory(Some(now), how));
+    }
+
+    /// Forgets what ended before `since`, and the oldest of what is too much.
+    pub fn forget(&mut self, since: i64) {
+        self.remembered.retain(|_, memory| memory.0.is_none_or(|at| at > since));
+        let excess = self.remembered.len().saturating_sub(REMEMBER);
+        if excess == 0 {
+            return;
+        }
+        let mut ended: Vec<_> = self.remembered.iter().filter_map(|(k, m)| Some((m.0?, k.clone()))).collect();
+        ended.sort();
+        for (_, key) in ended.into_iter().take(excess) {
+            self.remembered.remove(&key);
+            self.forgotten_early += 1;
+        }
+    }
+
+    /// Nothing waits.
+    pub fn is_drained(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// What the waiting payloads weigh: they must fit into the next run's input.
+    pub fn weight(&self) -> usize {
+        let weight = |work: &Work| match work {
+            Work::Run(envelope) => 1_000 + envelope.payload.get().len(),
+            Work::Settle(_) => 1_000,
+        };
+        self.pending.iter().map(weight).sum()
+    }
+
+    /// For the query.
+    pub fn status(&self) -> SeriesStatus {
+        let waiting = self.pending.iter().filter_map(|work| match work {
+            Work::Run(envelope) => Some(Member::from(&**envelope)),
+            Work::Settle(_) => None,
+        });
+        SeriesStatus {
+            pending: waiting.collect(),
+            running: self.running.as_ref().map(Member::from),
+            remembered: self.remembered.keys().cloned().collect(),
+            forgotten_early: self.forgotten_early,
+        }
+    }
+}
+
+/// What a series has and had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeriesStatus {
+    /// In order.
+    pub pending: Vec<Member>,
+    /// At most one at a time.
+    pub running: Option<Member>,
+    /// [`name`]s of all that it knows, the pending and running ones included.
+    pub remembered: Vec<String>,
+    /// How many were forgotten before the window had passed.
+    pub forgotten_early: u64,
+}
+
+/// An interaction in a series.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The interaction.
+    pub id: uuid::Uuid,
+    /// Its epoch.
+    pub epoch: i32,
+    /// The caller's key.
+    pub key: String,
+    /// Whether it has a pin.
+    pub pinned: bool,
+}
+
+impl From<&Envelope> for Member {
+    fn from(envelope: &Envelope) -> Self {
+        Self { id: envelope.id, epoch: envelope.epoch, key: envelope.key.clone(), pinned: envelope.pinned }
+    }
+}
+
+/// Half of SHA-256 over `id:epoch`, in hex.
+pub fn name(envelope: &Envelope) -> String {
+    let digest = Sha256::digest(envelope.workflow_id());
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32) -> End {
+    let reason = Some("it ended before it was pinned; its result wasn't kept".to_owned());
+    End { id: envelope.id, epoch: envelope.epoch, outcome, attempt, reason, attempt_report: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interaction::{Payload, Side, interaction_id};
+    use crate::policy::Policy;
+
+    fn envelope(key: &str, pinned: bool) -> Envelope {
+        Envelope {
+            id: interaction_id("a", key),
+            account: "a".into(),
+            kind: "k".into(),
+            key: key.into(),
+            series: Some("s".into()),
+            series_no: None,
+            group: None,
+            run_at: None,
+            policy: Policy::default(),
+            owner: Side::Temporal,
+            epoch: 1,
+            pinned,
+            payload_hash: String::new(),
+            behind: vec![],
+            payload: Payload::parse("1.10".into()).unwrap(),
+        }
+    }
+
+    fn keys(backlog: &Backlog) -> Vec<String> {
+        backlog.status().pending.into_iter().map(|member| member.key).collect()
+    }
+
+    #[test]
+    fn it_keeps_the_order_of_arrival_and_takes_a_copy_once() {
+        let mut backlog = Backlog::default();
+        for key in ["b", "a", "b", "c"] {
+            backlog.accept(envelope(key, true));
+        }
+        assert_eq!(keys(&backlog), ["b", "a", "c"]);
+        backlog.begin();
+        backlog.accept(envelope("b", true));
+        backlog.finish(5, Some(Outcome::Succeeded), 1);
+        backlog.accept(envelope("b", true));
+        assert_eq!(keys(&backlog), ["a", "c"]);
+    }
+
+    #[test]
+    fn it_forgets_what_ended_before_the_window_and_never_what_has_not_ended() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", true));
+        backlog.accept(envelope("b", true));
+        backlog.begin();
+        backlog.finish(5, None, 0);
+        backlog.forget(4);
+        assert_eq!(backlog.status().remembered.len(), 2);
+        backlog.forget(5);
+        assert_eq!(backlog.status().remembered, [name(&envelope("b", true))]);
+    }
+
+    #[test]
+    fn a_pinned_repeat_adopts_a_copy_that_waits_or_runs_or_has_ended() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", false));
+        backlog.accept(envelope("a", true));
+        backlog.begin();
+        assert!(backlog.running_is_pinned());
+        backlog.finish(1, Some(Outcome::Succeeded), 1);
+
+        backlog.accept(envelope("b", false));
+        backlog.begin();
+        assert!(!backlog.running_is_pinned());
+        backlog.finish(2, Some(Outcome::Failed), 3);
+        backlog.accept(envelope("b", true));
+        backlog.accept(envelope("b", true));
+        match backlog.begin() {
+            Some(Work::Settle(end)) => assert_eq!((end.outcome, end.attempt), (Outcome::Failed, 3)),
+            other => panic!("{other:?}"),
+        }
+        assert!(backlog.is_drained());
+    }
+
+    #[test]
+    fn it_is_carried_whole_with_every_digit() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", true));
+        let text = serde_json::to_vec(&backlog).unwrap();
+        let mut back: Backlog = serde_json::from_slice(&text).unwrap();
+        back.accept(envelope("a", true));
+        match back.begin() {
+            Some(Work::Run(envelope)) => assert_eq!(envelope.payload.get(), "1.10"),
+            other => panic!("{other:?}"),
+        }
+        assert!(back.is_drained());
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_when_there_are_too_many_and_that_is_counted() {
+        let mut backlog = Backlog::default();
+        for n in 0..REMEMBER as i64 + 2 {
+            backlog.accept(envelope(&n.to_string(), true));
+            backlog.begin();
+            backlog.finish(n, Some(Outcome::Succeeded), 1);
+        }
+        backlog.forget(-1);
+        assert_eq!(backlog.status().remembered.len(), REMEMBER);
+        assert_eq!(backlog.forgotten_early, 2);
+        assert!(serde_json::to_vec(&backlog).unwrap().len() < 1_000_000);
+    }
+}

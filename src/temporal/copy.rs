@@ -1,0 +1,243 @@
+//! The path of one copy through Temporal, the same in a workflow of its own and in a series.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use temporalio_sdk::{
+    ActivityCancellationType, ActivityExecutionError, ActivityOptions, LocalActivityOptions, RetryState, TimeoutType,
+    TimerOptions, TimerResult, WorkflowCancellationToken, WorkflowContext,
+};
+use temporalio_workflow::RetryPolicy;
+
+use crate::interaction::{Attempt, Envelope, Outcome, Payload, Side};
+use crate::policy::{Backoff, Listed, Policy};
+
+use super::Terms;
+use super::activities::{Activities, Rehearsal};
+use super::ledger::End;
+use super::wire::Exact;
+
+/// The server's clock and ours may differ; the worker's own time-out must come first.
+const GRACE: Duration = Duration::from_secs(5);
+/// Once a local activity has failed, its ordinary twin waits at most so long between two attempts.
+const SETTLE_EVERY: Duration = Duration::from_secs(30);
+
+/// How a copy ended: the workflow's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Closed {
+    /// Nothing was run; the fields below mirror the real run as far as it was seen.
+    pub rehearsal: bool,
+    /// Absent where a rehearsal was bounded.
+    pub outcome: Option<Outcome>,
+    /// The last attempt; 0 where none began.
+    pub attempt: i32,
+    /// The runner's answer, unless the pin has it.
+    pub result: Option<Payload>,
+    /// Why it didn't succeed.
+    pub reason: Option<String>,
+    /// The last attempt, as its worker saw it.
+    #[serde(skip)]
+    report: Option<Attempt>,
+}
+
+impl Closed {
+    fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
+        Self { rehearsal, outcome, attempt, result: None, reason: Some(reason.into()), report: None }
+    }
+
+    fn ran(report: Attempt) -> Self {
+        Self {
+            rehearsal: false,
+            outcome: report.outcome,
+            attempt: report.fence.attempt,
+            result: report.result.clone(),
+            reason: report.error.clone(),
+            report: Some(report),
+        }
+    }
+
+    /// What is to be settled: nothing, for a rehearsal.
+    pub fn end(&self, envelope: &Envelope) -> Option<End> {
+        let outcome = self.outcome.filter(|_| !self.rehearsal)?;
+        Some(End {
+            id: envelope.id,
+            epoch: envelope.epoch,
+            outcome,
+            attempt: self.attempt,
+            reason: self.reason.clone(),
+            attempt_report: self.report.clone(),
+        })
+    }
+}
+
+/// Takes a copy from its start to its end, which isn't settled yet.
+pub async fn run_copy<W>(
+    ctx: &WorkflowContext<W>,
+    envelope: &Envelope,
+    terms: &Terms,
+    cancel: WorkflowCancellationToken,
+) -> Closed {
+    let rehearsal = !envelope.executes_on(Side::Temporal);
+    if !wait_until_due(ctx, envelope, &cancel).await {
+        return Closed::new(rehearsal, Some(Outcome::Cancelled), 0, "the workflow was cancelled before it was due");
+    }
+    if rehearsal {
+        return rehearse(ctx, envelope, terms, cancel).await;
+    }
+    if !envelope.behind.is_empty()
+        && let Err(error) = wait_behind(ctx, envelope, &cancel).await
+    {
+        return failed(envelope, &error);
+    }
+    execute(ctx, envelope, terms, cancel).await
+}
+
+async fn wait_until_due<W>(ctx: &WorkflowContext<W>, envelope: &Envelope, cancel: &WorkflowCancellationToken) -> bool {
+    let now = ctx.workflow_time().unwrap_or(SystemTime::UNIX_EPOCH);
+    let wait = envelope.run_at.and_then(|at| SystemTime::from(at).duration_since(now).ok());
+    let Some(duration) = wait.filter(|wait| !wait.is_zero()) else { return true };
+    let timer = TimerOptions::builder(duration).cancellation_token(cancel.clone()).build();
+    matches!(ctx.timer(timer).await, TimerResult::Fired)
+}
+
+/// The wait is many short activities rather than a long one, so that it holds no slot: the server keeps the time
+/// between two looks, and a Postgres outage only makes it longer.
+async fn wait_behind<W>(
+    ctx: &WorkflowContext<W>,
+    envelope: &Envelope,
+    cancel: &WorkflowCancellationToken,
+) -> Result<(), ActivityExecutionError> {
+    let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
+    options.retry_policy = Some(RetryPolicy::builder().maximum_interval(Duration::from_secs(5)).build());
+    options.cancellation_token = Some(cancel.clone());
+    ctx.execute_activity(Activities::behind, envelope.behind.clone(), options).await
+}
+
+async fn execute<W>(
+    ctx: &WorkflowContext<W>,
+    envelope: &Envelope,
+    terms: &Terms,
+    cancel: WorkflowCancellationToken,
+) -> Closed {
+    let mut options = ActivityOptions::start_to_close_timeout(envelope.policy.run_timeout() + GRACE);
+    options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
+    options.heartbeat_timeout = Some(terms.heartbeat());
+    options.retry_policy = Some(native_retries(&envelope.policy, &[]));
+    options.cancellation_token = Some(cancel);
+    // What has begun may have effects: its own word counts, not the wish to end it.
+    options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
+    match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
+        Ok(Exact(report)) => Closed::ran(report),
+        Err(error) => failed(envelope, &error),
+    }
+}
+
+async fn rehearse<W>(
+    ctx: &WorkflowContext<W>,
+    envelope: &Envelope,
+    terms: &Terms,
+    cancel: WorkflowCancellationToken,
+) -> Closed {
+    // A real attempt that nobody reports must not be rehearsed again and again: this time-out is final.
+    let mut options = ActivityOptions::start_to_close_timeout(terms.rehearsal_bound());
+    options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
+    options.retry_policy = Some(native_retries(&envelope.policy, &["TemporalTimeout:StartToClose"]));
+    options.cancellation_token = Some(cancel);
+    let rehearsal = Rehearsal { id: envelope.id, epoch: envelope.epoch, bound_ms: terms.rehearsal_bound_ms };
+    match ctx.execute_activity(Activities::rehearse, rehearsal, options).await {
+        Ok(attempt) => Closed { reason: None, ..Closed::new(true, Some(Outcome::Succeeded), attempt, "") },
+        Err(error) => match error.as_timeout().map(|timeout| timeout.timeout_type()) {
+            Some(TimeoutType::StartToClose) => Closed::new(true, None, 0, "its real attempt's end wasn't seen in time"),
+            _ => Closed { rehearsal: true, ..failed(envelope, &error) },
+        },
+    }
+}
+
+/// What Temporal retries by itself, after a worker was lost. A failure that a worker reports brings its own delay.
+fn native_retries(policy: &Policy, final_errors: &[&str]) -> RetryPolicy {
+    let (first, factor, most) = match &policy.backoff {
+        Backoff::Exponential(e) => (e.initial_ms, e.factor, e.max_ms),
+        Backoff::Listed(Listed { delays_ms }) => {
+            let first = delays_ms.first().copied().unwrap_or(0);
+            (first, 1.0, first)
+        }
+    };
+    RetryPolicy::builder()
+        .initial_interval(Duration::from_millis(first.max(1)))
+        .backoff_coefficient(factor.max(1.0))
+        .maximum_interval(Duration::from_millis(most.max(first).max(1)))
+        .maximum_attempts(policy.max_attempts.max(1).unsigned_abs())
+        .non_retryable_error_types(final_errors.iter().copied())
+        .build()
+}
+
+/// Reads an outcome from what became of the activity.
+fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
+    let lost = |reason: &str| {
+        Closed::new(
+            false,
+            Some(Outcome::Failed),
+            envelope.policy.max_attempts,
+            format!("{reason}, on its last attempt"),
+        )
+    };
+    if let Some(cancelled) = error.as_cancelled() {
+        return match cancelled.details::<Exact<Attempt>>() {
+            Ok(Some(Exact(report))) => Closed::ran(report),
+            _ => Closed::new(false, Some(Outcome::Cancelled), 0, "the workflow was cancelled before it ran"),
+        };
+    }
+    match error.as_timeout().map(|timeout| timeout.timeout_type()) {
+        Some(TimeoutType::ScheduleToStart) => {
+            let ms = envelope.policy.start_timeout_ms.unwrap_or_default();
+            return Closed::new(false, Some(Outcome::Expired), 0, format!("it waited longer than {ms} ms to start"));
+        }
+        Some(TimeoutType::Heartbeat) => return lost("its worker stopped answering"),
+        Some(_) => return lost("its worker neither ended it nor reported a time-out"),
+        None => {}
+    }
+    match error.reason() {
+        Some(temporalio_common::error::IncomingError::Application(failure)) => {
+            match failure.details::<Exact<Attempt>>().ok().flatten() {
+                Some(Exact(report)) => Closed::ran(report),
+                None => Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), failure.to_string()),
+            }
+        }
+        _ => Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), error.to_string()),
+    }
+}
+
+fn used_up(envelope: &Envelope, error: &ActivityExecutionError) -> i32 {
+    match error {
+        ActivityExecutionError::Failed(failure) if failure.retry_state() == RetryState::MaximumAttemptsReached => {
+            envelope.policy.max_attempts
+        }
+        _ => 0,
+    }
+}
+
+/// Puts an end into its pin, however long Postgres is away. The attempt's result is in Temporal's history by now, so
+/// an end is never in the pin without being in the history.
+///
+/// A local activity is cheap, but its retries grow the history and hold the workflow on one worker. So it tries
+/// once; an ordinary activity, whose retries cost the history nothing, does the waiting. A cancelled workflow
+/// settles as well: its token isn't heeded here.
+pub async fn settle<W>(ctx: &WorkflowContext<W>, end: End) {
+    let detached = WorkflowCancellationToken::new();
+    let once = LocalActivityOptions::builder()
+        .retry_policy(RetryPolicy::builder().maximum_attempts(1).build())
+        .start_to_close_timeout(Duration::from_secs(3))
+        .cancellation_token(detached.clone())
+        .build();
+    if ctx.execute_local_activity(Activities::settle, Exact(end.clone()), once).await.is_ok() {
+        return;
+    }
+    let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
+    let retries = RetryPolicy::builder().initial_interval(Duration::from_millis(250)).maximum_interval(SETTLE_EVERY);
+    options.retry_policy = Some(retries.build());
+    options.cancellation_token = Some(detached);
+    while ctx.execute_activity(Activities::settle, Exact(end.clone()), options.clone()).await.is_err() {
+        // Its retries have no end, so only an end given from outside (an operator's `activity fail`) gets here.
+        ctx.timer(SETTLE_EVERY).await;
+    }
+}

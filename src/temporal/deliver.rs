@@ -1,0 +1,207 @@
+//! Brings copies to Temporal, and says exactly what is known afterwards.
+
+use std::time::Duration;
+
+use temporalio_client::tonic::{Code, Status};
+use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
+use temporalio_common::protos::temporal::api::enums::v1::HistoryEventFilterType;
+use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
+use temporalio_common::protos::temporal::api::workflowservice::v1::{
+    GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest,
+};
+
+use crate::interaction::{Envelope, Outcome, Payload};
+
+use super::backlog::Backlog;
+use super::client::{Description, TemporalClient};
+use super::copy::Closed;
+use super::series::Series;
+use super::wire::{Memo, from_json};
+use super::workflow::Copy;
+
+/// The pause before a workflow that is about to end is signalled again.
+const CLOSING: Duration = Duration::from_millis(20);
+
+/// What a delivery found or did.
+#[derive(Debug, Clone)]
+pub enum Delivered {
+    /// It was started (or signalled), by this delivery or by an earlier one of the same decision.
+    Started,
+    /// An equal copy was there. An unpinned one that was still open has been adopted.
+    AlreadyThere,
+    /// An unpinned copy had run to its end before it could be adopted: the caller ends the pin.
+    ClosedUnpinned {
+        /// How it ended; `Failed` where its workflow was terminated or timed out.
+        outcome: Outcome,
+        /// The last attempt.
+        attempt: i32,
+        /// The runner's answer.
+        result: Option<Payload>,
+        /// Why it didn't succeed.
+        error: Option<String>,
+    },
+}
+
+/// Why a delivery isn't known to be there.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliverError {
+    /// The id belongs to another decision. Hold the Postgres copy and page somebody.
+    #[error("owner conflict: Temporal has this workflow id with {}", found.as_deref().map_or("no memo of ours".to_owned(), describe_memo))]
+    OwnerConflict {
+        /// What the existing workflow says of itself.
+        found: Option<Box<Memo>>,
+    },
+    /// It may be there or not. Deliver the same again.
+    #[error("outcome in doubt: {0}")]
+    InDoubt(String),
+    /// It isn't there.
+    #[error("Temporal refused it: {reason}")]
+    Refused {
+        /// The same delivery may be accepted later; otherwise never.
+        retryable: bool,
+        /// For the operator.
+        reason: String,
+    },
+}
+
+fn describe_memo(memo: &Memo) -> String {
+    format!("owner {}, epoch {}, payload {:.12}…", memo.owner, memo.epoch, memo.payload_hash)
+}
+
+impl TemporalClient {
+    /// Brings a copy to Temporal. Repeating it is always safe.
+    pub async fn deliver(&self, envelope: &Envelope) -> Result<Delivered, DeliverError> {
+        let delivery = async {
+            match &envelope.series {
+                Some(series) => self.enqueue(envelope, series).await,
+                None => self.start(envelope).await,
+            }
+        };
+        self.bounded(delivery).await
+    }
+
+    async fn start(&self, envelope: &Envelope) -> Result<Delivered, DeliverError> {
+        let copy = Copy { envelope: envelope.clone(), terms: self.settings.terms };
+        let request = self.request(self.target.start(&copy).map_err(unwritable)?);
+        match self.service().await?.start_workflow_execution(request).await {
+            Ok(answer) if answer.get_ref().started => Ok(Delivered::Started),
+            Ok(_) => self.compare(envelope).await,
+            Err(status) if status.code() == Code::AlreadyExists => self.compare(envelope).await,
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    async fn enqueue(&self, envelope: &Envelope, series: &str) -> Result<Delivered, DeliverError> {
+        let first = Series {
+            terms: self.settings.terms,
+            window_ms: self.settings.window.as_millis() as u64,
+            items_a_run: self.settings.series_items_a_run,
+            backlog: Backlog::default(),
+        };
+        let message = self.target.enqueue(envelope, series, &first).map_err(unwritable)?;
+        let mut service = self.service().await?;
+        loop {
+            match service.signal_with_start_workflow_execution(self.request(message.clone())).await {
+                Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
+                answer => return answer.map(|_| Delivered::Started).map_err(Into::into),
+            }
+        }
+    }
+
+    /// Somebody was there first: is it the same decision?
+    async fn compare(&self, envelope: &Envelope) -> Result<Delivered, DeliverError> {
+        let found = self.describe_now(&envelope.workflow_id()).await?;
+        let Some(found) = found else {
+            return Err(DeliverError::InDoubt("the workflow is there, but can't be described yet".to_owned()));
+        };
+        let ours = Memo::from(envelope);
+        match &found.memo {
+            Some(memo) if !memo.agrees(&ours) => {
+                Err(DeliverError::OwnerConflict { found: Some(Box::new(memo.clone())) })
+            }
+            None => Err(DeliverError::OwnerConflict { found: None }),
+            Some(memo) if memo.pinned || !ours.pinned => Ok(Delivered::AlreadyThere),
+            Some(_) if found.open => self.adopt(envelope, &found).await,
+            Some(_) => self.closed_unpinned(envelope, &found).await,
+        }
+    }
+
+    async fn adopt(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+        let request = SignalWorkflowExecutionRequest {
+            namespace: self.target.namespace.clone(),
+            workflow_execution: Some(execution(envelope, found)),
+            signal_name: "adopt".to_owned(),
+            identity: self.target.identity.clone(),
+            request_id: format!("adopt:{}", envelope.workflow_id()),
+            ..Default::default()
+        };
+        let mut service = self.service().await?;
+        loop {
+            match service.signal_workflow_execution(self.request(request.clone())).await {
+                Ok(_) => return Ok(Delivered::AlreadyThere),
+                Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
+                // It closed between the two calls.
+                Err(status) if status.code() == Code::NotFound => return self.closed_unpinned(envelope, found).await,
+                Err(status) => return Err(status.into()),
+            }
+        }
+    }
+
+    async fn closed_unpinned(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+        let request = GetWorkflowExecutionHistoryRequest {
+            namespace: self.target.namespace.clone(),
+            execution: Some(execution(envelope, found)),
+            history_event_filter_type: HistoryEventFilterType::CloseEvent.into(),
+            ..Default::default()
+        };
+        let answer = self.service().await?.get_workflow_execution_history(self.request(request)).await?;
+        let last = answer.into_inner().history.and_then(|mut history| history.events.pop()).and_then(|e| e.attributes);
+        let closed = match last {
+            Some(Attributes::WorkflowExecutionCompletedEventAttributes(done)) => {
+                done.result.and_then(|r| r.payloads.first().and_then(from_json::<Closed>))
+            }
+            _ => None,
+        };
+        let found = format!("its workflow ended as {:?}", found.status);
+        Ok(match closed {
+            Some(Closed { outcome: Some(outcome), attempt, result, reason, .. }) => {
+                Delivered::ClosedUnpinned { outcome, attempt, result, error: reason }
+            }
+            _ => Delivered::ClosedUnpinned { outcome: Outcome::Failed, attempt: 0, result: None, error: Some(found) },
+        })
+    }
+}
+
+fn execution(envelope: &Envelope, found: &Description) -> WorkflowExecution {
+    WorkflowExecution { workflow_id: envelope.workflow_id(), run_id: found.run_id.clone() }
+}
+
+/// A server whose workflow continues as new, or ends, refuses signals for some milliseconds, so that it gets there
+/// at all. That is an answer and no outage: asking again within the time-out hides nothing.
+fn is_closing(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.message().contains("workflow is closing")
+}
+
+fn unwritable(error: serde_json::Error) -> DeliverError {
+    DeliverError::Refused { retryable: false, reason: format!("the envelope can't be written: {error}") }
+}
+
+/// Only an answer that the server gave on purpose says that nothing was started.
+impl From<Status> for DeliverError {
+    fn from(status: Status) -> Self {
+        let reason = format!("{:?}: {}", status.code(), status.message());
+        match status.code() {
+            Code::ResourceExhausted => {
+                DeliverError::Refused { retryable: !status.message().contains("larger than"), reason }
+            }
+            // The operator can mend these; the envelope isn't at fault.
+            Code::NotFound | Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition => {
+                DeliverError::Refused { retryable: true, reason }
+            }
+            Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => {
+                DeliverError::Refused { retryable: false, reason }
+            }
+            _ => DeliverError::InDoubt(reason),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the Temporal side asks of Postgres, and nothing else: where ends, attempts and rehearsals are written down.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::interaction::{Attempt, Fence, Outcome, Payload};
+
+/// Why the ledger couldn't answer.
+pub type LedgerError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The end of an interaction that Temporal owned.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct End {
+    /// The interaction.
+    pub id: Uuid,
+    /// The epoch under which it ran; an older one than the pin's is late.
+    pub epoch: i32,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The last attempt; 0 where none began.
+    pub attempt: i32,
+    /// Why it didn't succeed.
+    pub reason: Option<String>,
+    /// The last attempt as its worker saw it. Absent where the worker was lost or no attempt began.
+    pub attempt_report: Option<Attempt>,
+}
+
+/// A rehearsal that was dequeued and occupies its place until its real attempt ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenRehearsal {
+    /// The interaction.
+    pub id: Uuid,
+    /// The rehearsed attempt; its real twin has the same number.
+    pub fence: Fence,
+    /// With it the activity is ended from anywhere.
+    pub token: Vec<u8>,
+    /// When this attempt was to start.
+    pub due_at: DateTime<Utc>,
+    /// When a worker took it.
+    pub dequeued_at: DateTime<Utc>,
+    /// When Temporal gives up waiting for the real attempt.
+    pub bound_at: DateTime<Utc>,
+}
+
+/// A rehearsal whose real attempt has ended.
+#[derive(Debug, Clone)]
+pub struct FinishedRehearsal {
+    /// See [`OpenRehearsal::token`].
+    pub token: Vec<u8>,
+    /// The interaction.
+    pub id: Uuid,
+    /// The rehearsed attempt.
+    pub fence: Fence,
+    /// What came of the real attempt.
+    pub step: Step,
+}
+
+/// What came of a real attempt, to be repeated by its rehearsal.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// It succeeded.
+    Succeeded(Option<Payload>),
+    /// It failed and another follows.
+    Retry {
+        /// So long after.
+        delay: Duration,
+    },
+    /// It failed (was cancelled, expired) for good.
+    Failed(String),
+}
+
+/// A rehearsal that needs no more attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedRehearsal {
+    /// See [`OpenRehearsal::token`].
+    pub token: Vec<u8>,
+    /// The interaction.
+    pub id: Uuid,
+    /// The rehearsed attempt.
+    pub fence: Fence,
+    /// False where Temporal no longer knew it: its bound had passed, its workflow was gone, or an earlier call had
+    /// ended it and the answer was lost.
+    pub mirrored: bool,
+    /// When that was known.
+    pub closed_at: DateTime<Utc>,
+}
+
+/// Postgres as the Temporal side knows it. Every method may fail at any time and is called again.
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// Records an end in its pin. Idempotent: after a crash it comes again. An error means "ask again", so what
+    /// will never be accepted (an old epoch) is reported elsewhere and answered with `Ok`.
+    async fn settle(&self, end: &End) -> Result<(), LedgerError>;
+
+    /// Records a real attempt that failed and will be followed by another. Best effort.
+    async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError>;
+
+    /// Which of these pins have not ended.
+    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
+
+    /// Records that a rehearsal was dequeued. Idempotent by token.
+    async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError>;
+
+    /// Open rehearsals whose real attempt of the same fence has ended, at most `limit`. Every worker asks: hand each
+    /// to one of them for some seconds, or two will end it and one will find it gone.
+    async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError>;
+
+    /// Takes rehearsals off the list of open ones.
+    async fn close_rehearsals(&self, closed: &[ClosedRehearsal]) -> Result<(), LedgerError>;
+}

@@ -1,0 +1,140 @@
+//! Ends rehearsals. A rehearsal is an activity that nobody works on; when its real attempt on Postgres ends, the
+//! same end goes through the activity's own retry machine, so that both sides' next steps can be compared.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use futures::StreamExt;
+use temporalio_client::errors::AsyncActivityError;
+use temporalio_client::{ActivityIdentifier, Client, RetryOptions, RpcOptions};
+use temporalio_common::protos::TaskToken;
+use temporalio_sdk::ApplicationFailure;
+use tokio_util::task::TaskTracker;
+
+use super::ledger::{ClosedRehearsal, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
+
+/// More than so many rehearsals aren't kept through a Postgres outage; the rest end at their bound.
+const KEEP: usize = 50_000;
+/// Rehearsals ended at once.
+const AT_ONCE: usize = 16;
+const RPC_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the ledger couldn't be told.
+#[derive(Debug, Default)]
+pub struct Unrecorded {
+    waiting: Mutex<VecDeque<OpenRehearsal>>,
+    /// Records on their way.
+    pub(super) records: TaskTracker,
+    /// Attempts whose record was lost.
+    pub lost_attempts: AtomicU64,
+    /// Rehearsals that will end at their bound because the ledger never heard of them.
+    pub lost_rehearsals: AtomicU64,
+}
+
+impl Unrecorded {
+    /// Keeps a rehearsal until the ledger can be told of it.
+    pub fn push(&self, rehearsal: OpenRehearsal) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= KEEP {
+            self.lost_rehearsals.fetch_add(1, Relaxed);
+            return;
+        }
+        waiting.push_back(rehearsal);
+    }
+
+    fn pop(&self) -> Option<OpenRehearsal> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Tells the ledger, until it fails or there is nothing left. What is past its bound has ended by itself.
+    async fn flush(&self, ledger: &dyn Ledger) -> Result<(), LedgerError> {
+        while let Some(rehearsal) = self.pop() {
+            if rehearsal.bound_at < Utc::now() {
+                self.lost_rehearsals.fetch_add(1, Relaxed);
+            } else if let Err(error) = ledger.rehearsal_dequeued(&rehearsal).await {
+                self.push(rehearsal);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The loop that ends rehearsals.
+pub struct Mirror {
+    /// Speaks to Temporal.
+    pub client: Client,
+    /// Knows which real attempts have ended.
+    pub ledger: Arc<dyn Ledger>,
+    /// Rehearsals that it doesn't know yet.
+    pub unrecorded: Arc<Unrecorded>,
+    /// The pause between two looks.
+    pub every: Duration,
+    /// Rehearsals a look.
+    pub batch: i64,
+}
+
+impl Mirror {
+    /// Runs until it is dropped. A full batch is followed by the next one at once.
+    pub async fn run(self) {
+        let mut down = false;
+        loop {
+            let looked = self.look().await;
+            match &looked {
+                Err(error) if !down => tracing::warn!(%error, "rehearsals can't be ended for now"),
+                Ok(_) if down => tracing::info!("rehearsals are ended again"),
+                _ => {}
+            }
+            down = looked.is_err();
+            if !matches!(looked, Ok(found) if found >= self.batch as usize) {
+                tokio::time::sleep(if down { self.every.max(Duration::from_secs(1)) } else { self.every }).await;
+            }
+        }
+    }
+
+    /// Ends one batch; answers how many it ended.
+    async fn look(&self) -> Result<usize, LedgerError> {
+        self.unrecorded.flush(&*self.ledger).await?;
+        let finished = self.ledger.finished_rehearsals(self.batch).await?;
+        let closed: Vec<ClosedRehearsal> = futures::stream::iter(finished)
+            .map(|f| self.end(f))
+            .buffer_unordered(AT_ONCE)
+            .filter_map(async |c| c)
+            .collect()
+            .await;
+        if !closed.is_empty() {
+            self.ledger.close_rehearsals(&closed).await?;
+        }
+        Ok(closed.len())
+    }
+
+    /// Absent where Temporal couldn't be told; it stays on the ledger's list.
+    async fn end(&self, finished: FinishedRehearsal) -> Option<ClosedRehearsal> {
+        let FinishedRehearsal { token, id, fence, step } = finished;
+        let handle =
+            self.client.get_async_activity_handle(ActivityIdentifier::from_task_token(TaskToken::from(token.clone())));
+        let once = RpcOptions::builder().timeout(RPC_WITHIN).retry_options(RetryOptions::no_retries()).build();
+        let ended = match step {
+            Step::Succeeded(_) => handle.complete(Some(fence.attempt), once).await,
+            Step::Retry { delay } => handle.fail(retry(delay), None::<()>, once).await,
+            Step::Failed(error) => handle.fail(ApplicationFailure::non_retryable(error), None::<()>, once).await,
+        };
+        let mirrored = match ended {
+            Ok(()) => true,
+            Err(AsyncActivityError::NotFound(_)) => false,
+            Err(error) => {
+                tracing::warn!(%id, %fence, %error, "a rehearsal couldn't be ended; it will be tried again");
+                return None;
+            }
+        };
+        Some(ClosedRehearsal { token, id, fence, mirrored, closed_at: Utc::now() })
+    }
+}
+
+fn retry(delay: Duration) -> ApplicationFailure {
+    let failure = ApplicationFailure::builder("its real attempt failed and is retried").type_name("retry".to_owned());
+    failure.next_retry_delay(delay.max(Duration::from_millis(1))).build()
+}

@@ -1,0 +1,53 @@
+//! The old side. A copy of an interaction is a workflow ([`workflow`]); a series is one long-lived workflow that
+//! is fed by signals ([`series`]). Both walk the same path ([`copy`]): wait for `run_at`, wait for what is `behind`
+//! on Postgres, then execute, or rehearse what Postgres executes, and settle the pin last of all.
+//!
+//! What must touch the world is an activity ([`activities`]). Postgres is known only as a [`ledger::Ledger`].
+//! [`deliver`] brings copies here over [`client`], [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
+
+pub mod activities;
+pub mod client;
+pub mod copy;
+pub mod deliver;
+pub mod ledger;
+pub mod mirror;
+pub mod series;
+pub mod wire;
+pub mod worker;
+pub mod workflow;
+
+mod backlog;
+mod on_postgres;
+
+pub use on_postgres::{Delivers, OnPostgres};
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What a copy is run by. It travels in the workflow's input: a replay must see what the first run saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// An execution whose worker was silent for so long has lost it.
+    pub heartbeat_ms: u64,
+    /// A rehearsal occupies for so long at most, each attempt.
+    pub rehearsal_bound_ms: u64,
+}
+
+impl Terms {
+    /// See [`Terms::heartbeat_ms`].
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    /// See [`Terms::rehearsal_bound_ms`].
+    pub fn rehearsal_bound(&self) -> Duration {
+        Duration::from_millis(self.rehearsal_bound_ms)
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { heartbeat_ms: 10_000, rehearsal_bound_ms: 600_000 }
+    }
+}

@@ -1,0 +1,152 @@
+//! The Temporal side on the real ledger, and behind the router's delivery.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::Utc;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::client::TemporalClient;
+use super::deliver::{DeliverError, Delivered};
+use super::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
+use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
+use crate::ledger::{self, Ledger as Postgres};
+use crate::metrics::Metrics;
+use crate::policy::{Failure, Next};
+use crate::router::{Deliver, Delivery, DeliveryError};
+
+/// The ledger, with what passes through counted.
+pub struct OnPostgres {
+    /// Where it is written.
+    pub ledger: Postgres,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+    /// Rung when an end may have made the next of a series ready on the Postgres side.
+    pub wake_queue: Arc<Notify>,
+}
+
+impl OnPostgres {
+    fn told<T>(&self, call: &str, answer: Result<T, ledger::LedgerError>) -> Result<T, LedgerError> {
+        answer.map_err(|error| {
+            self.metrics.ledger_errors.with_label_values(&[call]).inc();
+            error.into()
+        })
+    }
+
+    fn attempted(&self, attempt: &Attempt) {
+        self.metrics.dequeued(Side::Temporal, false, attempt.started_at - attempt.due_at);
+        self.metrics.attempted(Side::Temporal, false, attempt.outcome, attempt.retry_ms.is_some());
+    }
+}
+
+#[async_trait]
+impl Ledger for OnPostgres {
+    async fn settle(&self, end: &End) -> Result<(), LedgerError> {
+        let fence = Fence { epoch: end.epoch, attempt: end.attempt };
+        let report = end.attempt_report.as_ref();
+        let settled = self.ledger.settle(end.id, fence, end.outcome, end.reason.as_deref(), report).await;
+        if self.told("settle", settled)? {
+            self.wake_queue.notify_one();
+            report.into_iter().for_each(|attempt| self.attempted(attempt));
+        } else {
+            tracing::debug!(id = %end.id, %fence, "this end was in its pin already, or is not Temporal's under this epoch");
+        }
+        Ok(())
+    }
+
+    async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError> {
+        self.attempted(attempt);
+        self.told("record_attempt", self.ledger.record_attempt(attempt).await)
+    }
+
+    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        self.told("still_unended", self.ledger.still_unended(ids).await)
+    }
+
+    async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
+        let OpenRehearsal { id, fence, due_at, dequeued_at, bound_at, .. } = *r;
+        let open = ledger::OpenRehearsal { id, fence, token: r.token.clone(), due_at, dequeued_at, bound_at };
+        self.told("rehearsal_dequeued", self.ledger.rehearsal_dequeued(&open).await)?;
+        self.metrics.dequeued(Side::Temporal, true, dequeued_at - due_at);
+        Ok(())
+    }
+
+    async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
+        let finished = self.told("finished_rehearsals", self.ledger.finished_rehearsals(limit).await)?;
+        let now = Utc::now();
+        let step = |f: ledger::FinishedRehearsal| {
+            let age = (now - f.run_at).to_std().unwrap_or_default();
+            let (id, fence) = (f.rehearsal.id, f.rehearsal.fence);
+            let step = match (f.outcome, f.last) {
+                (Outcome::Succeeded, _) => Step::Succeeded(f.result),
+                (Outcome::Failed, false) => {
+                    // An attempt that left no record was lost with its worker.
+                    let failure = f.failure.unwrap_or(Failure::Retryable { retry_after: None });
+                    match f.policy.after(id, fence.attempt, &failure, age) {
+                        Next::Retry(delay) => Step::Retry { delay },
+                        Next::GiveUp => Step::Failed(f.error.unwrap_or_default()),
+                    }
+                }
+                (outcome, _) => Step::Failed(f.error.unwrap_or_else(|| outcome.to_string())),
+            };
+            FinishedRehearsal { token: f.rehearsal.token, id, fence, step }
+        };
+        Ok(finished.into_iter().map(step).collect())
+    }
+
+    async fn close_rehearsals(&self, closed: &[ClosedRehearsal]) -> Result<(), LedgerError> {
+        let ends: Vec<_> = closed.iter().map(|c| (c.id, c.fence, c.mirrored)).collect();
+        let outcomes = self.told("close_rehearsals", self.ledger.close_rehearsals(&ends).await)?;
+        outcomes.into_iter().for_each(|(outcome, retried)| {
+            self.metrics.attempted(Side::Temporal, true, outcome, retried);
+        });
+        Ok(())
+    }
+}
+
+/// A Temporal client as the router sees it.
+pub struct Delivers(pub TemporalClient);
+
+#[async_trait]
+impl Deliver for Delivers {
+    async fn deliver(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError> {
+        match self.0.deliver(envelope).await? {
+            Delivered::Started => Ok(Delivery::Started),
+            Delivered::AlreadyThere => Ok(Delivery::AlreadyThere),
+            Delivered::ClosedUnpinned { outcome, attempt, result, error } => {
+                let now = Utc::now();
+                let last = Attempt {
+                    id: envelope.id,
+                    side: Side::Temporal,
+                    fence: Fence { epoch: envelope.epoch, attempt },
+                    rehearsal: false,
+                    due_at: now,
+                    started_at: now,
+                    ended_at: now,
+                    outcome: Some(outcome),
+                    failure: None,
+                    retry_ms: None,
+                    result,
+                    error,
+                };
+                Ok(Delivery::Ended { outcome, last: Box::new(last) })
+            }
+        }
+    }
+
+    async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
+        let found = self.0.describe(&format!("{id}:1")).await?;
+        Ok(found.map(|found| if found.open { "running" } else { "ended" }))
+    }
+}
+
+impl From<DeliverError> for DeliveryError {
+    fn from(error: DeliverError) -> Self {
+        match error {
+            DeliverError::OwnerConflict { .. } => Self::OwnerConflict(error.to_string()),
+            DeliverError::InDoubt(reason) => Self::InDoubt(reason),
+            DeliverError::Refused { retryable, reason } => Self::Refused { retryable, reason },
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The workflow of a series: one at a time, in order of arrival, for as long as there is work or a key to remember.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use temporalio_macros::{workflow, workflow_methods};
+use temporalio_sdk::{
+    ContinueAsNewOptions, SyncWorkflowContext, TimerOptions, WaitConditionOptions, WorkflowCancellationToken,
+    WorkflowContext, WorkflowContextView, WorkflowResult, workflows,
+};
+
+use crate::interaction::Envelope;
+
+use super::Terms;
+use super::backlog::Work;
+pub use super::backlog::{Backlog, Member, SeriesStatus, name};
+use super::copy::{run_copy, settle};
+use super::wire::Exact;
+
+/// The next run's input must fit into two megabytes, the remembered keys included.
+const CARRY_AT_MOST: usize = 1_000_000;
+
+/// The workflow's input: how to run, and what the run before handed over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Series {
+    /// The bounds of each copy.
+    pub terms: Terms,
+    /// A repeat is known for so long after the end.
+    pub window_ms: u64,
+    /// After so many the history is cut off.
+    pub items_a_run: u32,
+    /// Empty at first.
+    #[serde(default)]
+    pub backlog: Backlog,
+}
+
+/// See the module.
+#[workflow]
+pub struct SeriesWorkflow {
+    series: Series,
+}
+
+#[workflow_methods]
+impl SeriesWorkflow {
+    #[init]
+    fn new(_: &WorkflowContextView, series: Exact<Series>) -> Self {
+        Self { series: series.0 }
+    }
+
+    /// Ends when it was idle for a whole window; the next delivery starts another. A cancellation isn't heeded: it
+    /// would end all members at once, and each of them is somebody's interaction.
+    #[run(name = "SeriesWorkflow")]
+    pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<()> {
+        let mut done = 0;
+        loop {
+            let (window_ms, items) = ctx.state(|s| (s.series.window_ms, s.series.items_a_run));
+            if done > 0 && (done >= items || ctx.continue_as_new_suggested()) && Self::may_carry(ctx) {
+                let now = unix_ms(ctx);
+                ctx.state_mut(|s| s.series.backlog.forget(now - window_ms as i64));
+                ctx.continue_as_new(Exact(ctx.state(|s| s.series.clone())), ContinueAsNewOptions::default())?;
+            }
+            match ctx.state_mut(|s| s.series.backlog.begin()) {
+                Some(work) => Self::work(ctx, work).await,
+                None if Self::idle(ctx, Duration::from_millis(window_ms)).await => return Ok(()),
+                None => continue,
+            }
+            done += 1;
+        }
+    }
+
+    /// A copy arrives.
+    #[signal(name = "enqueue")]
+    pub fn enqueue(&mut self, _: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
+        self.series.backlog.accept(envelope.0);
+    }
+
+    /// What it has and had.
+    #[query(name = "status")]
+    pub fn status(&self, _: &WorkflowContextView) -> SeriesStatus {
+        self.series.backlog.status()
+    }
+}
+
+impl SeriesWorkflow {
+    async fn work(ctx: &WorkflowContext<Self>, work: Work) {
+        let envelope = match work {
+            Work::Run(envelope) => envelope,
+            Work::Settle(end) => return settle(ctx, *end).await,
+        };
+        let terms = ctx.state(|s| s.series.terms);
+        let closed = run_copy(ctx, &envelope, &terms, WorkflowCancellationToken::new()).await;
+        if let Some(end) = closed.end(&envelope)
+            && ctx.state(|s| s.series.backlog.running_is_pinned())
+        {
+            settle(ctx, end).await;
+        }
+        let now = unix_ms(ctx);
+        ctx.state_mut(|s| s.series.backlog.finish(now, closed.outcome, closed.attempt));
+    }
+
+    /// A heavy backlog is worked off first; it is carried when it has become light enough.
+    fn may_carry(ctx: &WorkflowContext<Self>) -> bool {
+        ctx.all_handlers_finished() && ctx.state(|s| s.series.backlog.weight()) <= CARRY_AT_MOST
+    }
+
+    /// Whether nothing came for a whole window.
+    async fn idle(ctx: &WorkflowContext<Self>, window: Duration) -> bool {
+        let token = WorkflowCancellationToken::new();
+        let options = WaitConditionOptions::builder().cancellation_token(token.clone()).build();
+        let mut arrival = ctx.wait_condition_with_options(|s| !s.series.backlog.is_drained(), options);
+        let mut timer = ctx.timer(TimerOptions::builder(window).cancellation_token(token.clone()).build());
+        workflows::select! {
+            _ = arrival => token.cancel(),
+            _ = timer => {}
+        }
+        ctx.state(|s| s.series.backlog.is_drained())
+    }
+}
+
+fn unix_ms<W>(ctx: &WorkflowContext<W>) -> i64 {
+    let now = ctx.workflow_time().unwrap_or(SystemTime::UNIX_EPOCH);
+    now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

@@ -1,0 +1,186 @@
+//! Runs workflows and activities, and the mirror beside them, on a thread of their own: the SDK's `run()` is not
+//! `Send`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use temporalio_client::{Client, ClientOptions, Connection, ConnectionOptions, Url};
+use temporalio_sdk::runtime::RuntimeOptions;
+use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
+use temporalio_sdk::{Runtime, Worker, WorkerOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::executor::Executor;
+
+use super::activities::{Activities, LEDGER_WITHIN};
+use super::ledger::Ledger;
+use super::mirror::{Mirror, Unrecorded};
+use super::series::SeriesWorkflow;
+use super::workflow::InteractionWorkflow;
+
+/// What a worker needs to know.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// `http://host:port`.
+    pub address: String,
+    /// The namespace.
+    pub namespace: String,
+    /// The task queue.
+    pub task_queue: String,
+    /// Who we are, in Temporal's histories.
+    pub identity: String,
+    /// Executions at once.
+    pub slots: usize,
+    /// At the end, what runs may run on for so long; then it is called off and retried elsewhere.
+    pub drain: Duration,
+    /// The pause between two looks for ended rehearsals.
+    pub mirror_every: Duration,
+    /// Rehearsals a look.
+    pub mirror_batch: i64,
+}
+
+/// Why a worker can't run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The settings are wrong.
+    #[error("Temporal's address {0:?} is no URL")]
+    Address(String),
+    /// No thread, or no runtime on it.
+    #[error("the Temporal worker couldn't start: {0}")]
+    Start(String),
+    /// The thread ended without a word.
+    #[error("the Temporal worker's thread died")]
+    Died,
+}
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+/// A worker that outlives Temporal's restarts.
+#[derive(Clone)]
+pub struct TemporalWorker {
+    settings: WorkerSettings,
+    executor: Arc<dyn Executor>,
+    ledger: Arc<dyn Ledger>,
+    unrecorded: Arc<Unrecorded>,
+}
+
+impl TemporalWorker {
+    /// Puts it together; nothing runs yet.
+    pub fn new(settings: WorkerSettings, executor: Arc<dyn Executor>, ledger: Arc<dyn Ledger>) -> Self {
+        Self { settings, executor, ledger, unrecorded: Arc::default() }
+    }
+
+    /// What the ledger couldn't be told, for the metrics.
+    pub fn unrecorded(&self) -> Arc<Unrecorded> {
+        self.unrecorded.clone()
+    }
+
+    /// Runs until `shutdown`, then drains. Dropping the future instead abandons what runs, as a crash would.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let url: Url =
+            self.settings.address.parse().map_err(|_| WorkerError::Address(self.settings.address.clone()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("temporal")
+            .enable_all()
+            .build()
+            .map_err(|error| WorkerError::Start(error.to_string()))?;
+        let abandon = CancellationToken::new();
+        let _abandoned = abandon.clone().drop_guard();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let thread = move || {
+            let worked = runtime.block_on(abandon.run_until_cancelled(self.keep_running(url, shutdown)));
+            runtime.shutdown_background();
+            let _ = ended.send(worked.unwrap_or(Ok(())));
+        };
+        let named = std::thread::Builder::new().name("temporal-worker".to_owned());
+        named.spawn(thread).map_err(|error| WorkerError::Start(error.to_string()))?;
+        end.await.unwrap_or(Err(WorkerError::Died))
+    }
+
+    /// The SDK's pollers sit out an outage; what ends them anyway is answered with a new worker.
+    async fn keep_running(self, url: Url, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let options = RuntimeOptions::builder().heartbeat_interval(None).build().map_err(WorkerError::Start)?;
+        let core = Runtime::from_current_tokio(options).map_err(|error| WorkerError::Start(error.to_string()))?;
+        let mut pause = Duration::from_millis(100);
+        while !shutdown.is_cancelled() {
+            let began = std::time::Instant::now();
+            match self.run_once(&core, &url, &shutdown).await {
+                Ok(()) => continue,
+                Err(error) => tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again"),
+            }
+            if began.elapsed() > Duration::from_secs(30) {
+                pause = Duration::from_millis(100);
+            }
+            shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+        // Records of the last attempts are on their way, and end with this runtime.
+        self.unrecorded.records.close();
+        let _ = tokio::time::timeout(LEDGER_WITHIN, self.unrecorded.records.wait()).await;
+        Ok(())
+    }
+
+    async fn run_once(&self, core: &Runtime, url: &Url, shutdown: &CancellationToken) -> Result<(), Broken> {
+        let Some(connection) = shutdown.run_until_cancelled(self.connect(url)).await else { return Ok(()) };
+        let client = Client::new(connection?, ClientOptions::new(self.settings.namespace.clone()).build())?;
+        let mirror = self.mirror(client.clone());
+        let mut worker = Worker::new(core, client, self.options(shutdown)?)?;
+        let stop = worker.shutdown_handle();
+        let stopping = async {
+            shutdown.cancelled().await;
+            stop();
+            std::future::pending::<()>().await;
+        };
+        tracing::info!(task_queue = self.settings.task_queue, "the Temporal worker runs");
+        tokio::select! {
+            ended = worker.run() => ended.map_err(Into::into),
+            () = mirror.run() => Ok(()),
+            () = stopping => Ok(()),
+        }
+    }
+
+    async fn connect(&self, url: &Url) -> Result<Connection, Broken> {
+        let options = ConnectionOptions::new(url.clone())
+            .identity(self.settings.identity.clone())
+            .connect_timeout(Duration::from_secs(2))
+            .dns_load_balancing(None)
+            .build();
+        Ok(Connection::connect(options).await?)
+    }
+
+    fn mirror(&self, client: Client) -> Mirror {
+        Mirror {
+            client,
+            ledger: self.ledger.clone(),
+            unrecorded: self.unrecorded.clone(),
+            every: self.settings.mirror_every,
+            batch: self.settings.mirror_batch,
+        }
+    }
+
+    fn options(&self, shutdown: &CancellationToken) -> Result<WorkerOptions, Broken> {
+        let slots = |count| FixedSizeSlotSupplier::new(count);
+        let tuner = TunerHolder::builder()
+            .workflow_task_slot_supplier(slots(100))
+            .activity_task_slot_supplier(slots(self.settings.slots))
+            .local_activity_task_slot_supplier(slots(100))
+            .nexus_task_slot_supplier(slots(1))
+            .build();
+        let activities = Activities {
+            executor: self.executor.clone(),
+            ledger: self.ledger.clone(),
+            unrecorded: self.unrecorded.clone(),
+            stopping: shutdown.clone(),
+        };
+        Ok(WorkerOptions::new(self.settings.task_queue.clone())
+            .tuner(tuner)
+            // A crashed worker's workflows move on to another after so long.
+            .sticky_queue_schedule_to_start_timeout(Duration::from_secs(2))
+            .graceful_shutdown_period(self.settings.drain)
+            .register_activities(activities)
+            .register_workflow::<InteractionWorkflow>()?
+            .register_workflow::<SeriesWorkflow>()?
+            .build())
+    }
+}
