@@ -131,7 +131,9 @@ impl Driver {
         let mut alone = Vec::new();
         for job in jobs {
             match &job.series {
-                Some(name) => series.entry((job.account.clone(), job.kind.clone(), name.clone())).or_default().push(job),
+                Some(name) => {
+                    series.entry((job.account.clone(), job.kind.clone(), name.clone())).or_default().push(job)
+                }
                 None => alone.push(job),
             }
         }
@@ -261,7 +263,8 @@ mod tests {
             let mut asked = asked.lock().unwrap();
             asked.1.push(body["key"].as_str().unwrap().to_owned());
             let status = StatusCode::from_u16(asked.0.pop_front().unwrap_or(201)).unwrap();
-            let yes = json!({ "id": Uuid::nil(), "key": body["key"], "owner": "postgres", "stage": "live", "epoch": 1 });
+            let yes =
+                json!({ "id": Uuid::nil(), "key": body["key"], "owner": "postgres", "stage": "live", "epoch": 1 });
             (status, [("Retry-After", "0")], Json(yes)).into_response()
         };
         let routes = Router::new().fallback(answer).with_state(asked.clone());

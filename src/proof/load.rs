@@ -72,7 +72,8 @@ fn job(draws: &mut StdRng, at: Duration, account: &Arc<str>) -> Job {
     let kind = KINDS[draws.random_range(0..KINDS.len())];
     let series = draws.random_bool(0.5).then(|| format!("{kind}-{}", draws.random_range(0..SERIES)).into());
     let records = draws.random_range(1..500);
-    let payload = Payload::parse(format!(r#"{{"provider":"crm","records":{records}}}"#)).unwrap_or_else(|_| unreachable!());
+    let payload =
+        Payload::parse(format!(r#"{{"provider":"crm","records":{records}}}"#)).unwrap_or_else(|_| unreachable!());
     Job { at, account: account.clone(), kind: kind.into(), series, key: String::new(), payload }
 }
 

@@ -280,7 +280,8 @@ mod tests {
 
     #[test]
     fn the_shares_are_what_they_are_said_to_be() {
-        let options = RunnerOptions { flaky: 0.2, throttled: 0.1, refused: 0.05, broken: 0.05, ..RunnerOptions::uneven(7) };
+        let options =
+            RunnerOptions { flaky: 0.2, throttled: 0.1, refused: 0.05, broken: 0.05, ..RunnerOptions::uneven(7) };
         let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 0.015, "{found} is not near {wanted}");
         near(share(&options, 1, StatusCode::INTERNAL_SERVER_ERROR), 0.25);
         near(share(&options, 2, StatusCode::INTERNAL_SERVER_ERROR), 0.05 + 0.2 * 0.3);
@@ -297,7 +298,10 @@ mod tests {
         assert_eq!(times[3], options.fate(Uuid::from_u128(4 << 70 | 4), 1).0);
         times.sort();
         let (half, most) = (times[1_000].as_secs_f64(), times[1_980].as_secs_f64());
-        assert!((0.012..0.018).contains(&half) && most > 4.0 * half && times[1_998] <= options.longest, "{half} {most}");
+        assert!(
+            (0.012..0.018).contains(&half) && most > 4.0 * half && times[1_998] <= options.longest,
+            "{half} {most}"
+        );
     }
 
     #[tokio::test]

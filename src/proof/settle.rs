@@ -65,7 +65,9 @@ pub async fn settle(
                 Look::Ended(outcome) => *settled.ended.entry(outcome).or_default() += 1,
                 // What no pin tells of, the runner tells of.
                 Look::Unpinned if !open.contains(&id) => settled.unpinned += 1,
-                Look::Unpinned => _ = settled.unended.insert(id, "not pinned, and the runner hasn't seen its end".into()),
+                Look::Unpinned => {
+                    _ = settled.unended.insert(id, "not pinned, and the runner hasn't seen its end".into())
+                }
                 Look::Open(state) => {
                     ids.push(id);
                     settled.unended.insert(id, state);

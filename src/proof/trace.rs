@@ -33,13 +33,17 @@ pub enum TraceError {
         error: std::io::Error,
     },
     /// Its name says gzip, its bytes don't.
-    #[error("{path} is named like gzip but does not begin like it; nothing was enqueued. Fetch it again, or rename it if it is plain text")]
+    #[error(
+        "{path} is named like gzip but does not begin like it; nothing was enqueued. Fetch it again, or rename it if it is plain text"
+    )]
     NotGzip {
         /// The file.
         path: PathBuf,
     },
     /// The compressed stream ends or breaks in the middle.
-    #[error("{path} is cut or damaged: its gzip stream breaks in line {line}, after {bytes} bytes of text ({error}); nothing was enqueued. Fetch it again")]
+    #[error(
+        "{path} is cut or damaged: its gzip stream breaks in line {line}, after {bytes} bytes of text ({error}); nothing was enqueued. Fetch it again"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -52,7 +56,9 @@ pub enum TraceError {
         error: std::io::Error,
     },
     /// One line is no interaction.
-    #[error("{path}, line {line}: {problem}; nothing was enqueued. Mend the line, or fetch the file again if it is cut")]
+    #[error(
+        "{path}, line {line}: {problem}; nothing was enqueued. Mend the line, or fetch the file again if it is cut"
+    )]
     Line {
         /// The file.
         path: PathBuf,
@@ -143,7 +149,8 @@ fn parse(path: &Path, text: &[u8]) -> Result<Vec<Line>, TraceError> {
 }
 
 fn parse_line(text: &[u8]) -> Result<Line, String> {
-    let line: Line = serde_json::from_slice(text).map_err(|error| format!("column {}: {}", error.column(), said(&error)))?;
+    let line: Line =
+        serde_json::from_slice(text).map_err(|error| format!("column {}: {}", error.column(), said(&error)))?;
     let interaction = Interaction {
         account: line.account.clone(),
         kind: line.kind.clone(),

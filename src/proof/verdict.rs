@@ -231,7 +231,8 @@ fn judge_one(verdict: &mut Verdict, one: &Accepted, story: Option<&Story<'_>>) {
     if !story.is_some_and(|story| story.is_settled(one.max_attempts)) {
         verdict.lost += 1;
         let calls = story.map_or(0, |story| story.calls.len());
-        verdict.example("lost", || format!("{id} ({account}, {kind}, {stage}, owner {owner}): {calls} calls, none final"));
+        verdict
+            .example("lost", || format!("{id} ({account}, {kind}, {stage}, owner {owner}): {calls} calls, none final"));
     }
     let Some(story) = story else { return };
     verdict.used_up += u64::from(story.has_used_up(one.max_attempts));
@@ -241,7 +242,9 @@ fn judge_one(verdict: &mut Verdict, one: &Accepted, story: Option<&Story<'_>>) {
         verdict.executed_by_stage.entry(*stage).or_default().add(side);
         if side != *owner {
             verdict.run_off_owner += 1;
-            verdict.example("run off its owner", || format!("{id} ({account}, {kind}, {stage}): {side} ran it, {owner} owns it"));
+            verdict.example("run off its owner", || {
+                format!("{id} ({account}, {kind}, {stage}): {side} ran it, {owner} owns it")
+            });
         }
     }
     if story.ran_on(Side::Temporal) && story.ran_on(Side::Postgres) {
@@ -295,7 +298,10 @@ fn judge_series(verdict: &mut Verdict, mut members: Vec<Member>) {
         if let Some(before) = latest.filter(|before| span.effect < before.effect) {
             verdict.series_out_of_order += 1;
             verdict.example("series out of order", || {
-                format!("{} took effect at {} us, {} (accepted earlier) at {} us", span.id, span.effect, before.id, before.effect)
+                format!(
+                    "{} took effect at {} us, {} (accepted earlier) at {} us",
+                    span.id, span.effect, before.id, before.effect
+                )
             });
         } else {
             latest = Some(span);
