@@ -34,6 +34,8 @@ pub struct Rehearsal {
     pub epoch: i32,
     /// How long it occupies at most.
     pub bound_ms: u64,
+    /// When the interaction was due, where that is known better than by Temporal's schedule.
+    pub due_at: Option<DateTime<Utc>>,
 }
 
 /// The activities and what they reach.
@@ -89,7 +91,7 @@ impl Activities {
             id: rehearsal.id,
             fence: Fence { epoch: rehearsal.epoch, attempt: number(info) },
             token: info.task_token.clone(),
-            due_at: due_at(info),
+            due_at: due_at(rehearsal.due_at, info),
             dequeued_at,
             bound_at: dequeued_at + TimeDelta::milliseconds(rehearsal.bound_ms as i64),
         };
@@ -197,7 +199,7 @@ fn report(envelope: &Envelope, info: &ActivityInfo) -> Attempt {
         side: Side::Temporal,
         fence: Fence { epoch: envelope.epoch, attempt: number(info) },
         rehearsal: false,
-        due_at: due_at(info),
+        due_at: due_at(due_by(envelope), info),
         started_at: at(info.started_time),
         ended_at: Utc::now(),
         outcome: None,
@@ -223,8 +225,15 @@ fn number(info: &ActivityInfo) -> i32 {
     info.attempt.try_into().unwrap_or(i32::MAX)
 }
 
-fn due_at(info: &ActivityInfo) -> DateTime<Utc> {
-    at(info.current_attempt_scheduled_time.or(info.scheduled_time))
+/// When an interaction was due, for its first attempt. A member of a series is due when its turn comes, which is when
+/// the series' workflow schedules it.
+pub(super) fn due_by(envelope: &Envelope) -> Option<DateTime<Utc>> {
+    envelope.run_at.filter(|_| envelope.series.is_none())
+}
+
+fn due_at(known: Option<DateTime<Utc>>, info: &ActivityInfo) -> DateTime<Utc> {
+    let scheduled = at(info.current_attempt_scheduled_time.or(info.scheduled_time));
+    known.filter(|_| info.attempt <= 1).unwrap_or(scheduled)
 }
 
 fn at(time: Option<SystemTime>) -> DateTime<Utc> {

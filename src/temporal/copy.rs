@@ -13,7 +13,7 @@ use crate::interaction::{Attempt, Envelope, Outcome, Payload, Side};
 use crate::policy::{Backoff, Listed, Policy};
 
 use super::Terms;
-use super::activities::{Activities, Rehearsal};
+use super::activities::{Activities, Rehearsal, due_by};
 use super::ledger::End;
 use super::wire::Exact;
 
@@ -143,7 +143,12 @@ async fn rehearse<W>(
     options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
     options.retry_policy = Some(native_retries(&envelope.policy, &["TemporalTimeout:StartToClose"]));
     options.cancellation_token = Some(cancel);
-    let rehearsal = Rehearsal { id: envelope.id, epoch: envelope.epoch, bound_ms: terms.rehearsal_bound_ms };
+    let rehearsal = Rehearsal {
+        id: envelope.id,
+        epoch: envelope.epoch,
+        bound_ms: terms.rehearsal_bound_ms,
+        due_at: due_by(envelope),
+    };
     match ctx.execute_activity(Activities::rehearse, rehearsal, options).await {
         Ok(attempt) => Closed { reason: None, ..Closed::new(true, Some(Outcome::Succeeded), attempt, "") },
         Err(error) => match error.as_timeout().map(|timeout| timeout.timeout_type()) {
