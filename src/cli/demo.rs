@@ -69,7 +69,9 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         Ok((app, report)) => (Some(app), report),
         Err(error) => return Err(format!("{error}\nthe log: {}", home.keep_log().display()).into()),
     };
-    if let (false, Some(app)) = (args.stay, app.take()) {
+    if !args.stay
+        && let Some(app) = app.take()
+    {
         app.stop().await;
     }
     match context.json {
@@ -216,8 +218,8 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
     let ((), flips) = tokio::join!(driver.drive(load.jobs()), story.tell(&mut cohorts));
     let flips = flips?;
     let answers = driver.answers();
-    progress.say(&format!("all {total} have their answer; waiting until everything has ended"));
-    let ending = progress.count("ended", answers.accepted.len() as u64);
+    progress.say(&format!("all {total} have their answer"));
+    let ending = progress.count("waiting for the ends", answers.accepted.len() as u64);
     let left = |left: usize| ending.reach((answers.accepted.len() - left) as u64);
     let settled = settle(&url, &answers.accepted, &runner, PATIENCE, left).await;
     drop(ending);
@@ -247,7 +249,7 @@ struct Story<'a> {
 impl Story<'_> {
     async fn tell(&self, cohorts: &mut [Cohort]) -> Result<Vec<Flip>, Failure> {
         let began = Instant::now();
-        let bar = self.progress.count("enqueued", self.total as u64);
+        let bar = self.progress.count(&format!("enqueueing {}", self.total), self.total as u64);
         let mut answered = self.driver.answered();
         let mut flips = Vec::new();
         for step in &STEPS {

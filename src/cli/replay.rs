@@ -147,7 +147,7 @@ async fn replay(
     ));
     let driver = Driver::new(&flags.serve.url, policy(), CALLERS, args.patience)?;
     let began = Instant::now();
-    let bar = progress.count("enqueued", total as u64);
+    let bar = progress.count("enqueueing", total as u64);
     let flipping = async {
         for flip in later {
             tokio::time::sleep_until((began + flip.at).into()).await;
@@ -165,8 +165,8 @@ async fn replay(
     flipping?;
     drop(bar);
     let answers = driver.answers();
-    progress.say(&format!("{:>7}  all have their answer; waiting until everything has ended", seconds(began.elapsed())));
-    let ending = progress.count("ended", answers.accepted.len() as u64);
+    progress.say(&format!("{:>7}  all have their answer", seconds(began.elapsed())));
+    let ending = progress.count("waiting for the ends", answers.accepted.len() as u64);
     let left = |left: usize| ending.reach((answers.accepted.len() - left) as u64);
     let settled = settle(&flags.serve.url, &answers.accepted, runner, args.patience, left).await;
     drop(ending);

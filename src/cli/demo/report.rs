@@ -101,7 +101,7 @@ impl Report {
     }
 
     fn sides(&self) -> comfy_table::Table {
-        let mut rows = numbers(&["ATTEMPTS", "ENDED", "MIRRORED", "BOUNDED", "START p50 ms", "p95", "p99"]);
+        let mut rows = numbers(&["ATTEMPTS", "ENDED", "MIRRORED", "BOUNDED", "START p50", "p95", "p99 (ms, without a series)"]);
         for a in &self.attempts {
             let what = if a.rehearsal { "rehearsals" } else { "executions" };
             let of_rehearsals = |count: i64| if a.rehearsal { number(count as u64) } else { right("-".to_owned()) };
@@ -110,9 +110,9 @@ impl Report {
                 number(a.attempts as u64),
                 of_rehearsals(a.with_outcome),
                 of_rehearsals(a.attempts - a.with_outcome),
-                right(format!("{:.1}", a.start_p50_ms)),
-                right(format!("{:.1}", a.start_p95_ms)),
-                right(format!("{:.1}", a.start_p99_ms)),
+                millis(a.start_p50_ms),
+                millis(a.start_p95_ms),
+                millis(a.start_p99_ms),
             ]);
         }
         rows
@@ -141,4 +141,8 @@ fn line(app: &App, cohort: &Cohort, accepted: &[Accepted], runner: &Runner) -> C
 
 fn right(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+fn millis(ms: Option<f64>) -> Cell {
+    right(ms.map_or("-".to_owned(), |ms| format!("{ms:.1}")))
 }
