@@ -1,6 +1,7 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
 use chrono::TimeDelta;
+use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -12,6 +13,7 @@ use crate::queue::Finish;
 /// The program's metrics, all in one registry.
 pub struct Metrics {
     registry: Registry,
+    documented: Vec<Documented>,
     /// By stage, owner and answer.
     pub enqueues: IntCounterVec,
     /// One pin transaction.
@@ -54,35 +56,47 @@ pub struct Metrics {
     pub pool_connections: GaugeVec,
 }
 
+/// A metric as its documentation shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Documented {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// Its help.
+    pub help: String,
+}
+
 const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 
 impl Metrics {
     /// Registers every metric.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let r = Registry::new();
+        let mut r = Registering::default();
         Ok(Self {
-            enqueues: counters(&r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
-            pin_seconds: histogram(&r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
-            deliveries: counters(&r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["by", "outcome"])?,
-            delivery_seconds: histogram(&r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
-            outbox_rows: gauge(&r, "crossover_outbox_rows", "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.")?,
-            outbox_oldest_seconds: float_gauge(&r, "crossover_outbox_oldest_seconds", "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.")?,
-            queue_rows: gauges(&r, "crossover_queue_rows", "Copies on the Postgres side by place: ready to start, scheduled for later, running.", &["place"])?,
-            queue_oldest_seconds: float_gauge(&r, "crossover_queue_oldest_seconds", "Seconds for which the oldest ready copy has been due. Grows when workers are too few or stuck.")?,
-            claim_seconds: histogram(&r, "crossover_claim_seconds", "Seconds that one claim of the Postgres worker took.")?,
-            start_seconds: register(&r, HistogramVec::new(HistogramOpts::new("crossover_start_seconds", "Seconds from due to dequeued, by side and mode (execution, rehearsal). Compare the sides before a cutover.").buckets(SECONDS.to_vec()), &["side", "mode"])?)?,
-            attempts: counters(&r, "crossover_attempts_total", "Attempts that have ended, by side, mode (execution, rehearsal) and outcome; bounded is a rehearsal whose real run did not end in time.", &["side", "mode", "outcome"])?,
-            retries: counters(&r, "crossover_retries_total", "Attempts that failed and are followed by another, by side and mode.", &["side", "mode"])?,
-            late_results: counters(&r, "crossover_late_results_total", "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.", &["side"])?,
-            lost_leases: register(&r, IntCounter::new("crossover_lost_leases_total", "Runs given up here because their lease had run out. Points at stalls longer than worker.lease.")?)?,
-            taken_over: register(&r, IntCounter::new("crossover_taken_over_total", "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.")?)?,
-            queue_errors: counters(&r, "crossover_queue_errors_total", "Failed calls of the Postgres queue, by call. They are repeated; a steady rise means Postgres is away.", &["call"])?,
-            ledger_errors: counters(&r, "crossover_ledger_errors_total", "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.", &["call"])?,
-            owner_conflicts: register(&r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
-            flags_healthy: gauge(&r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
-            pool_connections: register(&r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
-            registry: r,
+            enqueues: counters(&mut r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
+            pin_seconds: histogram(&mut r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
+            deliveries: counters(&mut r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["by", "outcome"])?,
+            delivery_seconds: histogram(&mut r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
+            outbox_rows: gauge(&mut r, "crossover_outbox_rows", "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.")?,
+            outbox_oldest_seconds: float_gauge(&mut r, "crossover_outbox_oldest_seconds", "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.")?,
+            queue_rows: gauges(&mut r, "crossover_queue_rows", "Copies on the Postgres side by place: ready to start, scheduled for later, running.", &["place"])?,
+            queue_oldest_seconds: float_gauge(&mut r, "crossover_queue_oldest_seconds", "Seconds for which the oldest ready copy has been due. Grows when workers are too few or stuck.")?,
+            claim_seconds: histogram(&mut r, "crossover_claim_seconds", "Seconds that one claim of the Postgres worker took.")?,
+            start_seconds: register(&mut r, HistogramVec::new(HistogramOpts::new("crossover_start_seconds", "Seconds from due to dequeued, by side and mode (execution, rehearsal). Compare the sides before a cutover.").buckets(SECONDS.to_vec()), &["side", "mode"])?)?,
+            attempts: counters(&mut r, "crossover_attempts_total", "Attempts that have ended, by side, mode (execution, rehearsal) and outcome; bounded is a rehearsal whose real run did not end in time.", &["side", "mode", "outcome"])?,
+            retries: counters(&mut r, "crossover_retries_total", "Attempts that failed and are followed by another, by side and mode.", &["side", "mode"])?,
+            late_results: counters(&mut r, "crossover_late_results_total", "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.", &["side"])?,
+            lost_leases: register(&mut r, IntCounter::new("crossover_lost_leases_total", "Runs given up here because their lease had run out. Points at stalls longer than worker.lease.")?)?,
+            taken_over: register(&mut r, IntCounter::new("crossover_taken_over_total", "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.")?)?,
+            queue_errors: counters(&mut r, "crossover_queue_errors_total", "Failed calls of the Postgres queue, by call. They are repeated; a steady rise means Postgres is away.", &["call"])?,
+            ledger_errors: counters(&mut r, "crossover_ledger_errors_total", "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.", &["call"])?,
+            owner_conflicts: register(&mut r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
+            flags_healthy: gauge(&mut r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
+            pool_connections: register(&mut r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
+            registry: r.registry,
+            documented: r.documented,
         })
     }
 
@@ -91,10 +105,9 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// Name and help of every metric, for the page that documents them.
-    pub fn documented(&self) -> Vec<(String, String)> {
-        let families = self.registry.gather();
-        families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
+    /// Every metric, for the page that documents them.
+    pub fn documented(&self) -> &[Documented] {
+        &self.documented
     }
 
     /// Counts an answered enqueue.
@@ -128,30 +141,37 @@ fn mode(rehearsal: bool) -> &'static str {
     if rehearsal { "rehearsal" } else { "execution" }
 }
 
-fn register<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: C,
-) -> Result<C, prometheus::Error> {
-    registry.register(Box::new(collector.clone()))?;
+#[derive(Default)]
+struct Registering {
+    registry: Registry,
+    documented: Vec<Documented>,
+}
+
+fn register<C: Collector + Clone + 'static>(r: &mut Registering, collector: C) -> Result<C, prometheus::Error> {
+    for desc in collector.desc() {
+        let (name, labels, help) = (desc.fq_name.clone(), desc.variable_labels.clone(), desc.help.clone());
+        r.documented.push(Documented { name, labels, help });
+    }
+    r.registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+fn counters(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
     register(r, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+fn gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
     register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+fn gauge(r: &mut Registering, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     register(r, IntGauge::new(name, help)?)
 }
 
-fn float_gauge(r: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+fn float_gauge(r: &mut Registering, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
     register(r, Gauge::new(name, help)?)
 }
 
-fn histogram(r: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+fn histogram(r: &mut Registering, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?)
 }

@@ -5,7 +5,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::pins::{named, payload};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
 use crate::policy::{Failure, Policy};
 
@@ -98,24 +98,26 @@ impl Ledger {
     /// Which of these have not ended.
     pub async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
         let query = sqlx::query_scalar("select id from crossover.pins where id = any ($1) and ended_at is null");
-        Ok(query.bind(ids).fetch_all(&self.pool).await?)
+        within(query.bind(ids).fetch_all(&self.pool)).await
     }
 
     /// Records that Temporal's worker has dequeued a rehearsal.
     pub async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
-        sqlx::query(
-            "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token)
+        within(
+            sqlx::query(
+                "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token)
              values ($1, $2, $3, $4, $5, $6, $7)
              on conflict (id, epoch, attempt) do update set token = excluded.token, bound_at = excluded.bound_at",
+            )
+            .bind(r.id)
+            .bind(r.fence.epoch)
+            .bind(r.fence.attempt)
+            .bind(r.due_at)
+            .bind(r.dequeued_at)
+            .bind(r.bound_at)
+            .bind(&r.token)
+            .execute(&self.pool),
         )
-        .bind(r.id)
-        .bind(r.fence.epoch)
-        .bind(r.fence.attempt)
-        .bind(r.due_at)
-        .bind(r.dequeued_at)
-        .bind(r.bound_at)
-        .bind(&r.token)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -123,7 +125,7 @@ impl Ledger {
     /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has. Another mirror gets
     /// them after a few seconds, if this one does not close them.
     pub async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
-        let rows = sqlx::query(
+        let rows = within(sqlx::query(
             "with due as materialized (
                 select r.id, r.epoch, r.attempt, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
                 from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch = r.epoch
@@ -143,8 +145,7 @@ impl Ledger {
                     and a.epoch = d.epoch and a.attempt = d.attempt limit 1) a on true",
         )
         .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&self.pool)).await?;
         Ok(rows.iter().map(finished_of).collect::<Result<_, _>>()?)
     }
 
@@ -156,7 +157,7 @@ impl Ledger {
         &self,
         closed: &[(Uuid, Fence, bool)],
     ) -> Result<Vec<(Option<Outcome>, bool)>, LedgerError> {
-        let rows = sqlx::query(
+        let rows = within(sqlx::query(
             "with gone as (
                 delete from crossover.rehearsals r
                 using unnest($1::uuid[], $2::integer[], $3::integer[], $4::boolean[]) as c (id, epoch, attempt, mirrored)
@@ -177,8 +178,7 @@ impl Ledger {
         .bind(closed.iter().map(|c| c.1.epoch).collect::<Vec<_>>())
         .bind(closed.iter().map(|c| c.1.attempt).collect::<Vec<_>>())
         .bind(closed.iter().map(|c| c.2).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&self.pool)).await?;
         let read = |row: &sqlx::postgres::PgRow| Ok((named(row, "outcome")?, row.try_get("retried")?));
         Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
     }

@@ -77,6 +77,17 @@ impl Ledger {
     }
 }
 
+/// A call that takes longer is given up as in doubt. Shorter than a lease, so that a Postgres that hangs is noticed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bounds a call of Postgres.
+pub(crate) async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(LedgerError::InDoubt(format!("no answer within {PATIENCE:?}"))),
+    }
+}
+
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name
 /// that an operator finds in `pg_stat_activity`.
 pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {

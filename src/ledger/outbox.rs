@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pins::{ENVELOPE, envelope_of};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, within};
+use crate::executor::clean;
 use crate::interaction::Envelope;
 
 /// A copy that a relay has taken to deliver.
@@ -36,6 +38,20 @@ pub struct OutboxDepth {
     pub last_error: Option<String>,
 }
 
+/// A copy that can't be read is looked at again after so long.
+const UNREADABLE: Duration = Duration::from_secs(60);
+
+fn undelivered_of(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
+    let behind = row.try_get("behind")?;
+    Ok(Undelivered {
+        envelope: Envelope { behind, ..envelope_of(row)? },
+        series_id: row.try_get("series_id")?,
+        created_at: row.try_get("created_at")?,
+        ended: row.try_get("ended")?,
+        tries: row.try_get("tries")?,
+    })
+}
+
 impl Ledger {
     /// Takes up to `limit` due copies for `lease`, oldest first; of a series only the first that is undelivered, so
     /// that the chain reaches Temporal in order.
@@ -54,7 +70,7 @@ impl Ledger {
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              order by o.created_at"
         );
-        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit).bind(lease.as_millis() as i64)).await
+        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit).bind(lease.as_millis() as i64), false).await
     }
 
     /// The undelivered copies of a series in chain order, whoever has taken them: two relays that deliver the same
@@ -66,43 +82,51 @@ impl Ledger {
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              where o.series_id = $1 order by o.series_no limit $2"
         );
-        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(series).bind(limit)).await
+        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(series).bind(limit), true).await
     }
 
     async fn undelivered(
         &self,
         query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+        in_order: bool,
     ) -> Result<Vec<Undelivered>, LedgerError> {
-        let rows = query.fetch_all(&self.pool).await?;
-        let read = |row: &sqlx::postgres::PgRow| {
-            let behind = row.try_get("behind")?;
-            Ok(Undelivered {
-                envelope: Envelope { behind, ..envelope_of(row)? },
-                series_id: row.try_get("series_id")?,
-                created_at: row.try_get("created_at")?,
-                ended: row.try_get("ended")?,
-                tries: row.try_get("tries")?,
-            })
-        };
-        Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+        let rows = within(query.fetch_all(&self.pool)).await?;
+        let mut copies = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match undelivered_of(row) {
+                Ok(copy) => copies.push(copy),
+                // The others are delivered all the same; only what follows it in its series waits.
+                Err(error) => {
+                    let (id, error) = (row.try_get("id")?, clean(&format!("the stored copy can't be read: {error}")));
+                    tracing::error!(%id, error, "a copy can't be delivered; see crossover.payloads");
+                    self.undeliverable(id, UNREADABLE, &error).await?;
+                    if in_order {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(copies)
     }
 
     /// Takes delivered copies out of the outbox.
     pub async fn delivered(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
-        sqlx::query("delete from crossover.outbox where id = any ($1)").bind(ids).execute(&self.pool).await?;
+        within(sqlx::query("delete from crossover.outbox where id = any ($1)").bind(ids).execute(&self.pool)).await?;
         Ok(())
     }
 
     /// Records a failed delivery; the copy is due again after `wait`.
     pub async fn undeliverable(&self, id: Uuid, wait: Duration, error: &str) -> Result<(), LedgerError> {
-        sqlx::query(
-            "update crossover.outbox set tries = tries + 1, last_error = $3,
+        within(
+            sqlx::query(
+                "update crossover.outbox set tries = tries + 1, last_error = $3,
                 due_at = clock_timestamp() + $2 * interval '1 millisecond' where id = $1",
+            )
+            .bind(id)
+            .bind(wait.as_millis() as i64)
+            .bind(error)
+            .execute(&self.pool),
         )
-        .bind(id)
-        .bind(wait.as_millis() as i64)
-        .bind(error)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -115,6 +139,6 @@ impl Ledger {
                 (select last_error from crossover.outbox where last_error is not null order by due_at desc limit 1) as last_error
              from crossover.outbox",
         );
-        Ok(row.fetch_one(&self.pool).await?)
+        within(row.fetch_one(&self.pool)).await
     }
 }

@@ -8,7 +8,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
 use crate::policy::{Failure, Policy};
 
@@ -119,7 +119,7 @@ pub struct Story {
 impl Ledger {
     /// Pins in one statement, in a transaction of its own.
     pub async fn pin(&self, request: PinRequest<'_>) -> Result<Pinned, LedgerError> {
-        Ok(pin(&self.pool, request).await?)
+        within(pin(&self.pool, request)).await
     }
 
     /// Pins in the caller's transaction.
@@ -128,19 +128,19 @@ impl Ledger {
         connection: &mut sqlx::PgConnection,
         request: PinRequest<'_>,
     ) -> Result<Pinned, LedgerError> {
-        Ok(pin(connection, request).await?)
+        within(pin(connection, request)).await
     }
 
     /// Asks to start work of `account` without a pin. False: it is armed, so its work must be pinned.
     pub async fn mark_unpinned(&self, account: &str) -> Result<bool, LedgerError> {
         let allowed = sqlx::query_scalar("select crossover.mark_unpinned($1)").bind(account).fetch_one(&self.pool);
-        Ok(allowed.await?)
+        within(allowed).await
     }
 
     /// What is known of the accounts that were ever seen, by name.
     pub async fn accounts(&self) -> Result<Vec<AccountMarks>, LedgerError> {
         let rows = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts order by account");
-        Ok(rows.fetch_all(&self.pool).await?)
+        within(rows.fetch_all(&self.pool)).await
     }
 
     /// Unended work by account, kind and owner.
@@ -150,13 +150,14 @@ impl Ledger {
                 count(*) filter (where owner = 'postgres') as postgres
              from crossover.pins where ended_at is null group by account, kind order by account, kind",
         );
-        Ok(rows.fetch_all(&self.pool).await?)
+        within(rows.fetch_all(&self.pool)).await
     }
 
     /// Everything recorded of `id`; none where it was never pinned.
     pub async fn story(&self, id: Uuid) -> Result<Option<Story>, LedgerError> {
-        let row = sqlx::query(
-            "select p.*, o.id is not null as undelivered, case
+        let row = within(
+            sqlx::query(
+                "select p.*, o.id is not null as undelivered, case
                 when p.outcome is not null then p.outcome
                 when p.conflict is not null then 'held'
                 when u.id is not null and u.execute then 'running'
@@ -171,19 +172,19 @@ impl Ledger {
              left join crossover.scheduled s on s.id = p.id
              left join crossover.ready r on r.id = p.id
              where p.id = $1",
+            )
+            .bind(id)
+            .fetch_optional(&self.pool),
         )
-        .bind(id)
-        .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let pin = pin_of(&row)?;
-        let attempts = sqlx::query(
+        let attempts = within(sqlx::query(
             "select *, result::text as result_text from crossover.attempts where id = $1 and ended_at >= $2 order by started_at, side",
         )
             .bind(id)
             .bind(pin.created_at)
-            .fetch_all(&self.pool)
-            .await?;
+            .fetch_all(&self.pool)).await?;
         Ok(Some(Story {
             account: row.try_get("account")?,
             key: row.try_get("key")?,
@@ -197,15 +198,17 @@ impl Ledger {
 
     /// Holds the Postgres copy of a pin whose Temporal copy is somebody else's: nothing runs until a person has looked.
     pub async fn hold(&self, id: Uuid, conflict: &str) -> Result<(), LedgerError> {
-        sqlx::query(
-            "with held as (update crossover.pins set conflict = $2 where id = $1 returning id),
+        within(
+            sqlx::query(
+                "with held as (update crossover.pins set conflict = $2 where id = $1 returning id),
                   unready as (delete from crossover.ready using held where ready.id = held.id),
                   unscheduled as (delete from crossover.scheduled using held where scheduled.id = held.id)
              delete from crossover.outbox using held where outbox.id = held.id",
+            )
+            .bind(id)
+            .bind(conflict)
+            .execute(&self.pool),
         )
-        .bind(id)
-        .bind(conflict)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }

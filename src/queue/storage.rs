@@ -8,7 +8,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
-use crate::ledger::{ENVELOPE, LedgerError, envelope_of, failure_of, named, payload_of};
+use crate::ledger::{ENVELOPE, LedgerError, envelope_of, failure_of, named, payload_of, within};
 use crate::policy::Failure;
 
 /// The queue's storage. Cheap to clone.
@@ -123,13 +123,34 @@ impl Queue {
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              order by h.rank, h.due_at"
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(claim.limit)
-            .bind(claim.worker)
-            .bind(claim.lease.as_millis() as i64)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.iter().map(claimed_of).collect::<Result<_, _>>()?)
+        let rows = within(
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(claim.limit)
+                .bind(claim.worker)
+                .bind(claim.lease.as_millis() as i64)
+                .fetch_all(&self.pool),
+        )
+        .await?;
+        Ok(self.readable(claim.worker, &rows).await)
+    }
+
+    /// Reads what was claimed. A copy that can't be read (written by another version, mended by hand) fails for itself
+    /// and leaves the others alone.
+    async fn readable(&self, worker: Uuid, rows: &[PgRow]) -> Vec<Claimed> {
+        let mut good = Vec::with_capacity(rows.len());
+        let mut broken = Vec::new();
+        for row in rows {
+            match claimed_of(row) {
+                Ok(claimed) => good.push(claimed),
+                Err(error) => broken.extend(unreadable(row, &error)),
+            }
+        }
+        if !broken.is_empty()
+            && let Err(error) = self.finish(worker, &broken).await
+        {
+            tracing::warn!(%error, "copies that can't be read can't be ended either; they come again when their lease ends");
+        }
+        good
     }
 
     /// Prolongs leases. Answers which of `ids` this worker still holds.
@@ -138,7 +159,7 @@ impl Queue {
             "update crossover.running set lease_until = clock_timestamp() + $3 * interval '1 millisecond'
              where id = any ($1) and worker = $2 returning id",
         );
-        Ok(kept.bind(ids).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool).await?)
+        within(kept.bind(ids).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await
     }
 
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.
@@ -154,19 +175,21 @@ impl Queue {
             .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
             .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
             .bind(column(|e| e.error.clone()));
-        Ok(kept.fetch_all(&self.pool).await?)
+        within(kept.fetch_all(&self.pool)).await
     }
 
     /// Puts held copies back as if they had not been claimed.
     pub async fn release(&self, worker: Uuid, ids: &[Uuid]) -> Result<(), LedgerError> {
-        sqlx::query(
-            "with back as (delete from crossover.running where id = any ($1) and worker = $2 returning *)
+        within(
+            sqlx::query(
+                "with back as (delete from crossover.running where id = any ($1) and worker = $2 returning *)
              insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
              select id, due_at, attempt, rank, execute, grp from back",
+            )
+            .bind(ids)
+            .bind(worker)
+            .execute(&self.pool),
         )
-        .bind(ids)
-        .bind(worker)
-        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -184,30 +207,36 @@ impl Queue {
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at"
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(limit)
-            .bind(worker)
-            .bind(lease.as_millis() as i64)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.iter().map(claimed_of).collect::<Result<_, _>>()?)
+        let rows = within(
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(limit)
+                .bind(worker)
+                .bind(lease.as_millis() as i64)
+                .fetch_all(&self.pool),
+        )
+        .await?;
+        Ok(self.readable(worker, &rows).await)
     }
 
     /// Makes ready what has fallen due, and says in how long the next one will.
     pub async fn promote_due(&self, limit: i32) -> Result<(i64, Option<Duration>), LedgerError> {
-        let promoted = sqlx::query_scalar("select crossover.promote_due($1)").bind(limit).fetch_one(&self.pool).await?;
-        let next: Option<f64> = sqlx::query_scalar(
-            "select extract(epoch from min(due_at) - clock_timestamp())::float8 from crossover.scheduled",
+        let promoted =
+            within(sqlx::query_scalar("select crossover.promote_due($1)").bind(limit).fetch_one(&self.pool)).await?;
+        let next: Option<f64> = within(
+            sqlx::query_scalar(
+                "select extract(epoch from min(due_at) - clock_timestamp())::float8 from crossover.scheduled",
+            )
+            .fetch_one(&self.pool),
         )
-        .fetch_one(&self.pool)
         .await?;
         Ok((promoted, next.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))))
     }
 
     /// Of the rehearsals `ids`, which this worker holds, those whose real attempt has ended or whose interaction has.
     pub async fn mirrored(&self, worker: Uuid, ids: &[Uuid]) -> Result<Vec<Mirrored>, LedgerError> {
-        let rows = sqlx::query(
-            "with done as materialized (
+        let rows = within(
+            sqlx::query(
+                "with done as materialized (
                 select r.id, r.epoch, r.attempt, p.created_at, p.outcome as final, p.reason, p.attempts as made
                 from crossover.running r join crossover.pins p on p.id = r.id
                 where r.id = any ($1) and r.worker = $2 and not r.execute
@@ -219,10 +248,11 @@ impl Queue {
                 select * from crossover.attempts a
                 where a.id = d.id and a.ended_at >= d.created_at and a.side = 'temporal' and not a.rehearsal
                     and a.epoch = d.epoch and a.attempt = d.attempt limit 1) a on true",
+            )
+            .bind(ids)
+            .bind(worker)
+            .fetch_all(&self.pool),
         )
-        .bind(ids)
-        .bind(worker)
-        .fetch_all(&self.pool)
         .await?;
         let read = |row: &PgRow| {
             Ok(Mirrored {
@@ -244,7 +274,7 @@ impl Queue {
                 (select count(*) from crossover.running) as running,
                 (select coalesce(extract(epoch from clock_timestamp() - min(due_at)), 0)::float8 from crossover.ready) as oldest_seconds",
         );
-        Ok(row.fetch_one(&self.pool).await?)
+        within(row.fetch_one(&self.pool)).await
     }
 }
 
@@ -253,6 +283,14 @@ fn retry_after_ms(failure: Option<&Failure>) -> Option<i64> {
         Failure::Retryable { retry_after } => retry_after.map(|wait| wait.as_millis() as i64),
         Failure::Permanent => None,
     }
+}
+
+fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
+    let (id, attempt) = (row.try_get("id").ok()?, row.try_get("attempt").ok()?);
+    let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
+    tracing::error!(%id, error, "a copy has failed unread; see crossover.payloads");
+    let (outcome, failure) = (Some(Outcome::Failed), Some(Failure::Permanent));
+    Some(Finish { id, attempt, outcome, failure, retry: None, result: None, error: Some(error) })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {

@@ -1,0 +1,74 @@
+//! Documents that can drift are compared with what they document. `UPDATE_DOCS=1 cargo test` writes them anew.
+
+use std::path::Path;
+
+use clap::{CommandFactory, Parser};
+use crossover::cli::Cli;
+use crossover::metrics::Metrics;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compares a generated page with the committed one.
+fn same(page: &str, wanted: &str) {
+    let path = root().join(page);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == wanted, "{page} has drifted; UPDATE_DOCS=1 cargo test writes it anew");
+}
+
+#[test]
+fn the_page_of_metrics_lists_every_metric_with_its_help() {
+    let mut page =
+        "# Metrics\n\nGenerated from `src/metrics.rs`. Durations are in seconds. Accounts are never labels.\n\n\
+        | metric | labels | what it says |\n| --- | --- | --- |\n"
+            .to_owned();
+    for metric in Metrics::new().unwrap().documented() {
+        page += &format!("| `{}` | {} | {} |\n", metric.name, metric.labels.join(", "), metric.help);
+    }
+    same("docs/metrics.md", &page);
+}
+
+#[test]
+fn the_page_of_commands_is_the_programs_own_help() {
+    let mut page = "# Commands\n\nGenerated from the program's own help.\n".to_owned();
+    for command in Cli::command().term_width(100).get_subcommands_mut().filter(|c| !c.is_hide_set()) {
+        let name = command.get_name().to_owned();
+        let mut command = command.clone().bin_name(format!("crossover {name}")).term_width(100);
+        page += &format!("\n## crossover {name}\n\n```text\n{}```\n", command.render_long_help());
+    }
+    same("docs/commands.md", &page);
+}
+
+#[test]
+fn every_command_in_the_readme_and_the_docs_is_one() {
+    let mut pages = vec![root().join("README.md")];
+    pages.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut seen = 0;
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
+        let text = std::fs::read_to_string(page).unwrap();
+        for block in text.split("```sh\n").skip(1) {
+            for line in block.split("```").next().unwrap().lines() {
+                let Some(arguments) = arguments(line) else { continue };
+                let parsed = Cli::try_parse_from(&arguments);
+                assert!(parsed.is_ok(), "{}: `{line}`: {}", page.display(), parsed.err().unwrap());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 5, "only {seen} commands were found; is the README still written with ```sh blocks?");
+}
+
+/// The arguments of a line that runs crossover, behind variables and without comments and redirections.
+fn arguments(line: &str) -> Option<Vec<String>> {
+    let line = line.split(" #").next()?.split(['>', '|', '&']).next()?;
+    let words: Vec<&str> = line.split_whitespace().skip_while(|word| word.contains('=')).collect();
+    let rest = match words.as_slice() {
+        ["cargo", "run", "--release", "--", rest @ ..] | ["crossover", rest @ ..] => rest,
+        _ => return None,
+    };
+    Some(std::iter::once("crossover").chain(rest.iter().copied()).map(str::to_owned).collect())
+}
