@@ -32,7 +32,7 @@ pub struct Args {
     /// So many accounts, dealt out to five cohorts
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(8..=1_000))]
     accounts: u16,
-    /// So many interactions (default: 3000, with --quick 500)
+    /// So many interactions (default: 2500, with --quick 500)
     #[arg(long, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     interactions: Option<u32>,
     /// The same seed makes the same load and the same failures
@@ -47,7 +47,7 @@ pub struct Args {
 }
 
 /// What the development server of Temporal takes on two cores, with rehearsals.
-const A_SECOND: f64 = 30.0;
+const A_SECOND: f64 = 25.0;
 /// How long the last of it may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CALLERS: usize = 64;
@@ -186,7 +186,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// The whole story, up to a report; the app still runs.
 async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progress) -> Result<(App, Report), Failure> {
     let began = Instant::now();
-    let total = args.interactions.unwrap_or(if args.quick { 500 } else { 3_000 }) as usize;
+    let total = args.interactions.unwrap_or(if args.quick { 500 } else { 2_500 }) as usize;
     let mut cohorts = cohorts::cohorts(args.accounts.into());
     write_flags(&cohorts, home)?;
     let median = Duration::from_millis(60);

@@ -284,12 +284,13 @@ fn agreed(args: &Args, flags: &FlagsFile<'_>, flips: &[Flip], progress: &Progres
         flags.accounts.len(),
         when.join(", "),
     );
-    progress.say(&plan);
-    if !args.yes {
+    if args.yes {
+        progress.say(&plan);
+    } else {
         if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
             return Err(format!("{plan} Nothing was enqueued: run it again with --yes").into());
         }
-        eprint!("Go on? [y/N] ");
+        eprint!("{plan}\nGo on? [y/N] ");
         std::io::stderr().flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;

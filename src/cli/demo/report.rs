@@ -59,6 +59,7 @@ impl Report {
         println!("\n{}", self.cohorts().trim_fmt());
         println!("\n{}", self.stages().trim_fmt());
         println!("\n{}", self.sides().trim_fmt());
+        println!("START is in ms from due to started, without the members of series, who wait for each other.");
         self.proof.print(colours);
         println!("It took {}, of which {} to start the servers.", seconds(self.took), seconds(self.provisioned));
     }
@@ -101,7 +102,7 @@ impl Report {
     }
 
     fn sides(&self) -> comfy_table::Table {
-        let mut rows = numbers(&["ATTEMPTS", "ENDED", "MIRRORED", "BOUNDED", "START p50", "p95", "p99 (ms, without a series)"]);
+        let mut rows = numbers(&["ATTEMPTS", "ENDED", "MIRRORED", "BOUNDED", "START p50", "p95", "p99"]);
         for a in &self.attempts {
             let what = if a.rehearsal { "rehearsals" } else { "executions" };
             let of_rehearsals = |count: i64| if a.rehearsal { number(count as u64) } else { right("-".to_owned()) };
