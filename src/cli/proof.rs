@@ -6,7 +6,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table};
 use serde::Serialize;
 
 use super::table;
-use crate::proof::{Accepted, Answers, Refusal, Runner, Settled, Verdict, judge};
+use crate::proof::{Answers, Refusal, Runner, Settled, Verdict, judge};
 
 /// Everything that a run proved.
 #[derive(Serialize)]
@@ -134,11 +134,6 @@ pub(super) fn number(count: u64) -> Cell {
     let digits = count.to_string();
     let parts: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     Cell::new(parts.join(",")).set_alignment(CellAlignment::Right)
-}
-
-/// How many a group of interactions was, and where it ran.
-pub(super) fn executed(accepted: &[Accepted], runner: &Runner) -> Verdict {
-    judge(accepted, &runner.calls())
 }
 
 /// `12.3 s`.

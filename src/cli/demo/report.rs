@@ -5,14 +5,14 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment};
 use serde::Serialize;
 
-use super::super::proof::{Proof, executed, number, numbers, seconds};
+use super::super::proof::{Proof, number, numbers, seconds};
 use super::super::table;
 use super::Flip;
 use super::cohorts::Cohort;
 use crate::app::App;
 use crate::interaction::Stage;
 use crate::ledger::AttemptSummary;
-use crate::proof::{Accepted, BySide, KINDS, Runner};
+use crate::proof::{Accepted, BySide, KINDS, Runner, judge};
 
 /// Everything that the demo has to tell; as JSON, one document.
 #[derive(Serialize)]
@@ -122,7 +122,7 @@ impl Report {
 
 fn line(app: &App, cohort: &Cohort, accepted: &[Accepted], runner: &Runner) -> CohortLine {
     let of_it: Vec<_> = accepted.iter().filter(|one| cohort.accounts.contains(&one.account)).cloned().collect();
-    let verdict = executed(&of_it, runner);
+    let verdict = judge(&of_it, &runner.calls());
     let stands: std::collections::BTreeSet<Stage> = match app.flags() {
         Some(flags) => {
             let all = cohort.accounts.iter().flat_map(|a| KINDS.iter().map(move |kind| (a, kind)));
