@@ -129,7 +129,7 @@ impl TemporalClient {
     async fn adopt(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
         let request = SignalWorkflowExecutionRequest {
             namespace: self.target.namespace.clone(),
-            workflow_execution: Some(execution(envelope, found)),
+            workflow_execution: Some(execution(&envelope.workflow_id(), found)),
             signal_name: "adopt".to_owned(),
             identity: self.target.identity.clone(),
             request_id: format!("adopt:{}", envelope.workflow_id()),
@@ -148,32 +148,50 @@ impl TemporalClient {
     }
 
     async fn closed_unpinned(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+        let lost = Some(format!("its workflow ended as {:?}", found.status));
+        Ok(match self.closed(&envelope.workflow_id(), found).await? {
+            Some(Closed { outcome: Some(outcome), attempt, result, reason, .. }) => {
+                Delivered::ClosedUnpinned { outcome, attempt, result, error: reason }
+            }
+            _ => Delivered::ClosedUnpinned { outcome: Outcome::Failed, attempt: 0, result: None, error: lost },
+        })
+    }
+
+    /// How the copy `workflow_id` ended, absent while it is open; `None` where Temporal knows none. One whose workflow
+    /// was ended from outside has failed.
+    pub async fn outcome(&self, workflow_id: &str) -> Result<Option<Option<Outcome>>, DeliverError> {
+        self.bounded(async {
+            let Some(found) = self.describe_now(workflow_id).await? else { return Ok(None) };
+            if found.open {
+                return Ok(Some(None));
+            }
+            let closed = self.closed(workflow_id, &found).await?;
+            Ok(Some(Some(closed.and_then(|closed| closed.outcome).unwrap_or(Outcome::Failed))))
+        })
+        .await
+    }
+
+    /// What a closed workflow said last; absent where it was ended from outside.
+    async fn closed(&self, workflow_id: &str, found: &Description) -> Result<Option<Closed>, DeliverError> {
         let request = GetWorkflowExecutionHistoryRequest {
             namespace: self.target.namespace.clone(),
-            execution: Some(execution(envelope, found)),
+            execution: Some(execution(workflow_id, found)),
             history_event_filter_type: HistoryEventFilterType::CloseEvent.into(),
             ..Default::default()
         };
         let answer = self.service().await?.get_workflow_execution_history(self.request(request)).await?;
         let last = answer.into_inner().history.and_then(|mut history| history.events.pop()).and_then(|e| e.attributes);
-        let closed = match last {
+        Ok(match last {
             Some(Attributes::WorkflowExecutionCompletedEventAttributes(done)) => {
                 done.result.and_then(|r| r.payloads.first().and_then(from_json::<Closed>))
             }
             _ => None,
-        };
-        let found = format!("its workflow ended as {:?}", found.status);
-        Ok(match closed {
-            Some(Closed { outcome: Some(outcome), attempt, result, reason, .. }) => {
-                Delivered::ClosedUnpinned { outcome, attempt, result, error: reason }
-            }
-            _ => Delivered::ClosedUnpinned { outcome: Outcome::Failed, attempt: 0, result: None, error: Some(found) },
         })
     }
 }
 
-fn execution(envelope: &Envelope, found: &Description) -> WorkflowExecution {
-    WorkflowExecution { workflow_id: envelope.workflow_id(), run_id: found.run_id.clone() }
+fn execution(workflow_id: &str, found: &Description) -> WorkflowExecution {
+    WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: found.run_id.clone() }
 }
 
 /// A server whose workflow continues as new, or ends, refuses signals for some milliseconds, so that it gets there

@@ -136,8 +136,8 @@ impl Deliver for Delivers {
     }
 
     async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
-        let found = self.0.describe(&format!("{id}:1")).await?;
-        Ok(found.map(|found| if found.open { "running" } else { "ended" }))
+        let found = self.0.outcome(&format!("{id}:1")).await?;
+        Ok(found.map(|ended| ended.map_or("running", Outcome::as_str)))
     }
 }
 
