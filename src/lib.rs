@@ -12,6 +12,7 @@ pub mod interaction;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
+pub mod proof;
 pub mod provision;
 pub mod queue;
 pub mod router;

@@ -36,25 +36,29 @@ pub struct Context {
     pub json: bool,
 }
 
-/// Declares the subcommands: the variant, and the module that holds it.
+/// Declares the subcommands: the variant, the module that holds it, and the feature without which there is none.
 macro_rules! commands {
-    ($($(#[$meta:meta])* $variant:ident = $module:ident),+ $(,)?) => {
-        $(mod $module;)+
+    ($($(#[$meta:meta])* $variant:ident = $module:ident $(if $feature:literal)?),+ $(,)?) => {
+        $($(#[cfg(feature = $feature)])? mod $module;)+
 
         #[derive(Debug, Subcommand)]
-        enum Command { $($(#[$meta])* $variant($module::Args)),+ }
+        enum Command { $($(#[cfg(feature = $feature)])? $(#[$meta])* $variant($module::Args)),+ }
 
         impl Command {
             async fn run(self, context: Context) -> Outcome {
-                match self { $(Command::$variant(args) => $module::run(args, context).await),+ }
+                match self { $($(#[cfg(feature = $feature)])? Command::$variant(args) => $module::run(args, context).await),+ }
             }
         }
     };
 }
 
+mod proof;
+
 commands! {
+    Demo = demo if "temporal",
     Doctor = doctor,
     Migrate = migrate,
+    Replay = replay,
     Serve = serve,
     Status = status,
     #[command(hide = true)]

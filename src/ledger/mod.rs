@@ -7,6 +7,7 @@ mod ends;
 mod outbox;
 mod pins;
 mod schema;
+mod summary;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
 pub use schema::SchemaError;
+pub use summary::AttemptSummary;
 
 /// The Postgres ledger. Cheap to clone.
 #[derive(Clone)]

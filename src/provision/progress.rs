@@ -58,6 +58,24 @@ impl Progress {
         })
     }
 
+    /// Begins a step over so many things.
+    pub fn count(&self, text: &str, total: u64) -> Step {
+        self.begin(text, |bars| {
+            let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}");
+            bars.add(ProgressBar::new(total)).with_style(style.expect("a template of ours"))
+        })
+    }
+
+    /// Tells something that has happened. It stays, above the bars.
+    pub fn say(&self, text: &str) {
+        match &self.0 {
+            Sink::Silent => {}
+            Sink::Lines(hear) => hear(text),
+            // A terminal that is gone has no reader either.
+            Sink::Bars(bars) => _ = bars.println(text),
+        }
+    }
+
     fn begin(&self, text: &str, bar: impl FnOnce(&MultiProgress) -> ProgressBar) -> Step {
         match &self.0 {
             Sink::Silent => Step(None),
@@ -85,6 +103,13 @@ impl Step {
     pub fn advance(&self, bytes: u64) {
         if let Some(bar) = &self.0 {
             bar.inc(bytes);
+        }
+    }
+
+    /// So many are done in all.
+    pub fn reach(&self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(done);
         }
     }
 }

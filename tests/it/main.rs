@@ -1,6 +1,7 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
 mod config;
+mod demo;
 mod docs;
 mod provision;
 mod servers;
