@@ -1,11 +1,5 @@
 //! The program: parse, dispatch, exit code.
 
-use std::process::ExitCode;
-
-use clap::Parser;
-use crossover::cli::Cli;
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    Cli::parse().run().await
+fn main() -> std::process::ExitCode {
+    crossover::cli::main()
 }

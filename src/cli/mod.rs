@@ -65,6 +65,19 @@ commands! {
     Servers = servers,
 }
 
+/// The whole program. It is here and not in `main.rs` so that the futures of all subcommands are compiled once, with the
+/// library, and not again with the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli.run()),
+        Err(error) => {
+            eprintln!("crossover: no threads can be started ({error}); see the limits of this user and machine");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 impl Cli {
     /// Runs the subcommand. An error goes to stderr, or with `--json` to stdout as the one document.
     pub async fn run(self) -> ExitCode {

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
-
 fn crossover(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_crossover")).args(args).current_dir(dir).output().unwrap()
 }
@@ -16,8 +14,8 @@ fn a_small_demo_keeps_every_promise_and_prints_one_document() {
     let ran = crossover(dir.path(), &["demo", "--accounts", "10", "--interactions", "150", "--seed", "7", "--json"]);
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
-    let report: Value = serde_json::from_str(&said).unwrap();
-    let count = |pointer| report.pointer(pointer).and_then(Value::as_u64).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let count = |pointer| report.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap();
     assert_eq!(count("/accepted"), 150);
     assert_eq!(count("/executed/temporal") + count("/executed/postgres"), 150);
     assert!(count("/executed/temporal") > 0 && count("/executed/postgres") > 0);
