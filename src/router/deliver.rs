@@ -121,7 +121,7 @@ impl Deliverer {
     /// Delivers while the caller waits.
     pub(super) async fn deliver_now(&self, ledger: &Ledger, envelope: &Envelope) -> Settled {
         let settled = self.settle(ledger, envelope, 0).await;
-        self.record(&settled, envelope.id);
+        self.record(ledger, &settled, envelope).await;
         settled
     }
 
@@ -131,15 +131,20 @@ impl Deliverer {
         let (this, ledger) = (self.clone(), ledger.clone());
         tokio::spawn(async move {
             let settled = this.settle(&ledger, &envelope, 0).await;
-            this.record(&settled, envelope.id);
+            this.record(&ledger, &settled, &envelope).await;
             drop(place);
         });
     }
 
-    fn record(&self, settled: &Settled, id: Uuid) {
-        if *settled == Settled::Delivered {
+    /// Takes a delivered copy out of the outbox: soon, with whatever else has gathered; a member of a series now, so
+    /// that the next one can be delivered directly.
+    async fn record(&self, ledger: &Ledger, settled: &Settled, envelope: &Envelope) {
+        if *settled != Settled::Delivered {
+            return;
+        }
+        if envelope.series_no.is_none() || ledger.delivered(&[envelope.id]).await.is_err() {
             // A full channel is an outbox row that stays: the relay finds the copy there and takes it out.
-            let _ = self.delivered.try_send(id);
+            let _ = self.delivered.try_send(envelope.id);
         }
     }
 
