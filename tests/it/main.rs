@@ -3,3 +3,5 @@
 mod config;
 mod provision;
 mod servers;
+#[cfg(feature = "temporal")]
+mod temporal_side;
