@@ -1,5 +1,7 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
+#[cfg(feature = "temporal")]
+mod bridge;
 mod config;
 mod provision;
 mod servers;
