@@ -6,6 +6,7 @@ mod child;
 mod crashes;
 mod delivery;
 mod flips;
+mod input;
 mod outages;
 mod proxy;
 mod rehearsals;
