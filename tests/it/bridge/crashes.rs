@@ -159,3 +159,30 @@ async fn what_runs_longer_than_the_grace_of_a_shutdown_is_run_again_by_another()
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_never_loses_an_attempt_to_the_end_of_the_one_before() {
+    const KEYS: usize = 30;
+    let world = World::new(Stage::Complete).await;
+    let eager = |config: &mut crossover::config::Config| {
+        config.worker.lease = Duration::from_millis(500);
+        config.worker.poll = Duration::from_millis(5);
+        config.worker.slots = KEYS as u32;
+    };
+    let node = world.node_with(ALL, eager).await;
+    // Attempt follows attempt without a pause, so that ends, claims and heartbeats of the same interaction meet.
+    let policy = json!({ "policy": { "max_attempts": 100, "backoff": { "delays_ms": [0] } } });
+    for n in 0..KEYS {
+        let key = format!("k{n}");
+        world.runner.rule(&key, super::runner::Rule::Fail(40));
+        node.accepts(&with(world.request(&key), policy.clone()), 201).await;
+    }
+    for n in 0..KEYS {
+        assert_eq!(world.succeeded(&format!("k{n}")).await.pin.attempts, 41);
+    }
+    let lost = "select count(*) from crossover.attempts where error like 'its worker stopped%'";
+    assert_eq!(world.scalar::<i64>(lost).await, 0);
+    let metrics = node.get("/metrics").await.body;
+    assert!(metrics.as_str().unwrap().contains("crossover_lost_leases_total 0"), "{metrics}");
+    node.stop().await;
+}
