@@ -55,7 +55,7 @@ async fn report_alone(shared: &Shared, end: &mut Finish) {
             Err(LedgerError::Refused(error)) if !transient(&error) => {
                 error!(id = %end.id, %error, "the end can't be stored; another worker takes over when the lease ends");
                 shared.metrics.queue_errors.with_label_values(&["finish"]).inc();
-                shared.held.drop(end.id);
+                shared.held.drop(end.key());
                 return;
             }
             Err(error) => {
@@ -78,14 +78,14 @@ fn transient(error: &sqlx::Error) -> bool {
 
 fn settle(shared: &Shared, batch: &[Finish], kept: &[uuid::Uuid]) {
     for end in batch {
-        let rehearsal = shared.held.is_rehearsal(end.id);
+        let rehearsal = shared.held.is_rehearsal(end.key());
         if kept.contains(&end.id) {
             shared.metrics.ended(rehearsal, end);
         } else if !rehearsal {
             shared.metrics.late_results.with_label_values(&["postgres"]).inc();
             warn!(id = %end.id, attempt = end.attempt, "a late result was refused: another worker has taken over");
         }
-        shared.held.drop(end.id);
+        shared.held.drop(end.key());
     }
     shared.room.notify_one();
 }

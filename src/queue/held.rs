@@ -19,6 +19,9 @@ pub(super) struct Room {
     pub executions_only: bool,
 }
 
+/// One attempt at an interaction. The next attempt may be claimed before the end of this one is settled here.
+pub(super) type Key = (Uuid, i32);
+
 /// A rehearsal that waits for the real run.
 #[derive(Debug, Clone)]
 pub(super) struct Rehearsing {
@@ -48,9 +51,16 @@ pub(super) struct Signals {
 }
 
 #[derive(Default)]
+struct Execution {
+    signals: Signals,
+    /// Its end is on its way to the database.
+    ending: bool,
+}
+
+#[derive(Default)]
 struct Inner {
-    executions: HashMap<Uuid, Signals>,
-    rehearsals: HashMap<Uuid, Rehearsing>,
+    executions: HashMap<Key, Execution>,
+    rehearsals: HashMap<Key, Rehearsing>,
 }
 
 /// Everything that one worker holds.
@@ -80,10 +90,10 @@ impl Held {
     }
 
     /// Takes an execution in, in the place of a rehearsal where there is no free slot.
-    pub fn execute(&self, id: Uuid) -> Signals {
+    pub fn execute(&self, key: Key) -> Signals {
         let mut inner = self.lock();
         let signals = Signals::default();
-        inner.executions.insert(id, signals.clone());
+        inner.executions.insert(key, Execution { signals: signals.clone(), ending: false });
         let occupying = inner.rehearsals.values().filter(|r| r.occupies).count();
         if inner.executions.len() + occupying > self.slots
             && let Some(oldest) = inner.rehearsals.values_mut().filter(|r| r.occupies).min_by_key(|r| r.since)
@@ -96,31 +106,42 @@ impl Held {
     /// Takes a rehearsal in.
     pub fn rehearse(&self, claimed: Claimed) {
         let rehearsing = Rehearsing { since: Instant::now(), occupies: true, reported: false, claimed };
-        self.lock().rehearsals.insert(rehearsing.claimed.envelope.id, rehearsing);
+        self.lock().rehearsals.insert(rehearsing.claimed.key(), rehearsing);
     }
 
-    /// Lets go of whatever `id` is.
-    pub fn drop(&self, id: Uuid) {
+    /// Lets go of whatever `key` is.
+    pub fn drop(&self, key: Key) {
         let mut inner = self.lock();
-        inner.executions.remove(&id);
-        inner.rehearsals.remove(&id);
+        inner.executions.remove(&key);
+        inner.rehearsals.remove(&key);
     }
 
-    /// Everything held, for heartbeats.
-    pub fn ids(&self) -> Vec<Uuid> {
+    /// Everything held, for heartbeats: an end on its way still needs its lease.
+    pub fn keys(&self) -> Vec<Key> {
         let inner = self.lock();
         inner.executions.keys().chain(inner.rehearsals.keys()).copied().collect()
     }
 
-    /// Gives up what another has taken over.
-    pub fn lose(&self, id: Uuid) -> bool {
+    /// Gives up what another has taken over. What is ending is left alone: either its end has been taken, or it is
+    /// refused as late.
+    pub fn lose(&self, key: Key) -> bool {
         let mut inner = self.lock();
-        let rehearsal = inner.rehearsals.remove(&id).is_some();
-        let execution = inner.executions.remove(&id);
-        if let Some(signals) = &execution {
-            signals.lost.cancel();
+        let ending = inner.executions.get(&key).is_some_and(|e| e.ending);
+        if ending || inner.rehearsals.get(&key).is_some_and(|r| r.reported) {
+            return false;
         }
-        rehearsal || execution.is_some()
+        let execution = inner.executions.remove(&key);
+        if let Some(execution) = &execution {
+            execution.signals.lost.cancel();
+        }
+        inner.rehearsals.remove(&key).is_some() || execution.is_some()
+    }
+
+    /// The end of an execution is known; it keeps its slot until the database knows it too.
+    pub fn ending(&self, key: Key) {
+        if let Some(execution) = self.lock().executions.get_mut(&key) {
+            execution.ending = true;
+        }
     }
 
     /// The rehearsals whose end is not known yet.
@@ -129,21 +150,21 @@ impl Held {
     }
 
     /// The end of a rehearsal is known; it keeps its slot until the database knows it too.
-    pub fn reported(&self, id: Uuid) {
-        if let Some(rehearsal) = self.lock().rehearsals.get_mut(&id) {
+    pub fn reported(&self, key: Key) {
+        if let Some(rehearsal) = self.lock().rehearsals.get_mut(&key) {
             rehearsal.reported = true;
         }
     }
 
-    /// Whether `id` is rehearsed here.
-    pub fn is_rehearsal(&self, id: Uuid) -> bool {
-        self.lock().rehearsals.contains_key(&id)
+    /// Whether `key` is rehearsed here.
+    pub fn is_rehearsal(&self, key: Key) -> bool {
+        self.lock().rehearsals.contains_key(&key)
     }
 
     /// Tells every execution to stop; how many there were.
     pub fn interrupt(&self) -> usize {
         let inner = self.lock();
-        inner.executions.values().for_each(|signals| signals.interrupted.cancel());
+        inner.executions.values().for_each(|execution| execution.signals.interrupted.cancel());
         inner.executions.len()
     }
 
@@ -157,6 +178,10 @@ mod tests {
     use super::*;
     use crate::interaction::{Envelope, Fence, Payload, Side, interaction_id};
     use chrono::Utc;
+
+    fn key(n: u128) -> Key {
+        (Uuid::from_u128(n), 1)
+    }
 
     fn claimed(n: usize) -> Claimed {
         let payload = Payload::parse("1".into()).unwrap();
@@ -196,11 +221,11 @@ mod tests {
         let held = Held::new(2);
         held.rehearse(claimed(1));
         held.rehearse(claimed(2));
-        held.execute(Uuid::from_u128(1));
-        held.execute(Uuid::from_u128(2));
+        held.execute(key(1));
+        held.execute(key(2));
         assert_eq!(held.room().limit, 0);
         assert_eq!(held.rehearsals().len(), 2, "both still wait for their real runs");
-        held.drop(Uuid::from_u128(1));
+        held.drop(key(1));
         assert_eq!(held.room(), Room { limit: 1, executions_only: false });
     }
 
@@ -209,8 +234,8 @@ mod tests {
         let held = Held::new(1);
         for n in 0..REHEARSALS_PER_SLOT {
             held.rehearse(claimed(n));
-            held.execute(Uuid::from_u128(n as u128));
-            held.drop(Uuid::from_u128(n as u128));
+            held.execute(key(n as u128));
+            held.drop(key(n as u128));
         }
         assert_eq!(held.room(), Room { limit: 1, executions_only: true });
     }
@@ -218,8 +243,20 @@ mod tests {
     #[test]
     fn a_lost_execution_is_told() {
         let held = Held::new(1);
-        let signals = held.execute(Uuid::nil());
-        assert!(held.lose(Uuid::nil()) && signals.lost.is_cancelled());
-        assert!(!held.lose(Uuid::nil()));
+        let signals = held.execute(key(1));
+        assert!(held.lose(key(1)) && signals.lost.is_cancelled());
+        assert!(!held.lose(key(1)));
+    }
+
+    #[test]
+    fn an_attempt_that_ends_is_not_lost_and_takes_nothing_of_the_next_along() {
+        let held = Held::new(1);
+        let (first, second) = ((Uuid::nil(), 1), (Uuid::nil(), 2));
+        held.execute(first);
+        held.ending(first);
+        let next = held.execute(second);
+        assert!(!held.lose(first));
+        held.drop(first);
+        assert!(held.keys() == [second] && !next.lost.is_cancelled());
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
         finished
             .extend(waiting.values().filter(overdue).filter(|r| !done.contains(&r.claimed.envelope.id)).map(bounded));
         for finish in finished {
-            shared.held.reported(finish.id);
+            shared.held.reported(finish.key());
             if ends.send(finish).await.is_err() {
                 return;
             }

@@ -47,6 +47,13 @@ pub struct Claimed {
     pub age: Duration,
 }
 
+impl Claimed {
+    /// Which attempt at what.
+    pub fn key(&self) -> (Uuid, i32) {
+        (self.envelope.id, self.fence.attempt)
+    }
+}
+
 /// How an attempt that a worker holds ended.
 #[derive(Debug, Clone)]
 pub struct Finish {
@@ -64,6 +71,13 @@ pub struct Finish {
     pub result: Option<Payload>,
     /// What went wrong.
     pub error: Option<String>,
+}
+
+impl Finish {
+    /// Which attempt at what.
+    pub fn key(&self) -> (Uuid, i32) {
+        (self.id, self.attempt)
+    }
 }
 
 /// What the real run has come to, as far as a rehearsal of it needs to know.
@@ -132,13 +146,21 @@ impl Queue {
         Ok(rows.iter().map(claimed_of).collect::<Result<_, _>>()?)
     }
 
-    /// Prolongs leases. Answers which of `ids` this worker still holds.
-    pub async fn heartbeat(&self, worker: Uuid, ids: &[Uuid], lease: Duration) -> Result<Vec<Uuid>, LedgerError> {
-        let kept = sqlx::query_scalar(
-            "update crossover.running set lease_until = clock_timestamp() + $3 * interval '1 millisecond'
-             where id = any ($1) and worker = $2 returning id",
+    /// Prolongs leases of attempts, each an interaction and a number. Answers which of them this worker still holds.
+    pub async fn heartbeat(
+        &self,
+        worker: Uuid,
+        held: &[(Uuid, i32)],
+        lease: Duration,
+    ) -> Result<Vec<(Uuid, i32)>, LedgerError> {
+        let (ids, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
+        let kept = sqlx::query_as(
+            "update crossover.running r set lease_until = clock_timestamp() + $4 * interval '1 millisecond'
+             from unnest($1::uuid[], $2::integer[]) as h (id, attempt)
+             where r.id = h.id and r.attempt = h.attempt and r.worker = $3 returning r.id, r.attempt",
         );
-        Ok(kept.bind(ids).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool).await?)
+        let kept = kept.bind(ids).bind(attempts).bind(worker).bind(lease.as_millis() as i64);
+        Ok(kept.fetch_all(&self.pool).await?)
     }
 
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.

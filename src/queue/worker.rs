@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
-use super::held::Held;
+use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
 use super::{finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
@@ -92,11 +92,12 @@ impl Worker {
             running.wait().await;
         }
         drop(ends);
-        let rehearsals: Vec<Uuid> = shared.held.rehearsals().iter().map(|r| r.claimed.envelope.id).collect();
-        if let Err(error) = shared.queue.release(shared.id, &rehearsals).await {
+        let rehearsals: Vec<_> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
+        let ids: Vec<Uuid> = rehearsals.iter().map(|key| key.0).collect();
+        if let Err(error) = shared.queue.release(shared.id, &ids).await {
             warn!(%error, "rehearsals can't be handed back; they are taken over when their lease ends");
         }
-        rehearsals.into_iter().for_each(|id| shared.held.drop(id));
+        rehearsals.into_iter().for_each(|key| shared.held.drop(key));
         beating.cancel();
         finishing.close();
         if tokio::time::timeout(shared.options.grace, finishing.wait()).await.is_err() {
@@ -163,8 +164,8 @@ fn start(
         return shared.held.rehearse(claimed);
     }
     let id = claimed.envelope.id;
-    let signals = shared.held.execute(id);
-    let (executor, ends) = (executor.clone(), ends.clone());
+    let signals = shared.held.execute(claimed.key());
+    let (shared, executor, ends) = (shared.clone(), executor.clone(), ends.clone());
     let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
         side = "postgres", fence = %claimed.fence);
     let work = async move {
@@ -177,6 +178,7 @@ fn start(
             () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker was shut down")),
             finish = execute(&*executor, &claimed) => finish,
         };
+        shared.held.ending(finish.key());
         // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
         let _ = ends.send(finish).await;
     };
@@ -242,15 +244,15 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let ids = shared.held.ids();
-        if ids.is_empty() {
+        let held = shared.held.keys();
+        if held.is_empty() {
             continue;
         }
-        match shared.queue.heartbeat(shared.id, &ids, shared.options.lease).await {
+        match shared.queue.heartbeat(shared.id, &held, shared.options.lease).await {
             Ok(kept) => {
-                let kept: std::collections::HashSet<Uuid> = kept.into_iter().collect();
-                for id in ids.into_iter().filter(|id| !kept.contains(id)) {
-                    shared.lost(id);
+                let kept: std::collections::HashSet<Key> = kept.into_iter().collect();
+                for key in held.into_iter().filter(|key| !kept.contains(key)) {
+                    shared.lost(key);
                 }
             }
             Err(error) => {
@@ -262,10 +264,10 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 impl Shared {
-    fn lost(&self, id: Uuid) {
-        if self.held.lose(id) {
+    fn lost(&self, key: Key) {
+        if self.held.lose(key) {
             self.metrics.lost_leases.inc();
-            warn!(%id, "another worker has taken this over");
+            warn!(id = %key.0, attempt = key.1, "another worker has taken this over");
             self.room.notify_one();
         }
     }
