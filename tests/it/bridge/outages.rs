@@ -1,8 +1,11 @@
 //! A server that is away, and one that dies in the middle of a run.
 
+use std::time::Instant;
+
 use crossover::interaction::Side;
 use crossover::provision;
 
+use super::child::Child;
 use super::proxy::black_hole;
 use super::*;
 use crate::servers;
@@ -112,4 +115,41 @@ async fn with_temporal_away_a_pin_in_shadow_is_pending_and_one_in_live_runs() {
     let story = world.story("shadow").await.unwrap();
     assert_eq!((story.state.as_str(), story.undelivered), ("waiting", true));
     node.stop().await;
+}
+
+/// A process that is asked to end while its servers are gone must not wait for them for ever.
+async fn ends_without(stage: Stage, away: impl AsyncFnOnce(), back: impl AsyncFnOnce(), world: World) {
+    let mut child = Child::serve(&world, "router,worker,relay", &[("CROSSOVER_WORKER_SHUTDOWN_GRACE", "1s")]).await;
+    world.runner.hold("one");
+    assert_eq!(child.node.accepts(&world.request("one"), 201).await.owner(), stage.owner());
+    world.runner.nth("one", 1).await;
+    away().await;
+    let asked = Instant::now();
+    child.terminate();
+    world.runner.release("one");
+    assert_eq!(child.ended().await.code(), Some(0), "{}", child.log());
+    println!("without its servers it took {:?} to end", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{}", child.log());
+    back().await;
+    let node = world.node().await;
+    world.each_ran_on_its_owner(&["one".to_owned()]).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_process_whose_postgres_is_away_and_its_work_goes_on_elsewhere() {
+    let mut postgres = provision::postgres(&servers::options()).await.unwrap();
+    let world = World::with(Some(postgres.url.clone()), None, Stage::Live).await;
+    let server = tokio::sync::Mutex::new(&mut postgres.server);
+    let away = async || server.lock().await.kill().await.unwrap();
+    ends_without(Stage::Live, away, async || server.lock().await.restart().await.unwrap(), world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_process_whose_temporal_is_away_and_its_work_goes_on_elsewhere() {
+    let mut temporal = provision::temporal(&servers::options()).await.unwrap();
+    let world = World::with(None, Some(temporal.address.clone()), Stage::Shadow).await;
+    let server = tokio::sync::Mutex::new(&mut temporal.server);
+    let away = async || server.lock().await.kill().await.unwrap();
+    ends_without(Stage::Shadow, away, async || server.lock().await.restart().await.unwrap(), world).await;
 }
