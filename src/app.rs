@@ -312,17 +312,10 @@ impl Parts {
         let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
         let unrecorded = worker.unrecorded();
         tasks.spawn(unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
-        let (stop, drain) = (stop.clone(), config.worker.shutdown_grace + LAST_WORDS);
+        let stop = stop.clone();
         tasks.spawn(async move {
-            let late = async {
-                stop.cancelled().await;
-                tokio::time::sleep(drain).await;
-            };
-            tokio::select! {
-                ended = worker.run(stop.clone()) => if let Err(error) = ended {
-                    warn!(%error, "the Temporal worker ended");
-                },
-                () = late => warn!("the Temporal worker does not drain in time; what it runs is run again elsewhere"),
+            if let Err(error) = worker.run(stop).await {
+                warn!(%error, "the Temporal worker ended");
             }
         });
     }
@@ -355,10 +348,6 @@ impl Parts {
         tasks.spawn(sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
-
-/// At shutdown, the SDK has so long beyond the grace.
-#[cfg(feature = "temporal")]
-const LAST_WORDS: Duration = Duration::from_secs(10);
 
 #[cfg(feature = "temporal")]
 async fn unrecorded_gauges(

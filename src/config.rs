@@ -168,6 +168,11 @@ impl Config {
         Self::read(Reader::from_surroundings(path, Path::new(DEFAULT_FILE)))
     }
 
+    /// Every key at its default, whatever the file and the environment say; for programs that set what they need.
+    pub fn defaults() -> Self {
+        Self::take(&mut Reader::default())
+    }
+
     /// Every key with its default in TOML; empty for what is absent unless set.
     pub fn keys() -> Vec<(&'static str, String)> {
         let mut reader = Reader::default();

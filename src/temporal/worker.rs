@@ -53,6 +53,9 @@ pub enum WorkerError {
     Died,
 }
 
+/// After the drain, what has ended is reported within so long. The SDK alone would try an absent server for 20 s.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 /// A worker that outlives Temporal's restarts.
@@ -130,7 +133,8 @@ impl TemporalWorker {
         let stopping = async {
             shutdown.cancelled().await;
             stop();
-            std::future::pending::<()>().await;
+            tokio::time::sleep(self.settings.drain + LAST_WORDS).await;
+            tracing::warn!("Temporal does not take the last ends; these attempts are made again elsewhere");
         };
         tracing::info!(task_queue = self.settings.task_queue, "the Temporal worker runs");
         tokio::select! {

@@ -1,7 +1,11 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
+#[cfg(feature = "temporal")]
+mod bridge;
 mod config;
 mod demo;
 mod docs;
 mod provision;
 mod servers;
+#[cfg(feature = "temporal")]
+mod temporal_side;

@@ -1,7 +1,5 @@
 //! The Temporal side against a real Temporal. Postgres is played by a ledger in memory, the runner by a script.
-#![cfg(feature = "temporal")]
 
-#[path = "it_temporal/world.rs"]
 mod world;
 
 use std::sync::Arc;
@@ -438,7 +436,7 @@ async fn a_cancelled_workflow_settles_as_cancelled_with_the_attempt_that_ran() {
     let one = envelope("one", Side::Temporal);
     world.deliver(&one).await;
     world.script.nth(1).await;
-    world.server.cli(&["workflow", "cancel", "--workflow-id", &one.workflow_id()]);
+    world.server.cancel(&one.workflow_id()).await;
     let end = world.end_of(&one).await;
     assert_eq!((end.outcome, end.attempt), (Outcome::Cancelled, 1));
     assert_eq!(world.until_closed(&one).await, "Completed");
@@ -479,13 +477,13 @@ async fn a_killed_and_restarted_temporal_loses_nothing_and_the_worker_finds_back
     let before = envelope("before", Side::Temporal);
     world.deliver(&before).await;
     world.script.nth(1).await;
-    world.server.kill();
+    world.server.kill().await;
     let during = world.client.deliver(&envelope("during", Side::Temporal)).await;
     assert!(
         matches!(during, Err(DeliverError::InDoubt(_) | DeliverError::Refused { retryable: true, .. })),
         "{during:?}"
     );
-    world.server.restart();
+    world.server.restart().await;
     until_healthy(&world.client).await;
     world.script.open();
     world.deliver(&envelope("during", Side::Temporal)).await;
@@ -497,14 +495,14 @@ async fn a_killed_and_restarted_temporal_loses_nothing_and_the_worker_finds_back
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_made_while_temporal_is_down_says_so_quickly_and_delivers_when_it_is_up() {
     let mut world = World::new().await;
-    world.server.kill();
+    world.server.kill().await;
     let began = Instant::now();
     let fresh = lazy_client(&world.server, TERMS, WINDOW);
     let one = envelope("one", Side::Temporal);
     let refused = fresh.deliver(&one).await;
     assert!(matches!(refused, Err(DeliverError::Refused { retryable: true, .. })), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(3));
-    world.server.restart();
+    world.server.restart().await;
     until_healthy(&fresh).await;
     fresh.deliver(&one).await.unwrap();
     world.end_of(&one).await;

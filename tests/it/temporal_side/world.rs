@@ -1,8 +1,6 @@
 //! The world of a test: a real Temporal, a worker, and in place of Postgres and the runner something that remembers.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,81 +9,51 @@ use async_trait::async_trait;
 use crossover::executor::{Answer, Call, Executor};
 use crossover::interaction::{Attempt, Envelope, Payload, Side, interaction_id};
 use crossover::policy::{Backoff, Listed, Policy};
+use crossover::provision;
 use crossover::temporal::Terms;
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::deliver::Delivered;
 use crossover::temporal::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
 use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// A dev server on free ports, killed when dropped.
+use crate::servers;
+
+/// So many servers at once, or two cores are overloaded and every wait is a guess.
+static ROOM: Semaphore = Semaphore::const_new(3);
+
+/// A Temporal of the test's own: some kill it, and all use the same ids.
 pub struct DevServer {
-    pub dir: tempfile::TempDir,
-    pub ports: [u16; 3],
-    pub child: Child,
+    temporal: provision::Temporal,
+    _room: SemaphorePermit<'static>,
 }
 
 impl DevServer {
-    pub fn start() -> Self {
-        let free = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = free.map(|socket| socket.local_addr().unwrap().port());
-        let dir = tempfile::tempdir().unwrap();
-        Self { child: spawn(dir.path(), ports), dir, ports }
+    pub async fn start() -> Self {
+        let room = ROOM.acquire().await.unwrap();
+        Self { temporal: provision::temporal(&servers::options()).await.unwrap(), _room: room }
     }
 
     pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
+        format!("http://{}", self.temporal.address)
     }
 
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    pub async fn kill(&mut self) {
+        self.temporal.server.kill().await.unwrap();
+    }
+
+    pub async fn restart(&mut self) {
+        self.temporal.server.restart().await.unwrap();
     }
 
     /// Does what an operator would.
-    pub fn cli(&self, arguments: &[&str]) {
-        let address = format!("127.0.0.1:{}", self.ports[0]);
-        let mut command = Command::new(binary());
-        let done = command.args(arguments).args(["--address", &address]).stdout(Stdio::null()).status().unwrap();
-        assert!(done.success());
+    pub async fn cancel(&self, workflow_id: &str) {
+        let url = format!("http://{}/api/v1/namespaces/default/workflows/{workflow_id}/cancel", self.temporal.http);
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.post(url).body("{}").send().await.unwrap().error_for_status().unwrap();
     }
-
-    pub fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), self.ports);
-    }
-}
-
-impl Drop for DevServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn binary() -> String {
-    std::env::var("TEMPORAL_BIN").expect("TEMPORAL_BIN names the `temporal` command line tool")
-}
-
-fn spawn(dir: &Path, [port, http, metrics]: [u16; 3]) -> Child {
-    let tuning = [
-        "history.transferProcessorMaxPollRPS=2000",
-        "history.timerProcessorMaxTimeShift=\"1ms\"",
-        "matching.numTaskqueueReadPartitions=1",
-        "matching.numTaskqueueWritePartitions=1",
-    ];
-    Command::new(binary())
-        .args(["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"])
-        .args(["--port", &port.to_string(), "--http-port", &http.to_string()])
-        .args(["--metrics-port", &metrics.to_string(), "--db-filename"])
-        .arg(dir.join("temporal.db"))
-        .args(["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"])
-        .args(tuning.iter().flat_map(|value| ["--dynamic-config-value", value]))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
 }
 
 /// What was seen, and a bell that rings at every change.
@@ -258,7 +226,7 @@ impl World {
     }
 
     pub async fn with(terms: Terms, window: Duration) -> Self {
-        let server = DevServer::start();
+        let server = DevServer::start().await;
         let client = lazy_client(&server, terms, window);
         let (ledger, script) = <(Arc<MemoryLedger>, Arc<Script>)>::default();
         let shutdown = CancellationToken::new();

@@ -1,0 +1,57 @@
+//! The chain of a series under concurrency.
+
+use crossover::interaction::{Interaction, Payload};
+use crossover::ledger::PinRequest;
+use crossover::policy::Policy;
+
+use super::*;
+
+fn member(world: &World, series: usize, key: String) -> Interaction {
+    Interaction {
+        account: world.account.clone(),
+        kind: "sync".into(),
+        key,
+        payload: Payload::parse("1".into()).unwrap(),
+        series: Some(format!("s{series}")),
+        group: None,
+        run_at: None,
+        priority: 0,
+        policy: Policy::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_pins_of_a_series_are_numbered_without_gaps_and_end_in_order() {
+    const TASKS: usize = 8;
+    const EACH: usize = 60;
+    let world = World::new(Stage::Live).await;
+    // Members end while others are being pinned, so that heads move under the pins.
+    let node = world.node_with(WORKER, |_| {}).await;
+    let tasks = (0..TASKS).map(|task| {
+        // Every key is pinned by two tasks: the later one must not use up a number.
+        let members: Vec<_> = (0..EACH).map(|n| member(&world, n % 3, format!("{} {n}", task / 2))).collect();
+        let ledger = world.ledger.clone();
+        tokio::spawn(async move {
+            for interaction in &members {
+                let grace = Duration::ZERO;
+                let stage = if task % 4 == 0 { Stage::Complete } else { Stage::Live };
+                ledger.pin(PinRequest { interaction, stage, revision: "test", grace }).await.unwrap();
+            }
+        })
+    });
+    futures::future::try_join_all(tasks.collect::<Vec<_>>()).await.unwrap();
+    let pinned = (TASKS / 2 * EACH) as i64;
+    assert_eq!(world.scalar::<i64>("select count(*) from crossover.pins").await, pinned);
+    let numbered = "select sum(last_no)::bigint from crossover.series s where last_no =
+        (select count(*) from crossover.pins p where p.series_id = s.series_id)
+        and last_no = (select max(series_no) from crossover.pins p where p.series_id = s.series_id)";
+    assert_eq!(world.scalar::<Option<i64>>(numbered).await, Some(pinned));
+    let unended = "select count(*) from crossover.pins where ended_at is null";
+    until("all have ended", async || (world.scalar::<i64>(unended).await == 0).then_some(())).await;
+    let unordered = "select count(*) from crossover.pins p join crossover.pins e
+        on e.series_id = p.series_id and e.series_no = p.series_no - 1 where p.ended_at < e.ended_at";
+    assert_eq!(world.scalar::<i64>(unordered).await, 0);
+    assert_eq!(world.runner.calls().len() as i64, pinned);
+    assert_eq!(world.scalar::<i64>("select count(*) from crossover.series where head_no <> last_no + 1").await, 0);
+    node.stop().await;
+}
