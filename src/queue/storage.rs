@@ -186,7 +186,8 @@ impl Queue {
         within(kept.bind(ids).bind(attempts).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await
     }
 
-    /// Puts back what this worker claimed without learning of it, because the answer was lost: all but `held`.
+    /// Puts back, as if it had not been claimed, what `worker` holds beside `held`: what a claim took whose answer was lost,
+    /// or what it will not end.
     pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
         let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
         let back = sqlx::query(
@@ -211,22 +212,6 @@ impl Queue {
             .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
             .bind(column(|e| e.error.clone()));
         within(kept.fetch_all(&self.pool)).await
-    }
-
-    /// Puts held copies back as if they had not been claimed.
-    pub async fn release(&self, worker: Uuid, ids: &[Uuid]) -> Result<(), LedgerError> {
-        within(
-            sqlx::query(
-                "with back as (delete from crossover.running where id = any ($1) and worker = $2 returning *)
-             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
-             select id, due_at, attempt, rank, execute, grp from back",
-            )
-            .bind(ids)
-            .bind(worker)
-            .execute(&self.pool),
-        )
-        .await?;
-        Ok(())
     }
 
     /// Takes over what workers hold whose lease ran out, but not what this process's `worker` knows to hold (`held`): it is

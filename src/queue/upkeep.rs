@@ -22,7 +22,8 @@ pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        wait = match shared.queue.promote_due(BATCH).await {
+        let Some(promoted) = stop.run_until_cancelled(shared.queue.promote_due(BATCH)).await else { return };
+        wait = match promoted {
             Ok((promoted, next)) => {
                 if promoted > 0 {
                     shared.wake.notify_one();

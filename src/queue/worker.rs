@@ -90,20 +90,15 @@ impl Worker {
         if tokio::time::timeout(grace, async { tokio::join!(parts.wait(), running.wait()) }).await.is_err() {
             let runs = shared.held.interrupt();
             warn!(runs, "the grace is over; what still runs is given up and will be run again");
-            // Their ends need room on the way to Postgres, which may be away.
-            let _ = tokio::time::timeout(LAST_WORDS, running.wait()).await;
         }
         drop(ends);
-        let rehearsals: Vec<_> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
-        let ids: Vec<Uuid> = rehearsals.iter().map(|key| key.0).collect();
-        if let Err(error) = shared.queue.release(shared.id, &ids).await {
-            shared.metrics.queue_errors.with_label_values(&["release"]).inc();
-            warn!(%error, "rehearsals can't be handed back; they are taken over when their lease ends");
-        }
-        rehearsals.into_iter().for_each(|key| shared.held.drop(key));
         beating.cancel();
         finishing.close();
-        if tokio::time::timeout(LAST_WORDS, finishing.wait()).await.is_err() {
+        let last_words = async {
+            running.wait().await;
+            tokio::join!(hand_back(&shared), finishing.wait())
+        };
+        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
             warn!(worker = %shared.id, "Postgres does not take the last ends; these attempts are run again");
         }
         info!(worker = %shared.id, "the Postgres worker has drained");
@@ -113,7 +108,18 @@ impl Worker {
 /// The pause after a failed call.
 const TROUBLE: Duration = Duration::from_millis(250);
 /// At shutdown, Postgres has so long to take the last ends.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Puts back what this worker claimed and will not end: its rehearsals, and what a claim took that was cut off.
+async fn hand_back(shared: &Shared) {
+    let rehearsals: Vec<Key> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
+    let ending: Vec<Key> = shared.held.keys().into_iter().filter(|key| !rehearsals.contains(key)).collect();
+    if let Err(error) = shared.queue.release_unknown(shared.id, &ending).await {
+        shared.metrics.queue_errors.with_label_values(&["release"]).inc();
+        warn!(%error, "what is not ended here can't be handed back; it is taken over when its lease ends");
+    }
+    rehearsals.into_iter().for_each(|key| shared.held.drop(key));
+}
 
 async fn claim_until(
     shared: &Arc<Shared>,
@@ -146,7 +152,11 @@ async fn claim_until(
             lease: shared.options.lease,
         };
         if unknown {
-            match shared.queue.release_unknown(shared.id, &shared.held.keys()).await {
+            let held = shared.held.keys();
+            let Some(back) = stop.run_until_cancelled(shared.queue.release_unknown(shared.id, &held)).await else {
+                return;
+            };
+            match back {
                 Ok(copies) => info!(copies, "put back what a claim took whose answer was lost"),
                 Err(error) => {
                     warn!(%error, "what a lost claim took can't be put back yet; trying again");
@@ -157,7 +167,8 @@ async fn claim_until(
             unknown = false;
         }
         let began = std::time::Instant::now();
-        pause = match shared.queue.claim(claim).await {
+        let Some(answer) = stop.run_until_cancelled(shared.queue.claim(claim)).await else { return };
+        pause = match answer {
             Ok(claimed) => {
                 shared.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
                 let full = claimed.len() == room.limit;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use temporalio_client::tonic::{Code, Status};
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
-use temporalio_common::protos::temporal::api::enums::v1::HistoryEventFilterType;
+use temporalio_common::protos::temporal::api::enums::v1::{HistoryEventFilterType, WorkflowExecutionStatus};
 use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionResponse,
 };
 
 use crate::interaction::{Envelope, Outcome, Payload, Side};
@@ -84,7 +84,8 @@ impl TemporalClient {
         let copy = Copy { envelope: envelope.clone(), terms: self.settings.terms };
         let request = self.request(self.target.start(&copy).map_err(unwritable)?);
         match self.service().await?.start_workflow_execution(request).await {
-            Ok(answer) if answer.get_ref().started => Ok(Delivered::Started),
+            // A repetition answers `started` as well, also where that workflow has closed since.
+            Ok(answer) if answer.get_ref().started && is_open(answer.get_ref()) => Ok(Delivered::Started),
             Ok(_) => self.compare(envelope).await,
             Err(status) if status.code() == Code::AlreadyExists => self.compare(envelope).await,
             Err(status) => Err(status.into()),
@@ -192,6 +193,10 @@ impl TemporalClient {
             _ => None,
         })
     }
+}
+
+fn is_open(answer: &StartWorkflowExecutionResponse) -> bool {
+    matches!(answer.status(), WorkflowExecutionStatus::Running | WorkflowExecutionStatus::Unspecified)
 }
 
 fn execution(workflow_id: &str, found: &Description) -> WorkflowExecution {

@@ -60,3 +60,14 @@ async fn every_test_gets_an_empty_database_of_its_own() {
         &sqlx::query_scalar::<_, String>("SELECT current_database()::text").fetch_one(&mut connection).await.unwrap()
     ));
 }
+
+/// Runs the `temporal` program against the shared Temporal, as an operator would; whether it was content.
+#[cfg(feature = "temporal")]
+pub async fn cli(arguments: &[&str]) -> bool {
+    let address = &temporal().await.address;
+    let program =
+        provision::TEMPORAL.ensure(&cache_dir(), &provision::Progress::silent()).await.unwrap().join("temporal");
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).args(["--address", address]).stdout(std::process::Stdio::null());
+    tokio::task::spawn_blocking(move || command.status().unwrap().success()).await.unwrap()
+}

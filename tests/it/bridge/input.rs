@@ -126,22 +126,22 @@ async fn copes_with_a_bad_runner_in(stage: Stage) {
     let world = World::new(stage).await;
     let node = world.node().await;
     let rules = [
-        ("garbage", Rule::Garbage, "not with JSON"),
-        ("huge", Rule::Huge, "longer than 4194304 bytes"),
-        ("never", Rule::Hold, "run_timeout_ms of 700"),
+        ("garbage", Rule::Garbage, "not with JSON", 2),
+        ("huge", Rule::Huge, "longer than 1572864 bytes", 1),
+        ("never", Rule::Hold, "run_timeout_ms of 700", 2),
     ];
     let policy = json!({ "policy": { "max_attempts": 2, "backoff": { "delays_ms": [50] }, "run_timeout_ms": 700 } });
-    for (key, rule, _) in &rules {
+    for (key, rule, ..) in &rules {
         world.runner.rule(key, rule.clone());
         node.accepts(&with(world.request(key), policy.clone()), 201).await;
     }
     still_works(&world, &node).await;
-    for (key, _, reason) in rules {
+    for (key, _, reason, attempts) in rules {
         let story = world.ended(key).await;
         let found = story.pin.reason.as_deref().unwrap_or_default();
         assert!(story.state == "failed" && found.contains(reason), "{key}: {story:#?}");
-        assert_eq!((story.pin.attempts, world.runner.of(key).len()), (2, 2), "{key}");
-        world.rehearsed(key, 2).await;
+        assert_eq!((story.pin.attempts, world.runner.of(key).len()), (attempts, attempts as usize), "{key}");
+        world.rehearsed(key, attempts as usize).await;
     }
     node.stop().await;
 }

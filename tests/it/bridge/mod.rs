@@ -1,6 +1,7 @@
 //! Facts about the whole bridge, on the real servers: routers, workers and relays of this process or of children that
 //! can be killed, and a runner that writes down what was called.
 
+mod bounds;
 mod chain;
 mod child;
 mod crashes;

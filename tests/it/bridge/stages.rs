@@ -53,7 +53,7 @@ async fn in_off_temporal_executes_without_a_pin() {
     world.runner.nth("one", 1).await;
     let path = format!("/v1/interactions/{}", world.id("one"));
     let found =
-        until("it has ended", async || Some(node.get(&path).await).filter(|a| a.body["state"] == "ended")).await;
+        until("it has ended", async || Some(node.get(&path).await).filter(|a| a.body["state"] == "succeeded")).await;
     assert_eq!((found.status, &found.body["pin"]), (200, &Value::Null));
     assert_eq!(world.runner.sides("one"), ["temporal"]);
     assert!(world.story("one").await.is_none());

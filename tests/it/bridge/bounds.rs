@@ -1,0 +1,174 @@
+//! What one piece of work must not do to the others, and what must not be lost beside the straight way.
+
+use crossover::interaction::Outcome;
+use crossover::queue::{Claim, Queue};
+use uuid::Uuid;
+
+use super::world::with;
+use super::*;
+
+async fn execute(world: &World, sql: &'static str) {
+    sqlx::query(sql).execute(world.pool()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_cant_be_read_fails_alone_and_holds_nobody_back() {
+    let world = World::new(Stage::Complete).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    for key in ["before", "poison", "after"] {
+        router.accepts(&world.request(key), 201).await;
+    }
+    let poison = "update crossover.payloads set policy = '{\"max_attempts\": \"x\"}'
+        where id = (select id from crossover.pins where key = 'poison')";
+    execute(&world, poison).await;
+    let worker = world.node_with(WORKER, |_| {}).await;
+    world.succeeded("before").await;
+    world.succeeded("after").await;
+    let story = world.ended("poison").await;
+    assert_eq!(story.state, "failed");
+    assert!(story.pin.reason.unwrap().contains("can't be read"));
+    assert!(world.runner.of("poison").is_empty());
+    worker.stop().await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn temporal_is_given_only_so_much_of_a_series_at_a_time_and_all_of_it_in_the_end() {
+    const MEMBERS: usize = 130;
+    let world = World::new(Stage::Shadow).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    let keys: Vec<String> = (0..MEMBERS).map(|n| format!("m{n}")).collect();
+    for key in &keys {
+        assert!(matches!(router.post(&world.member("s", key)).await.status, 201 | 202));
+    }
+    let relay = world.node_with(crossover::app::Roles { router: false, worker: false, relay: true }, |_| {}).await;
+    let left = MEMBERS as i64 - 100;
+    let outbox = "select count(*) from crossover.outbox";
+    until("the first hundred are delivered", async || (world.scalar::<i64>(outbox).await == left).then_some(())).await;
+    let worker = world.node_with(WORKER, |_| {}).await;
+    for key in &keys {
+        world.succeeded(key).await;
+    }
+    let ran: Vec<String> = world.in_turn(&keys).into_iter().map(|call| call.key).collect();
+    assert_eq!(ran, keys);
+    for node in [worker, relay, router] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_member_of_a_series_goes_to_temporal_alone() {
+    let world = World::new(Stage::Shadow).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    for n in 0..3 {
+        let big = with(world.member("s", &format!("big{n}")), json!({ "payload": "x".repeat(400_000) }));
+        assert!(matches!(router.post(&big).await.status, 201 | 202));
+    }
+    let relay = world.node_with(WORKER, |_| {}).await;
+    for n in 0..3 {
+        world.succeeded(&format!("big{n}")).await;
+    }
+    relay.stop().await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_whose_workflow_was_ended_by_hand_ends_as_failed() {
+    let world = World::new(Stage::Shadow).await;
+    world.runner.hold("ended");
+    let node = world.node_with(ALL, |config| config.relay.sweep_after = Duration::from_secs(1)).await;
+    node.accepts(&world.request("ended"), 201).await;
+    world.runner.nth("ended", 1).await;
+    let id = format!("{}:1", world.id("ended"));
+    let temporal = crate::servers::cli(&["workflow", "terminate", "--workflow-id", &id, "--reason", "by hand"]).await;
+    assert!(temporal, "the workflow is there to be ended");
+    let story = world.ended("ended").await;
+    assert_eq!(story.pin.outcome, Some(Outcome::Failed));
+    assert!(story.pin.reason.unwrap().contains("Terminated"));
+    world.runner.release("ended");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweep_leaves_alone_what_still_runs() {
+    let world = World::new(Stage::Shadow).await;
+    let node = world.node_with(ALL, |config| config.relay.sweep_after = Duration::from_secs(1)).await;
+    for request in [world.request("single"), world.member("s", "member")] {
+        world.runner.hold(request["key"].as_str().unwrap());
+        node.accepts(&request, 201).await;
+    }
+    let swept = "select count(*) from crossover.pins where swept_at is not null";
+    until("both were swept", async || (world.scalar::<i64>(swept).await == 2).then_some(())).await;
+    let outbox = "select count(*) from crossover.outbox";
+    until("both were delivered again", async || (world.scalar::<i64>(outbox).await == 0).then_some(())).await;
+    for key in ["single", "member"] {
+        world.runner.release(key);
+        world.succeeded(key).await;
+        assert_eq!(world.runner.of(key).len(), 1, "{key} ran once");
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_work_under_a_key_that_ran_unpinned_is_refused_and_never_runs() {
+    let world = World::new(Stage::Off).await;
+    let node = world.node().await;
+    let (single, member) = (world.request("single"), world.member("s", "member"));
+    for request in [&single, &member] {
+        node.accepts(request, 201).await;
+        world.runner.nth(request["key"].as_str().unwrap(), 1).await;
+    }
+    world.flip(Stage::Shadow, &[&node]).await;
+    let other = json!({ "payload": "other" });
+    node.accepts(&with(single, other.clone()), 409).await;
+    assert_eq!(world.story("single").await.unwrap().state, "held");
+    node.accepts(&with(member, other), 201).await;
+    assert_eq!(world.ended("member").await.state, "failed");
+    assert_eq!((world.runner.of("single").len(), world.runner.of("member").len()), (1, 1));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_waits_behind_its_series_without_expiring() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    world.runner.hold("head");
+    node.accepts(&world.member("s", "head"), 201).await;
+    world.runner.nth("head", 1).await;
+    let hurried = with(world.member("s", "follower"), json!({ "policy": { "start_timeout_ms": 1000 } }));
+    node.accepts(&hurried, 201).await;
+    let late = "select count(*) from crossover.pins where key = 'follower' and created_at < now() - interval '1500 ms'";
+    until("the time-out has passed", async || (world.scalar::<i64>(late).await == 1).then_some(())).await;
+    world.runner.release("head");
+    world.succeeded("follower").await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_was_lost_uses_up_no_attempt() {
+    let world = World::new(Stage::Complete).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    for key in ["known", "unknown"] {
+        router.accepts(&world.request(key), 201).await;
+    }
+    let (queue, worker) = (Queue::new(world.pool().clone()), Uuid::new_v4());
+    let claim = Claim { worker, limit: 1, executions_only: false, lease: Duration::from_secs(60) };
+    let known = queue.claim(claim).await.unwrap();
+    assert_eq!(queue.claim(claim).await.unwrap().len(), 1);
+    let held: Vec<_> = known.iter().map(|c| (c.envelope.id, c.fence.attempt)).collect();
+    assert_eq!(queue.release_unknown(worker, &held).await.unwrap(), 1);
+    let again = queue.claim(claim).await.unwrap();
+    assert_eq!((again[0].envelope.key.as_str(), again[0].fence.attempt), ("unknown", 1));
+    assert_eq!(queue.heartbeat(worker, &held, Duration::from_secs(60)).await.unwrap(), held);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_a_default_partition_keeps_no_other_day_from_its_partition() {
+    let world = World::new(Stage::Shadow).await;
+    let stray = "insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, side)
+        values (gen_random_uuid(), now(), now(), current_date + interval '9 days', 1, 1, false, 'temporal')";
+    execute(&world, stray).await;
+    let made: i32 = world.scalar("select crossover.make_partitions(12)").await;
+    assert_eq!(made, 9, "five days of payloads and four of attempts");
+}
