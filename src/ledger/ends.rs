@@ -10,8 +10,8 @@ use crate::executor::clean;
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
 use crate::policy::{Failure, Policy};
 
-/// A rehearsal on Temporal that occupies its place.
-#[derive(Debug, Clone)]
+/// A rehearsal on Temporal that was dequeued and occupies its place until its real attempt ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenRehearsal {
     /// The interaction.
     pub id: Uuid,

@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::ledger::OpenRehearsal;
+
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
 
 /// Why the ledger couldn't answer.
@@ -27,23 +29,6 @@ pub struct End {
     pub reason: Option<String>,
     /// The last attempt as its worker saw it. Absent where the worker was lost or no attempt began.
     pub attempt_report: Option<Attempt>,
-}
-
-/// A rehearsal that was dequeued and occupies its place until its real attempt ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenRehearsal {
-    /// The interaction.
-    pub id: Uuid,
-    /// The rehearsed attempt; its real twin has the same number.
-    pub fence: Fence,
-    /// With it the activity is ended from anywhere.
-    pub token: Vec<u8>,
-    /// When this attempt was to start.
-    pub due_at: DateTime<Utc>,
-    /// When a worker took it.
-    pub dequeued_at: DateTime<Utc>,
-    /// When Temporal gives up waiting for the real attempt.
-    pub bound_at: DateTime<Utc>,
 }
 
 /// A rehearsal whose real attempt has ended.

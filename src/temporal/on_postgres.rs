@@ -64,11 +64,9 @@ impl Ledger for OnPostgres {
         self.told("still_unended", self.ledger.still_unended(ids).await)
     }
 
-    async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
-        let OpenRehearsal { id, fence, due_at, dequeued_at, bound_at, .. } = *r;
-        let open = ledger::OpenRehearsal { id, fence, token: r.token.clone(), due_at, dequeued_at, bound_at };
-        self.told("rehearsal_dequeued", self.ledger.rehearsal_dequeued(&open).await)?;
-        self.metrics.dequeued(Side::Temporal, true, dequeued_at - due_at);
+    async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError> {
+        self.told("rehearsal_dequeued", self.ledger.rehearsal_dequeued(rehearsal).await)?;
+        self.metrics.dequeued(Side::Temporal, true, rehearsal.dequeued_at - rehearsal.due_at);
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 //! The composition root: builds the parts that a process's roles need, runs them, drains them.
 
+mod servers;
+mod upkeep;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +13,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+pub use servers::Servers;
+
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
-use crate::provision::{self, Progress};
+use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
 use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
 
@@ -34,19 +39,6 @@ pub struct Roles {
 impl Roles {
     /// One process does everything.
     pub const ALL: Roles = Roles { router: true, worker: true, relay: true };
-}
-
-/// Where the two servers are; those of our own end with this.
-pub struct Servers {
-    /// Postgres.
-    pub postgres_url: String,
-    /// `host:port` of Temporal.
-    pub temporal_address: String,
-    /// The Postgres that was started because none is configured.
-    pub postgres: Option<provision::Postgres>,
-    /// The Temporal that was started because none is configured.
-    #[cfg(feature = "temporal")]
-    pub temporal: Option<provision::Temporal>,
 }
 
 /// Why a process can't work.
@@ -83,31 +75,6 @@ pub enum AppError {
     /// A part can't be built.
     #[error("{0}")]
     Part(String),
-}
-
-impl Servers {
-    /// The configured servers, and one of our own for each that isn't.
-    pub async fn provide(config: &Config, progress: Progress) -> Result<Self, AppError> {
-        let options = provision::Options::from(config).telling(progress);
-        let postgres = match config.postgres.url {
-            None => Some(provision::postgres(&options).await?),
-            Some(_) => None,
-        };
-        let configured = config.postgres.url.as_ref().map(|url| url.expose().to_owned());
-        let postgres_url = postgres.as_ref().map(|p| p.url.clone()).or(configured).unwrap_or_default();
-        #[cfg(feature = "temporal")]
-        {
-            let temporal = match config.temporal.address {
-                None => Some(provision::temporal(&options).await?),
-                Some(_) => None,
-            };
-            let configured = config.temporal.address.clone();
-            let temporal_address = temporal.as_ref().map(|t| t.address.clone()).or(configured).unwrap_or_default();
-            Ok(Self { postgres_url, temporal_address, postgres, temporal })
-        }
-        #[cfg(not(feature = "temporal"))]
-        Ok(Self { postgres_url, temporal_address: String::new(), postgres })
-    }
 }
 
 /// A process at work.
@@ -179,7 +146,7 @@ impl App {
         if roles.relay {
             parts.spawn_relay(config, &working);
         }
-        working.1.spawn(gauge(parts.clone(), flags.clone(), working.0.clone()));
+        working.1.spawn(upkeep::gauge(parts.clone(), flags.clone(), working.0.clone()));
         info!(%address, ?roles, "crossover serves");
         let Parts { ledger, intake, metrics, .. } = parts;
         Ok(Self { address, ledger, intake, flags, metrics, incoming, working, _servers: servers })
@@ -311,7 +278,7 @@ impl Parts {
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
         let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
         let unrecorded = worker.unrecorded();
-        tasks.spawn(unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
+        tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
         let stop = stop.clone();
         tasks.spawn(async move {
             if let Err(error) = worker.run(stop).await {
@@ -344,23 +311,8 @@ impl Parts {
             self.wake_relay.clone(),
         );
         tasks.spawn(relay.run(stop.clone()));
-        tasks.spawn(keep_house(self.clone(), stop.clone()));
-        tasks.spawn(sweep(self.clone(), config.relay.sweep_after, stop.clone()));
-    }
-}
-
-#[cfg(feature = "temporal")]
-async fn unrecorded_gauges(
-    unrecorded: Arc<crate::temporal::mirror::Unrecorded>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    use std::sync::atomic::Ordering::Relaxed;
-    let mut tick = tokio::time::interval(Duration::from_secs(5));
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
-        metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
-        metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
+        tasks.spawn(upkeep::keep_house(self.clone(), stop.clone()));
+        tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
 
@@ -404,65 +356,4 @@ fn target(_: &Config, _: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
 #[cfg(feature = "temporal")]
 fn identity() -> String {
     format!("crossover@{}", std::process::id())
-}
-
-/// Makes partitions ahead, and again every hour.
-async fn keep_house(parts: Parts, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match parts.ledger.make_partitions().await {
-            Ok(made) => info!(made, "partitions are made ahead"),
-            Err(error) => {
-                parts.metrics.queue_errors.with_label_values(&["make_partitions"]).inc();
-                warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
-                tick.reset_after(Duration::from_secs(60));
-            }
-        }
-    }
-}
-
-/// Looks after what Temporal owns and does not end: lost with its server, or ended there by hand.
-async fn sweep(parts: Parts, after: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval((after / 10).max(Duration::from_millis(500)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match parts.ledger.sweep(after, 1_000).await {
-            Ok(0) => {}
-            Ok(swept) => {
-                parts.metrics.swept.inc_by(swept as u64);
-                info!(swept, "work that Temporal should long have ended is delivered again");
-            }
-            Err(error) => {
-                parts.metrics.ledger_errors.with_label_values(&["sweep"]).inc();
-                warn!(%error, "the sweep failed; it comes again");
-            }
-        }
-    }
-}
-
-/// Keeps the gauges current.
-async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: CancellationToken) {
-    let queue = Queue::new(parts.ledger.pool().clone());
-    let mut tick = tokio::time::interval(Duration::from_secs(5));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let m = &parts.metrics;
-        if let Ok(depth) = queue.depth().await {
-            for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
-                m.queue_rows.with_label_values(&[place]).set(rows);
-            }
-            m.queue_oldest_seconds.set(depth.oldest_seconds);
-        }
-        if let Ok(outbox) = parts.ledger.outbox_depth().await {
-            m.outbox_rows.set(outbox.rows);
-            m.outbox_oldest_seconds.set(outbox.oldest_seconds);
-        }
-        let pool = parts.ledger.pool();
-        let idle = pool.num_idle() as f64;
-        m.pool_connections.with_label_values(&["idle"]).set(idle);
-        m.pool_connections.with_label_values(&["busy"]).set((f64::from(pool.size()) - idle).max(0.0));
-        if let Some(flags) = &flags {
-            m.flags_healthy.set(i64::from(flags.health().error.is_none()));
-        }
-    }
 }

@@ -1,0 +1,43 @@
+//! The servers that a process works on: the configured ones, and one of its own for each that isn't.
+
+use super::AppError;
+use crate::config::Config;
+use crate::provision::{self, Progress};
+
+/// Where the two servers are; those of our own end with this.
+pub struct Servers {
+    /// Postgres.
+    pub postgres_url: String,
+    /// `host:port` of Temporal.
+    pub temporal_address: String,
+    /// The Postgres that was started because none is configured.
+    pub postgres: Option<provision::Postgres>,
+    /// The Temporal that was started because none is configured.
+    #[cfg(feature = "temporal")]
+    pub temporal: Option<provision::Temporal>,
+}
+
+impl Servers {
+    /// The configured servers, and one of our own for each that isn't.
+    pub async fn provide(config: &Config, progress: Progress) -> Result<Self, AppError> {
+        let options = provision::Options::from(config).telling(progress);
+        let postgres = match config.postgres.url {
+            None => Some(provision::postgres(&options).await?),
+            Some(_) => None,
+        };
+        let configured = config.postgres.url.as_ref().map(|url| url.expose().to_owned());
+        let postgres_url = postgres.as_ref().map(|p| p.url.clone()).or(configured).unwrap_or_default();
+        #[cfg(feature = "temporal")]
+        {
+            let temporal = match config.temporal.address {
+                None => Some(provision::temporal(&options).await?),
+                Some(_) => None,
+            };
+            let configured = config.temporal.address.clone();
+            let temporal_address = temporal.as_ref().map(|t| t.address.clone()).or(configured).unwrap_or_default();
+            Ok(Self { postgres_url, temporal_address, postgres, temporal })
+        }
+        #[cfg(not(feature = "temporal"))]
+        Ok(Self { postgres_url, temporal_address: String::new(), postgres })
+    }
+}
