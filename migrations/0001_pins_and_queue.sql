@@ -444,11 +444,11 @@ end $$;
 
 -- Finds work that Temporal owns and should long have ended, and has it delivered again: Temporal drops the repetition
 -- where it has the copy, runs it where it lost it, and tells where the copy was ended from outside. Of a series only
--- the head can be stuck.
+-- the head can be stuck; what was delivered behind it goes again with it, in the chain's order, because it may be lost as well.
 create function crossover.sweep(p_after interval, p_limit integer) returns bigint
 language sql as $$
     with stuck as materialized (
-        select p.id, p.epoch, p.series_id, p.series_no from crossover.pins p
+        select p.id, p.series_id from crossover.pins p
         where p.ended_at is null and p.owner = 'temporal' and p.run_at < clock_timestamp() - p_after
             and coalesce(p.swept_at, p.created_at) < clock_timestamp() - p_after and p.conflict is null
             and (p.series_id is null or p.series_no =
@@ -458,6 +458,12 @@ language sql as $$
     marked as (update crossover.pins p set swept_at = clock_timestamp() from stuck where p.id = stuck.id),
     again as (
         insert into crossover.outbox (id, due_at, series_id, series_no, epoch, behind)
-        select id, clock_timestamp(), series_id, series_no, epoch, '{}' from stuck on conflict do nothing returning 1)
+        select p.id, clock_timestamp(), p.series_id, p.series_no, p.epoch, array(
+            select e.id from crossover.pins e
+            where e.series_id = p.series_id and e.series_no < p.series_no and e.ended_at is null and e.owner <> 'temporal'
+            order by e.series_no desc limit 64)
+        from stuck join crossover.pins p on p.id = stuck.id or p.series_id = stuck.series_id
+        where p.ended_at is null and p.owner = 'temporal' and p.conflict is null
+        on conflict do nothing returning 1)
     select count(*) from again
 $$;

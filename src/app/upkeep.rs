@@ -16,7 +16,8 @@ use crate::queue::Queue;
 pub(super) async fn keep_house(parts: Parts, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(3_600));
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match parts.ledger.make_partitions().await {
+        let Some(made) = stop.run_until_cancelled(parts.ledger.make_partitions()).await else { return };
+        match made {
             Ok(made) => info!(made, "partitions are made ahead"),
             Err(error) => {
                 parts.metrics.queue_errors.with_label_values(&["make_partitions"]).inc();
@@ -32,7 +33,8 @@ pub(super) async fn sweep(parts: Parts, after: Duration, stop: CancellationToken
     let mut tick = tokio::time::interval((after / 10).max(Duration::from_millis(500)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match parts.ledger.sweep(after, 1_000).await {
+        let Some(swept) = stop.run_until_cancelled(parts.ledger.sweep(after, 1_000)).await else { return };
+        match swept {
             Ok(0) => {}
             Ok(swept) => {
                 parts.metrics.swept.inc_by(swept as u64);
@@ -53,13 +55,15 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let m = &parts.metrics;
-        if let Ok(depth) = queue.depth().await {
+        let looks = async { (queue.depth().await, parts.ledger.outbox_depth().await) };
+        let Some((depth, outbox)) = stop.run_until_cancelled(looks).await else { return };
+        if let Ok(depth) = depth {
             for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
                 m.queue_rows.with_label_values(&[place]).set(rows);
             }
             m.queue_oldest_seconds.set(depth.oldest_seconds);
         }
-        if let Ok(outbox) = parts.ledger.outbox_depth().await {
+        if let Ok(outbox) = outbox {
             m.outbox_rows.set(outbox.rows);
             m.outbox_oldest_seconds.set(outbox.oldest_seconds);
         }

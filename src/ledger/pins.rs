@@ -137,6 +137,15 @@ impl Ledger {
         within(allowed).await
     }
 
+    /// Whether copies of the account's series still wait in the outbox: what is started beside them would overtake them.
+    pub async fn series_undelivered(&self, account: &str) -> Result<bool, LedgerError> {
+        let waiting = sqlx::query_scalar(
+            "select exists (select from crossover.outbox o join crossover.pins p on p.id = o.id
+                where o.series_id is not null and p.account = $1)",
+        );
+        within(waiting.bind(account).fetch_one(&self.pool)).await
+    }
+
     /// What is known of the accounts that were ever seen, by name.
     pub async fn accounts(&self) -> Result<Vec<AccountMarks>, LedgerError> {
         let rows = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts order by account");

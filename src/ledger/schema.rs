@@ -2,7 +2,7 @@
 
 use sqlx::migrate::Migrator;
 
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, within};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
 
@@ -66,7 +66,7 @@ impl Ledger {
     /// Makes the partitions of the coming days; how many were new.
     pub async fn make_partitions(&self) -> Result<i32, LedgerError> {
         let made = sqlx::query_scalar("select crossover.make_partitions($1)").bind(DAYS_AHEAD);
-        Ok(made.fetch_one(&self.pool).await?)
+        within(made.fetch_one(&self.pool)).await
     }
 
     async fn applied(&self) -> Result<Vec<i64>, LedgerError> {

@@ -139,9 +139,12 @@ impl Held {
         rehearsal || execution.is_some()
     }
 
-    /// What must not run on once a lease may have run out: the next of its series could start beside it.
-    pub fn in_series(&self) -> Vec<Key> {
-        self.lock().executions.iter().filter(|(_, execution)| execution.in_series).map(|(key, _)| *key).collect()
+    /// Tells what must not run on once its lease may have run out, because the next of its series could start beside it.
+    /// Each ends as a failed attempt and is held until that is known to the database; how many there were.
+    pub fn interrupt_series(&self) -> usize {
+        let inner = self.lock();
+        let of_series = inner.executions.values().filter(|e| e.in_series && !e.signals.interrupted.is_cancelled());
+        of_series.map(|execution| execution.signals.interrupted.cancel()).count()
     }
 
     /// The rehearsals whose end is not known yet.
@@ -254,6 +257,15 @@ mod tests {
         let second = held.execute((Uuid::nil(), 2), true);
         held.drop((Uuid::nil(), 1));
         assert!(!held.lose((Uuid::nil(), 1)) && !second.lost.is_cancelled());
-        assert_eq!(held.in_series(), [(Uuid::nil(), 2)]);
+    }
+
+    #[test]
+    fn a_member_of_a_series_is_interrupted_once_and_stays_held() {
+        let held = Held::new(2);
+        let member = held.execute((Uuid::from_u128(1), 1), true);
+        let single = held.execute((Uuid::from_u128(2), 1), false);
+        assert_eq!((held.interrupt_series(), held.interrupt_series()), (1, 0));
+        assert!(member.interrupted.is_cancelled() && !member.lost.is_cancelled() && !single.interrupted.is_cancelled());
+        assert_eq!(held.keys().len(), 2);
     }
 }

@@ -208,7 +208,7 @@ fn start(
                 warn!("the lease was lost; the run is given up");
                 return;
             }
-            () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker was shut down")),
+            () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
             finish = execute(&*executor, &claimed) => finish,
         };
         shared.held.reported(finish.key());
@@ -299,7 +299,11 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.metrics.queue_errors.with_label_values(&["heartbeat"]).inc();
                 warn!(%error, "the heartbeat did not get through; leases run on");
                 if alive.elapsed() + lease / 3 > lease {
-                    shared.held.in_series().into_iter().for_each(|key| shared.lost(key));
+                    let runs = shared.held.interrupt_series();
+                    if runs > 0 {
+                        shared.metrics.lost_leases.inc_by(runs as u64);
+                        warn!(runs, "members of series are given up: their leases may have run out");
+                    }
                 }
             }
         }

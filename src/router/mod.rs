@@ -37,7 +37,8 @@ pub struct Router {
     wake_queue: Arc<Notify>,
     /// Rung when the relay may.
     wake_relay: Arc<Notify>,
-    /// Accounts known to have had unpinned work: a final mark, so memory may answer.
+    /// Accounts whose work may start without a pin, for as long as this router decides nothing but `off` for them: they
+    /// have their mark, and nothing of their series waits in the outbox.
     unpinned: std::sync::RwLock<std::collections::HashSet<String>>,
 }
 
@@ -146,13 +147,14 @@ impl Router {
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
             return self.start_unpinned(interaction).await;
         }
+        self.forget_unpinned(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let began = Instant::now();
         let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
             .await
             .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
-            .map_err(|error| unpinned(interaction, error))?;
+            .map_err(|error| not_pinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         let ticket = self.ticket(interaction, pinned)?;
         match self.deliver(ticket).await {
@@ -168,10 +170,11 @@ impl Router {
         transaction: &mut Transaction<'_, Postgres>,
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
+        valid(interaction)?;
         let decision = self.flags.decide(&interaction.account, &interaction.kind);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
-        let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| unpinned(interaction, error))?;
+        let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
         self.ticket(interaction, pinned)
     }
 
@@ -205,19 +208,30 @@ impl Router {
         if self.unpinned.read().is_ok_and(|known| known.contains(account)) {
             return Ok(true);
         }
-        let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.mark_unpinned(account)).await;
-        match asked {
-            Ok(Ok(allowed)) => {
-                if allowed && let Ok(mut known) = self.unpinned.write() {
-                    known.insert(account.clone());
-                }
-                Ok(allowed)
-            }
-            // The mark may be set, the interaction is not: nothing was started.
-            Ok(Err(error)) => Err(unavailable(interaction, error.to_string())),
-            Err(_) => {
-                Err(unavailable(interaction, format!("Postgres gave no answer within {:?}", self.options.pin_timeout)))
-            }
+        // The mark may be set when this fails, the interaction is not: nothing was started.
+        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
+        let asked = tokio::time::timeout(self.options.pin_timeout, self.ask_unpinned(account)).await;
+        let (marked, waiting) =
+            asked.unwrap_or_else(late).map_err(|error| unavailable(interaction, error.to_string()))?;
+        if marked
+            && !waiting
+            && let Ok(mut known) = self.unpinned.write()
+        {
+            known.insert(account.clone());
+        }
+        Ok(marked && (!waiting || interaction.series.is_none()))
+    }
+
+    /// Whether the account may have unpinned work, and whether its series have copies that wait to be delivered.
+    async fn ask_unpinned(&self, account: &str) -> Result<(bool, bool), LedgerError> {
+        Ok((self.ledger.mark_unpinned(account).await?, self.ledger.series_undelivered(account).await?))
+    }
+
+    fn forget_unpinned(&self, account: &str) {
+        if self.unpinned.read().is_ok_and(|known| known.contains(account))
+            && let Ok(mut known) = self.unpinned.write()
+        {
+            known.remove(account);
         }
     }
 
@@ -247,6 +261,9 @@ impl Router {
 
     fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {
         let Pinned { pin, created, direct, behind } = pinned;
+        if pin.conflict.is_some() {
+            return Err(conflict(interaction, "payload"));
+        }
         if !created {
             if pin.payload_hash != interaction.payload.hash() {
                 return Err(conflict(interaction, "payload"));
@@ -309,7 +326,7 @@ fn unavailable(interaction: &Interaction, reason: String) -> EnqueueError {
     EnqueueError::Unavailable { reason, key: interaction.key.clone() }
 }
 
-fn unpinned(interaction: &Interaction, error: LedgerError) -> EnqueueError {
+fn not_pinned(interaction: &Interaction, error: LedgerError) -> EnqueueError {
     match error {
         LedgerError::InDoubt(reason) => EnqueueError::InDoubt { reason, key: interaction.key.clone() },
         other => unavailable(interaction, other.to_string()),

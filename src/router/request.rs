@@ -41,6 +41,9 @@ const FIELDS: [&str; 10] =
 const POLICY: [&str; 6] =
     ["max_attempts", "backoff", "start_timeout_ms", "run_timeout_ms", "heartbeat_timeout_ms", "give_up_after_ms"];
 
+/// No payload is larger, whatever the configuration says: Temporal refuses blobs of over 2 MiB.
+const LARGEST_PAYLOAD: usize = 3 << 19;
+
 /// How far back and ahead a `run_at` may lie.
 const PAST: TimeDelta = TimeDelta::days(30);
 const AHEAD: TimeDelta = TimeDelta::days(366);
@@ -105,6 +108,10 @@ pub fn check(interaction: &Interaction, now: DateTime<Utc>) -> Vec<Fault> {
         if let Some(message) = name.and_then(|name| name_fault(name, most)) {
             push(field, message);
         }
+    }
+    let bytes = interaction.payload.get().len();
+    if bytes > LARGEST_PAYLOAD {
+        push("payload", format!("has {bytes} bytes, the limit is {LARGEST_PAYLOAD}"));
     }
     if !(-100..=100).contains(&interaction.priority) {
         push("priority", format!("must be -100 to 100, is {}", interaction.priority));

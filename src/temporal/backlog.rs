@@ -10,8 +10,8 @@ use crate::interaction::{Envelope, Outcome};
 
 use super::ledger::End;
 
-/// Remembered at most; 800 KB of the two megabytes that Temporal takes as an input.
-const REMEMBER: usize = 16_000;
+/// Keys remembered at most: a megabyte of the two that Temporal takes as an input.
+const REMEMBER: usize = 12_000;
 
 /// One step of the series.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -298,9 +298,9 @@ mod tests {
     fn the_oldest_are_forgotten_when_there_are_too_many_and_that_is_counted() {
         let mut backlog = Backlog::default();
         for n in 0..REMEMBER as i64 + 2 {
-            backlog.accept(envelope(&n.to_string(), true));
+            backlog.accept(Envelope { payload_hash: "0123456789abcdef".into(), ..envelope(&n.to_string(), false) });
             backlog.begin();
-            backlog.finish(n, Some(Outcome::Succeeded), 1);
+            backlog.finish(1_790_000_000_000 + n, Some(Outcome::Succeeded), 1);
         }
         backlog.forget(-1);
         assert_eq!(backlog.status().remembered.len(), REMEMBER);

@@ -92,7 +92,7 @@ impl TemporalClient {
         let Some(answer) = found(answer)? else { return Ok(None) };
         let info = answer.workflow_execution_info.unwrap_or_default();
         Ok(Some(Description {
-            open: info.status() == WorkflowExecutionStatus::Running,
+            open: is_open(info.status()),
             status: info.status(),
             memo: Memo::read(info.memo.as_ref()),
             run_id: info.execution.unwrap_or_default().run_id,
@@ -176,4 +176,10 @@ fn found<T>(answer: Rpc<T>) -> Result<Option<T>, DeliverError> {
         Err(status) if status.code() == Code::NotFound => Ok(None),
         Err(status) => Err(status.into()),
     }
+}
+
+/// Whether a workflow may still run: a paused one may, and so may one in a state that this program does not know.
+pub(super) fn is_open(status: WorkflowExecutionStatus) -> bool {
+    use WorkflowExecutionStatus as Status;
+    !matches!(status, Status::Completed | Status::Failed | Status::Canceled | Status::Terminated | Status::TimedOut)
 }

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use temporalio_client::tonic::{Code, Status};
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
-use temporalio_common::protos::temporal::api::enums::v1::{HistoryEventFilterType, WorkflowExecutionStatus};
+use temporalio_common::protos::temporal::api::enums::v1::HistoryEventFilterType;
 use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionResponse,
+    GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest,
 };
 
 use crate::interaction::{Envelope, Outcome, Payload, Side};
 
 use super::backlog::Backlog;
-use super::client::{Description, TemporalClient};
+use super::client::{Description, TemporalClient, is_open};
 use super::copy::Closed;
 use super::series::Series;
 use super::wire::{Memo, from_json};
@@ -85,7 +85,7 @@ impl TemporalClient {
         let request = self.request(self.target.start(&copy).map_err(unwritable)?);
         match self.service().await?.start_workflow_execution(request).await {
             // A repetition answers `started` as well, also where that workflow has closed since.
-            Ok(answer) if answer.get_ref().started && is_open(answer.get_ref()) => Ok(Delivered::Started),
+            Ok(answer) if answer.get_ref().started && is_open(answer.get_ref().status()) => Ok(Delivered::Started),
             Ok(_) => self.compare(envelope).await,
             Err(status) if status.code() == Code::AlreadyExists => self.compare(envelope).await,
             Err(status) => Err(status.into()),
@@ -195,10 +195,6 @@ impl TemporalClient {
     }
 }
 
-fn is_open(answer: &StartWorkflowExecutionResponse) -> bool {
-    matches!(answer.status(), WorkflowExecutionStatus::Running | WorkflowExecutionStatus::Unspecified)
-}
-
 fn execution(workflow_id: &str, found: &Description) -> WorkflowExecution {
     WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: found.run_id.clone() }
 }
@@ -221,7 +217,9 @@ impl From<Status> for DeliverError {
         let reason = format!("{:?}: {}", status.code(), status.message());
         match status.code() {
             Code::ResourceExhausted | Code::InvalidArgument => {
-                let too_large = ["larger than", "size exceeds"].iter().any(|text| reason.contains(text));
+                // «Workflow history size exceeds limit» is about the workflow: the next delivery starts another.
+                let too_large =
+                    reason.contains("larger than") || reason.contains("size exceeds") && !reason.contains("Workflow ");
                 DeliverError::Refused { retryable: !too_large, reason }
             }
             Code::NotFound
@@ -232,5 +230,24 @@ impl From<Status> for DeliverError {
             | Code::OutOfRange => DeliverError::Refused { retryable: true, reason },
             _ => DeliverError::InDoubt(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_final(code: Code, message: &str) -> bool {
+        matches!(Status::new(code, message).into(), DeliverError::Refused { retryable: false, .. })
+    }
+
+    #[test]
+    fn only_an_envelope_that_is_too_large_is_refused_for_ever() {
+        assert!(is_final(Code::InvalidArgument, "Blob data size exceeds limit."));
+        assert!(is_final(Code::ResourceExhausted, "grpc: received message larger than max (5000000 vs. 4194304)"));
+        assert!(!is_final(Code::InvalidArgument, "Workflow history size exceeds limit."));
+        assert!(!is_final(Code::InvalidArgument, "exceeded workflow execution limit for signal events"));
+        assert!(!is_final(Code::ResourceExhausted, "namespace rate limit exceeded"));
+        assert!(!is_final(Code::Unimplemented, "grpc-status header missing, mapped from HTTP status code 404"));
     }
 }

@@ -54,9 +54,13 @@ impl SeriesWorkflow {
         let mut done = 0;
         loop {
             let (window_ms, items) = ctx.state(|s| (s.series.window_ms, s.series.items_a_run));
-            if done > 0 && (done >= items || ctx.continue_as_new_suggested()) && Self::may_carry(ctx) {
+            let long = done > 0 && (done >= items || ctx.continue_as_new_suggested());
+            if long {
+                // Before it is weighed: what is not forgotten could keep it too heavy to be carried for ever.
                 let now = unix_ms(ctx);
                 ctx.state_mut(|s| s.series.backlog.forget(now - window_ms as i64));
+            }
+            if long && Self::may_carry(ctx) {
                 ctx.continue_as_new(Exact(ctx.state(|s| s.series.clone())), ContinueAsNewOptions::default())?;
             }
             match ctx.state_mut(|s| s.series.backlog.begin()) {

@@ -122,6 +122,7 @@ async fn other_work_under_a_key_that_ran_unpinned_is_refused_and_never_runs() {
     let other = json!({ "payload": "other" });
     node.accepts(&with(single, other.clone()), 409).await;
     assert_eq!(world.story("single").await.unwrap().state, "held");
+    node.accepts(&with(world.request("single"), other.clone()), 409).await;
     node.accepts(&with(member, other), 201).await;
     assert_eq!(world.ended("member").await.state, "failed");
     assert_eq!((world.runner.of("single").len(), world.runner.of("member").len()), (1, 1));
@@ -171,4 +172,51 @@ async fn a_row_in_a_default_partition_keeps_no_other_day_from_its_partition() {
     execute(&world, stray).await;
     let made: i32 = world.scalar("select crossover.make_partitions(12)").await;
     assert_eq!(made, 9, "five days of payloads and four of attempts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_to_off_lets_nothing_overtake_what_waits_to_be_delivered() {
+    let world = World::new(Stage::Shadow).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    let keys: Vec<String> = (0..104).map(|n| format!("m{n}")).collect();
+    for key in &keys[..102] {
+        router.post(&world.member("s", key)).await;
+    }
+    assert_eq!(world.scalar::<i64>("select count(*) from crossover.outbox").await, 2);
+    world.flip(Stage::Off, &[&router]).await;
+    for key in &keys[102..] {
+        router.accepts(&world.member("s", key), 202).await;
+    }
+    assert_eq!(router.accepts(&world.request("single"), 201).await.body["stage"], "off");
+    assert!(world.story("single").await.is_none(), "what is in no series need not wait for one");
+    let worker = world.node_with(WORKER, |_| {}).await;
+    for key in &keys {
+        world.succeeded(key).await;
+    }
+    let ran: Vec<String> = world.in_turn(&keys).into_iter().map(|call| call.key).collect();
+    assert_eq!(ran, keys);
+    worker.stop().await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_of_a_series_whose_lease_may_have_run_out_is_called_again_with_a_higher_fence() {
+    let mut postgres = crossover::provision::postgres(&crate::servers::options()).await.unwrap();
+    let world = World::with(Some(postgres.url.clone()), None, Stage::Live).await;
+    let node = world.node_with(ALL, |config| config.worker.lease = Duration::from_millis(1_500)).await;
+    world.runner.hold("member");
+    node.accepts(&world.member("s", "member"), 201).await;
+    world.runner.nth("member", 1).await;
+    postgres.server.kill().await.unwrap();
+    until("the run is given up", async || {
+        let shown = node.get("/metrics").await.body;
+        shown.as_str()?.contains("crossover_lost_leases_total 1").then_some(())
+    })
+    .await;
+    postgres.server.restart().await.unwrap();
+    let again = world.runner.nth("member", 2).await;
+    assert_eq!(again.fence, (1, 2));
+    world.runner.release("member");
+    assert_eq!(world.succeeded("member").await.pin.attempts, 2);
+    node.stop().await;
 }

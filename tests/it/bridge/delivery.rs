@@ -6,7 +6,7 @@ use crossover::app::Roles;
 use crossover::interaction::{Interaction, Payload, Side};
 use crossover::metrics::Metrics;
 use crossover::policy::Policy;
-use crossover::router::{Deliverer, How, Router, RouterOptions};
+use crossover::router::{Deliverer, EnqueueError, How, Router, RouterOptions};
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::{Delivers, Terms};
 
@@ -51,6 +51,25 @@ fn interaction(world: &World, key: &str) -> Interaction {
 async fn undelivered(world: &World, rows: i64) {
     until("the outbox holds them", async || (world.ledger.outbox_depth().await.unwrap().rows == rows).then_some(()))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_work_in_a_transaction_is_refused_before_it_reaches_postgres() {
+    let world = World::new(Stage::Shadow).await;
+    let node = world.node().await;
+    let router = router(&world, &world.temporal, &node);
+    let bad = Interaction { kind: String::new(), priority: 101, ..interaction(&world, "nul\0") };
+    let mut transaction = world.pool().begin().await.unwrap();
+    match router.enqueue_in(&mut transaction, &bad).await {
+        Err(EnqueueError::Invalid(faults)) => {
+            let fields: Vec<_> = faults.into_iter().map(|fault| fault.field).collect();
+            assert_eq!(fields, ["kind", "key", "priority"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let good = router.enqueue_in(&mut transaction, &interaction(&world, "good")).await;
+    assert!(good.is_ok(), "the transaction is still of use: {good:?}");
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
