@@ -1,7 +1,7 @@
 //! The servers that a process works on: the configured ones, and one of its own for each that isn't.
 
 use super::AppError;
-use crate::config::Config;
+use crate::config::{Config, SecretUrl};
 use crate::provision::{self, Progress};
 
 /// Where the two servers are; those of our own end with this.
@@ -17,7 +17,23 @@ pub struct Servers {
     pub temporal: Option<provision::Temporal>,
 }
 
+/// Where a Postgres of crossover's own is written down, for the commands beside `serve`.
+const NOTE: &str = "postgres.url";
+
 impl Servers {
+    /// The Postgres that commands ask: the configured one, or the one that a `serve` with this state_dir has started.
+    pub fn known_postgres(config: &Config) -> Option<SecretUrl> {
+        let noted = || std::fs::read_to_string(config.state_dir.join(NOTE)).ok().map(|url| SecretUrl::new(url.trim()));
+        config.postgres.url.clone().or_else(noted)
+    }
+
+    /// Writes down where a Postgres of our own is. Only this machine reaches it, and it asks for no password.
+    pub fn note(&self, config: &Config) -> std::io::Result<()> {
+        let Some(postgres) = &self.postgres else { return Ok(()) };
+        std::fs::create_dir_all(&config.state_dir)?;
+        std::fs::write(config.state_dir.join(NOTE), format!("{}\n", postgres.url))
+    }
+
     /// The configured servers, and one of our own for each that isn't.
     pub async fn provide(config: &Config, progress: Progress) -> Result<Self, AppError> {
         let options = provision::Options::from(config).telling(progress);

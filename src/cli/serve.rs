@@ -31,6 +31,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     // Before anything is started, so that a signal at any moment drains.
     let mut terminate = signal(SignalKind::terminate())?;
     let servers = Servers::provide(&config, context.progress()).await?;
+    servers.note(&config)?;
     if args.migrate {
         super::migrate::ledger(&config, &servers.postgres_url)?.migrate().await?;
     }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Context, Outcome, print_json, table};
+use crate::app::Servers;
 use crate::flags::Document;
 use crate::interaction::Stage;
 use crate::ledger::{AccountMarks, OutboxDepth};
@@ -50,9 +51,8 @@ struct Line {
 /// See [`Args`].
 pub async fn run(_: Args, context: Context) -> Outcome {
     let config = context.load()?;
-    let url = config.postgres.url.as_ref().ok_or(
-        "no postgres.url is configured; put the url that `crossover serve` logged into crossover.toml or CROSSOVER_POSTGRES_URL",
-    )?;
+    let url = Servers::known_postgres(&config)
+        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
     let ledger = super::migrate::ledger(&config, url.expose())?;
     ledger.check_schema().await?;
     let (document, flags) = read_flags(&config.flags.file);
