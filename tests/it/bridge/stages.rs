@@ -4,6 +4,8 @@ use futures::StreamExt;
 
 use super::world::{document, with};
 use super::*;
+use crossover::app::{App, Servers};
+use crossover::executor::Handlers;
 use crossover::interaction::Side;
 
 async fn runs_once_in(stage: Stage, owner: Side, rehearses: bool) {
@@ -163,4 +165,48 @@ async fn a_key_first_seen_in_off_and_repeated_in_shadow_is_adopted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_series_begun_in_off_and_repeated_in_shadow_is_adopted() {
     is_adopted(|world, key| world.member("s", key)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_of_the_process_run_on_both_sides_without_a_runner() {
+    #[derive(serde::Deserialize)]
+    struct Order {
+        cents: u64,
+    }
+    for stage in [Stage::Shadow, Stage::Live] {
+        let world = World::new(stage).await;
+        let handlers = Handlers::new().register("sync", |order: Order, call| async move {
+            Ok(json!({ "euros": order.cents / 100, "side": call.side }))
+        });
+        let mut config = world.config();
+        config.runner.url = None;
+        let (postgres_url, temporal_address) = (world.postgres.clone(), world.temporal.clone());
+        let servers = Servers { postgres_url, temporal_address, postgres: None, temporal: None };
+        let app = App::start_with(&config, ALL, servers, handlers).await.unwrap();
+        let node = Node::at(app.address());
+        node.accepts(&with(world.request("one"), json!({ "payload": { "cents": 700 } })), 201).await;
+        let story = world.succeeded("one").await;
+        let result = story.attempts.iter().find_map(|a| a.result.clone()).unwrap();
+        let result: Value = serde_json::from_str(result.get()).unwrap();
+        assert_eq!(result, json!({ "euros": 7, "side": stage.owner().as_str() }));
+        app.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_higher_priority_is_claimed_first() {
+    let world = World::new(Stage::Complete).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    for (key, priority) in [("low", -5), ("normal", 0), ("high", 100), ("also normal", 0)] {
+        router.accepts(&with(world.request(key), json!({ "priority": priority })), 201).await;
+    }
+    let worker = world.node_with(WORKER, |config| config.worker.slots = 1).await;
+    let keys = ["high", "normal", "also normal", "low"].map(str::to_owned);
+    for key in &keys {
+        world.succeeded(key).await;
+    }
+    let ran: Vec<String> = world.in_turn(&keys).into_iter().map(|call| call.key).collect();
+    assert_eq!(ran, keys);
+    worker.stop().await;
+    router.stop().await;
 }
