@@ -107,6 +107,29 @@ pub enum Next {
     GiveUp,
 }
 
+impl Failure {
+    /// Worth another try, and nobody said when: also what a lost worker leaves behind.
+    pub const RETRYABLE: Failure = Failure::Retryable { retry_after: None };
+
+    /// The runner's `Retry-After` in milliseconds.
+    pub fn retry_after_ms(&self) -> Option<i64> {
+        match self {
+            Failure::Retryable { retry_after } => retry_after.map(|wait| wait.as_millis() as i64),
+            Failure::Permanent => None,
+        }
+    }
+}
+
+impl Next {
+    /// The wait before another attempt; none where there is none.
+    pub fn wait(self) -> Option<Duration> {
+        match self {
+            Next::Retry(wait) => Some(wait),
+            Next::GiveUp => None,
+        }
+    }
+}
+
 impl Policy {
     /// Decides what follows the failed `attempt` (counted from 1) of `id`, which was first due `age` ago.
     pub fn after(&self, id: Uuid, attempt: i32, failure: &Failure, age: Duration) -> Next {

@@ -36,7 +36,7 @@ pub struct HandlerError {
 impl HandlerError {
     /// It may succeed another time.
     pub fn retryable(error: impl fmt::Display) -> Self {
-        Self { failure: Failure::Retryable { retry_after: None }, error: error.to_string() }
+        Self { failure: Failure::RETRYABLE, error: error.to_string() }
     }
 
     /// It would fail again.

@@ -87,7 +87,7 @@ pub enum Answer {
 impl Answer {
     /// A failure worth another attempt.
     pub fn retryable(error: impl Into<String>) -> Self {
-        Self::Failed { failure: Failure::Retryable { retry_after: None }, error: clean(&error.into()) }
+        Self::Failed { failure: Failure::RETRYABLE, error: clean(&error.into()) }
     }
 
     /// A failure that would repeat itself.

@@ -208,10 +208,6 @@ impl Ledger {
 }
 
 async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Result<(), sqlx::Error> {
-    let retry_after = match a.failure {
-        Some(Failure::Retryable { retry_after: Some(wait) }) => Some(wait.as_millis() as i64),
-        _ => None,
-    };
     sqlx::query(
         "insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
             retry_after_ms, retry_ms, side, outcome, result, error)
@@ -224,7 +220,7 @@ async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Res
     .bind(a.fence.attempt)
     .bind(a.rehearsal)
     .bind(a.failure.as_ref().map(|f| *f == Failure::Permanent))
-    .bind(retry_after)
+    .bind(a.failure.as_ref().and_then(Failure::retry_after_ms))
     .bind(a.retry_ms)
     .bind(a.side.as_str())
     .bind(a.outcome.map(Outcome::as_str))

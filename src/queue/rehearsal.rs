@@ -14,7 +14,7 @@ use super::held::Rehearsing;
 use super::storage::{Finish, Mirrored};
 use super::worker::Shared;
 use crate::interaction::Outcome;
-use crate::policy::{Failure, Next};
+use crate::policy::Failure;
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -71,11 +71,8 @@ fn step(r: &Rehearsing, real: Mirrored) -> Finish {
     let retry = match real.outcome {
         Outcome::Failed if !real.last => {
             // An attempt that left no record was lost with its worker.
-            let failure = real.failure.clone().unwrap_or(Failure::Retryable { retry_after: None });
-            match policy.after(id, attempt, &failure, r.age()) {
-                Next::Retry(wait) => Some(wait),
-                Next::GiveUp => None,
-            }
+            let failure = real.failure.clone().unwrap_or(Failure::RETRYABLE);
+            policy.after(id, attempt, &failure, r.age()).wait()
         }
         _ => None,
     };

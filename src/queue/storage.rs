@@ -207,7 +207,7 @@ impl Queue {
             .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
             .bind(column(|e| e.outcome.map(|o| o.to_string())))
             .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| retry_after_ms(e.failure.as_ref())).collect::<Vec<_>>())
+            .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
             .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
             .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
             .bind(column(|e| e.error.clone()));
@@ -319,13 +319,6 @@ impl Queue {
             count("running")
         );
         within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
-    }
-}
-
-fn retry_after_ms(failure: Option<&Failure>) -> Option<i64> {
-    match failure? {
-        Failure::Retryable { retry_after } => retry_after.map(|wait| wait.as_millis() as i64),
-        Failure::Permanent => None,
     }
 }
 

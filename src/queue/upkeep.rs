@@ -10,7 +10,7 @@ use super::finisher;
 use super::storage::{Claimed, Finish};
 use super::worker::Shared;
 use crate::interaction::Outcome;
-use crate::policy::{Failure, Next};
+use crate::policy::Failure;
 
 const BATCH: i32 = 1_000;
 
@@ -75,12 +75,9 @@ async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::
 }
 
 fn after_loss(lost: &Claimed) -> Finish {
-    let failure = Failure::Retryable { retry_after: None };
+    let failure = Failure::RETRYABLE;
     let (id, attempt) = (lost.envelope.id, lost.fence.attempt);
-    let retry = match lost.envelope.policy.after(id, attempt, &failure, lost.age) {
-        Next::Retry(wait) => Some(wait),
-        Next::GiveUp => None,
-    };
+    let retry = lost.envelope.policy.after(id, attempt, &failure, lost.age).wait();
     Finish {
         id,
         attempt,

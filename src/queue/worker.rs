@@ -18,7 +18,6 @@ use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Outcome, Side};
 use crate::ledger::LedgerError;
 use crate::metrics::Metrics;
-use crate::policy::Next;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -257,10 +256,7 @@ fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
             id,
             attempt,
             outcome: Some(Outcome::Failed),
-            retry: match claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took) {
-                Next::Retry(wait) => Some(wait),
-                Next::GiveUp => None,
-            },
+            retry: claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took).wait(),
             failure: Some(failure),
             result: None,
             error: Some(error),

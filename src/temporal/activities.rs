@@ -158,7 +158,7 @@ impl Activities {
             let report = Attempt { outcome: Some(Outcome::Cancelled), error, ..report };
             return ActivityError::cancelled_with_details(Exact(report));
         }
-        let failure = Failure::Retryable { retry_after: None };
+        let failure = Failure::RETRYABLE;
         let report = failed(report, failure, "its worker was stopped".to_owned());
         if report.fence.attempt < envelope.policy.max_attempts {
             return self.retry(report, Duration::ZERO);

@@ -80,7 +80,7 @@ impl Ledger for OnPostgres {
                 (Outcome::Succeeded, _) => Step::Succeeded(f.result),
                 (Outcome::Failed, false) => {
                     // An attempt that left no record was lost with its worker.
-                    let failure = f.failure.unwrap_or(Failure::Retryable { retry_after: None });
+                    let failure = f.failure.unwrap_or(Failure::RETRYABLE);
                     match f.policy.after(id, fence.attempt, &failure, age) {
                         Next::Retry(delay) => Step::Retry { delay },
                         Next::GiveUp => Step::Failed(f.error.unwrap_or_default()),
