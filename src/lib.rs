@@ -11,6 +11,7 @@ pub mod http;
 pub mod interaction;
 pub mod ledger;
 pub mod metrics;
+pub mod observer;
 pub mod policy;
 pub mod proof;
 pub mod provision;
