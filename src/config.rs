@@ -5,6 +5,7 @@
 
 mod reader;
 mod secret;
+pub mod tokens;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub struct Config {
     pub window: Window,
     /// What is logged, and how.
     pub log: Log,
+    /// Traces.
+    pub telemetry: Telemetry,
     /// Servers that crossover starts itself.
     pub provision: Provision,
 }
@@ -98,6 +101,31 @@ pub struct Http {
     pub max_payload_bytes: usize,
     /// A request that takes longer is answered without its result.
     pub request_timeout: Duration,
+    /// A batch has so many interactions at most.
+    pub max_batch: usize,
+    /// The body of a batch has so many bytes at most.
+    pub max_batch_bytes: usize,
+    /// `?wait=` holds an answer for so long at most.
+    pub max_wait: Duration,
+    /// So many answers are held at once; further ones are given at once.
+    pub max_waiters: usize,
+    /// So many requests are worked on at once; further ones are refused with 503.
+    pub max_requests: usize,
+    /// Requests a second of one token, or of one address without tokens; further ones are refused with 429. 0: no limit.
+    pub rate: u32,
+    /// So many may come at once before the rate counts.
+    pub burst: u32,
+    /// Who may ask for what. Absent: everybody may, from this machine.
+    pub tokens: Option<Vec<tokens::Token>>,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// The OTLP collector (gRPC) that traces are sent to. Absent: none are made.
+    pub otlp_endpoint: Option<SecretUrl>,
+    /// Of a hundred interactions, so many are traced.
+    pub sample_percent: u32,
 }
 
 /// `[worker]`
@@ -214,6 +242,14 @@ impl Config {
                 // Temporal refuses blobs over 2 MiB, and the envelope needs room beside the payload.
                 max_payload_bytes: r.integer("http.max_payload_bytes", 1_048_576, 1024..=1_572_864),
                 request_timeout: r.duration("http.request_timeout", "30s", "100ms", "10m"),
+                max_batch: r.integer("http.max_batch", 500, 1..=10_000),
+                max_batch_bytes: r.integer("http.max_batch_bytes", 8_388_608, 1024..=268_435_456),
+                max_wait: r.duration("http.max_wait", "30s", "0s", "10m"),
+                max_waiters: r.integer("http.max_waiters", 1_000, 0..=100_000),
+                max_requests: r.integer("http.max_requests", 1_000, 1..=100_000),
+                rate: r.integer("http.rate", 0, 0..=1_000_000),
+                burst: r.integer("http.burst", 100, 1..=1_000_000),
+                tokens: Self::tokens(r),
             },
             worker: Worker {
                 slots: r.integer("worker.slots", 32, 1..=10_000),
@@ -234,6 +270,10 @@ impl Config {
                     .name("log.filter", "info,temporalio_sdk_core=warn,temporalio_sdk=warn,temporalio_client=warn"),
                 json: r.choice("log.format", &["text", "json"]) == "json",
             },
+            telemetry: Telemetry {
+                otlp_endpoint: r.url("telemetry.otlp_endpoint", &["http", "https"]),
+                sample_percent: r.integer("telemetry.sample_percent", 100, 0..=100),
+            },
             provision: Provision {
                 cache_dir: r.derived_path("provision.cache_dir", default_cache_dir()),
                 data_dir: r.derived_path("provision.data_dir", state_dir.join("servers")),
@@ -244,8 +284,29 @@ impl Config {
         }
     }
 
+    /// The tokens of the file that `http.tokens_file` names. One that can't be used lets nobody in.
+    fn tokens(r: &mut Reader) -> Option<Vec<tokens::Token>> {
+        let file = r.optional_path("http.tokens_file")?;
+        let read = tokens::read(&file, |name| std::env::var(name).ok());
+        Some(read.unwrap_or_else(|faults| {
+            faults.iter().for_each(|fault| r.fault("http.tokens_file", fault));
+            Vec::new()
+        }))
+    }
+
+    /// Why nobody may listen as configured: whoever reaches the address could put work in.
+    pub fn open_to_strangers(&self) -> Option<&'static str> {
+        (self.http.tokens.is_none() && !self.http.listen.ip().is_loopback()).then_some(
+            "is reached from other machines, and nobody would be asked for a token; make one with `crossover token new \
+             --name NAME --scope enqueue,read` and name its file as http.tokens_file, or listen on 127.0.0.1",
+        )
+    }
+
     /// What no key can get wrong alone.
     fn check_together(&self, r: &mut Reader) {
+        if let Some(problem) = self.open_to_strangers() {
+            r.fault("http.listen", problem);
+        }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
         }

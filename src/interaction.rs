@@ -131,7 +131,7 @@ pub fn hex(bytes: &[u8]) -> String {
 macro_rules! names {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
         pub enum $name { $($(#[$doc])* #[serde(rename = $text)] $variant),+ }
 
         impl $name {
@@ -281,6 +281,9 @@ pub struct Envelope {
     pub epoch: i32,
     /// False for a copy that was started in `off` without a pin.
     pub pinned: bool,
+    /// Somebody called it off before it was known to have begun: whoever gets it runs it no more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
     /// Hex SHA-256 of the payload.
     pub payload_hash: String,
     /// Every earlier, unended member of the series that Postgres owns; an execution waits for their ends.

@@ -10,6 +10,8 @@ use prometheus::{
 use crate::interaction::{Outcome, Side, Stage};
 use crate::queue::Finish;
 
+pub mod http;
+
 /// The program's metrics, all in one registry.
 pub struct Metrics {
     registry: Registry,
@@ -60,6 +62,8 @@ pub struct Metrics {
     pub flags_healthy: IntGauge,
     /// Pool connections, by state.
     pub pool_connections: GaugeVec,
+    /// The HTTP face.
+    pub http: http::Http,
 }
 
 /// A metric as its documentation shows it.
@@ -84,7 +88,7 @@ impl Metrics {
             enqueues: counters(&mut r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
             pin_seconds: histogram(&mut r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
             deliveries: counters(&mut r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["outcome"])?,
-            relayed: counters(&mut r, "crossover_relayed_total", "Copies that the relay took from the outbox, by what became of them: delivered (or tried), ended (nothing left to deliver). Rises when routers crash, Temporal is away, or a series is delivered in order.", &["outcome"])?,
+            relayed: counters(&mut r, "crossover_relayed_total", "Copies that the relay took from the outbox, by what became of them: delivered (or tried), cancelled (told that it is called off), ended (nothing left to deliver). Rises when routers crash, Temporal is away, or a series is delivered in order.", &["outcome"])?,
             swept: register(&mut r, IntCounter::new("crossover_swept_total", "Interactions that Temporal should long have ended, delivered to it again. A steady rise: see whether its workers run, or who ends workflows by hand.")?)?,
             unrecorded: gauges(&mut r, "crossover_unrecorded", "Records of the Temporal side lost since the start of this process because Postgres did not take them in time, by record (attempts, rehearsals). Comparisons lack them; ends are never lost.", &["record"])?,
             delivery_seconds: histogram(&mut r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
@@ -104,6 +108,7 @@ impl Metrics {
             owner_conflicts: register(&mut r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
             flags_healthy: gauge(&mut r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
             pool_connections: register(&mut r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
+            http: http::Http::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

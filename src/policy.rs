@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// Retries and time-outs of one interaction, in the wire shape of the API.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Attempts in all, the first included. At least 1.
@@ -42,7 +42,7 @@ impl Default for Policy {
 }
 
 /// The wait before each further attempt: growing, or listed one by one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(untagged)]
 pub enum Backoff {
     /// `initial * factor^(n-1)`, at most `max`, then moved by up to `jitter` of itself either way.
@@ -52,7 +52,7 @@ pub enum Backoff {
 }
 
 /// Growing waits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Exponential {
     /// The first wait.
@@ -66,7 +66,7 @@ pub struct Exponential {
 }
 
 /// Waits listed one by one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {
     /// In order; not empty.

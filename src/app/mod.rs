@@ -72,6 +72,14 @@ pub enum AppError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// The HTTP address would let anybody in.
+    #[error("http.listen {address} {problem}")]
+    Open {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why, and what to do.
+        problem: &'static str,
+    },
     /// A part can't be built.
     #[error("{0}")]
     Part(String),
@@ -104,6 +112,9 @@ impl App {
         servers: Servers,
         handlers: Handlers,
     ) -> Result<Self, AppError> {
+        if let Some(problem) = config.open_to_strangers() {
+            return Err(AppError::Open { address: config.http.listen, problem });
+        }
         let parts = Parts::build(config, &servers).await?;
         let flags = match roles.router {
             true => {
@@ -126,14 +137,8 @@ impl App {
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
         let router = flags.clone().map(|flags| parts.router(config, flags));
-        let api = Api {
-            router,
-            flags: flags.clone(),
-            ledger: parts.ledger.clone(),
-            metrics: parts.metrics.clone(),
-            max_payload: config.http.max_payload_bytes,
-            stop: incoming.0.clone(),
-        };
+        let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
+        let api = Api::new(router, flags.clone(), ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(async move {
             if let Err(error) = http::serve(listener, Arc::new(api), grace).await {

@@ -61,6 +61,7 @@ commands! {
     Replay = replay,
     Serve = serve,
     Status = status,
+    Token = token,
     #[command(hide = true)]
     Servers = servers,
 }

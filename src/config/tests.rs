@@ -109,3 +109,13 @@ fn a_poll_slower_than_the_lease_is_a_fault() {
     let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
     assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");
 }
+
+#[test]
+fn an_address_that_others_reach_needs_tokens() {
+    let text = faults("[http]\nlisten = \"0.0.0.0:7080\"", &[]).join("");
+    assert!(text.starts_with("http.listen: ") && text.contains("crossover token new"), "{text}");
+    let text = "[http]\nlisten = \"0.0.0.0:7080\"\ntokens_file = \"tokens.example.toml\"";
+    assert_eq!(load(text, &[]).unwrap().http.tokens, Some(Vec::new()), "nobody is let in");
+    let text = faults("[http]\ntokens_file = \"no/such/file\"", &[]).join("");
+    assert!(text.contains("http.tokens_file") && text.contains("crossover token new"), "{text}");
+}

@@ -124,7 +124,7 @@ async fn silence(heartbeat: &Heartbeat, limit_ms: Option<u64>) -> u64 {
     ms
 }
 
-fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

@@ -1,23 +1,43 @@
 //! The HTTP face: interactions in and out, health, metrics. Errors are problem details (RFC 9457).
+//!
+//! A request passes [`observe`] (id, log, count, panics), [`guard`] (who, how often, whether there is room) and then its
+//! handler, which reads it and asks [`crate::router`] or [`crate::ledger`]. Every route is described by [`openapi`].
 
+mod auth;
+mod batch;
+mod body;
+mod guard;
+mod health;
 mod interactions;
+mod observe;
+mod openapi;
 mod problem;
+mod schema;
+mod wait;
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::Router as Routes;
 use axum::extract::State;
-use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router as Routes};
-use serde::Serialize;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use problem::Problem;
 
+use guard::Guard;
+use wait::Waiters;
+
+use crate::config;
+use crate::config::tokens::Scope;
 use crate::flags::Flags;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -26,84 +46,99 @@ use crate::router::Router;
 /// What the routes need.
 pub struct Api {
     /// Absent in a process without the role `router`.
-    pub router: Option<Router>,
+    router: Option<Router>,
     /// The flags in force, where there is a router.
-    pub flags: Option<Arc<Flags>>,
-    /// Looks interactions up.
-    pub ledger: Ledger,
-    /// What `/metrics` shows.
-    pub metrics: Arc<Metrics>,
-    /// `http.max_payload_bytes`.
-    pub max_payload: usize,
-    /// Once cancelled, `/readyz` says no.
-    pub stop: CancellationToken,
+    flags: Option<Arc<Flags>>,
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    /// Once cancelled, nothing new is taken in and nobody waits any longer.
+    stop: CancellationToken,
+    guard: Guard,
+    waiters: Waiters,
+    max_payload: usize,
+    max_batch: usize,
+    max_batch_bytes: usize,
+    max_wait: Duration,
+    request_timeout: Duration,
+    description: OnceLock<String>,
 }
 
 type Shared = State<Arc<Api>>;
+
+impl Api {
+    /// The API of a process; `router` and `flags` are absent where it has no such role. `stop` drains it.
+    pub fn new(
+        router: Option<Router>,
+        flags: Option<Arc<Flags>>,
+        ledger: Ledger,
+        metrics: Arc<Metrics>,
+        http: &config::Http,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            router,
+            flags,
+            guard: Guard::new(http),
+            waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
+            ledger,
+            metrics,
+            stop,
+            max_payload: http.max_payload_bytes,
+            max_batch: http.max_batch,
+            max_batch_bytes: http.max_batch_bytes,
+            max_wait: http.max_wait,
+            request_timeout: http.request_timeout,
+            description: OnceLock::new(),
+        }
+    }
+}
 
 /// Serves until the API's `stop`, then answers what has come in, for as long as `grace`.
 pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) -> std::io::Result<()> {
     let stop = api.stop.clone();
     let stopped = stop.clone();
-    let server = axum::serve(listener, routes(api)).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let service = routes(api.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
     let late = async move {
         stop.cancelled().await;
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
         served = server.into_future() => served?,
+        () = api.waiters.look() => {}
         () = late => warn!(?grace, "callers that did not finish are cut off"),
     }
     info!("the HTTP server has stopped");
     Ok(())
 }
 
+/// Every route, by the scope that it asks for.
 fn routes(api: Arc<Api>) -> Routes {
-    Routes::new()
-        .route("/v1/interactions", post(interactions::enqueue))
-        .route("/v1/interactions/{id}", get(interactions::look_up))
-        .route("/healthz", get(|| async { Json(serde_json::json!({ "status": "ok" })) }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+    let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
+    let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
+    let read = OpenApiRouter::new().routes(routes!(interactions::look_up)).routes(routes!(health::metrics));
+    let operate = OpenApiRouter::new().routes(routes!(interactions::cancel));
+    let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .merge(enqueue.route_layer(with(Scope::Enqueue)))
+        .merge(read.route_layer(with(Scope::Read)))
+        .merge(operate.route_layer(with(Scope::Operate)))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(openapi::openapi))
+        .split_for_parts();
+    match openapi::document(description) {
+        Ok(document) => drop(api.description.set(document)),
+        Err(error) => warn!(%error, "/openapi.json can't be written"),
+    }
+    routes
         .fallback(|uri: Uri| async move {
-            Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+            let detail = format!("there is nothing at {}; /openapi.json lists what there is", uri.path());
+            Problem::new(StatusCode::NOT_FOUND, detail)
         })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
         })
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn_with_state(api.clone(), observe::observe))
         .with_state(api)
-}
-
-#[derive(Serialize)]
-struct Readiness {
-    ready: bool,
-    postgres: String,
-    flags: Option<String>,
-    stopping: bool,
-}
-
-/// Ready: Postgres answers, and it is not being stopped. Flags are there, or the process would not have started.
-async fn ready(State(api): Shared) -> Response {
-    let postgres = match tokio::time::timeout(Duration::from_secs(2), api.ledger.ping()).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("Postgres gave no answer within 2s".to_owned()),
-    };
-    let stopping = api.stop.is_cancelled();
-    let ready = postgres.is_none() && !stopping;
-    let flags = api.flags.as_ref().map(|flags| {
-        let health = flags.health();
-        health
-            .error
-            .map_or_else(|| format!("ok, revision {}", health.revision), |e| format!("last good ones in force: {e}"))
-    });
-    let body = Readiness { ready, postgres: postgres.unwrap_or_else(|| "ok".to_owned()), flags, stopping };
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
-}
-
-async fn metrics(State(api): Shared) -> Response {
-    match api.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
-        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
 }

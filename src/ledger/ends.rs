@@ -93,6 +93,10 @@ impl Ledger {
         if let (Some(_), Some(attempt)) = (ended, last) {
             insert_attempt(&mut tx, attempt).await?;
         }
+        if ended.is_some() && outcome == Outcome::Cancelled {
+            let forget = sqlx::query("select crossover.forget_rehearsals(array[$1])");
+            forget.bind(id).execute(&mut *tx).await?;
+        }
         tx.commit().await?;
         Ok(ended.is_some())
     }

@@ -3,6 +3,7 @@
 //!
 //! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
 
+mod cancel;
 mod ends;
 mod outbox;
 mod pins;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
+pub use cancel::{Cancelling, Ended};
 pub use ends::{FinishedRehearsal, OpenRehearsal};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};

@@ -44,7 +44,7 @@ const UNREADABLE: Duration = Duration::from_secs(60);
 fn undelivered_of(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
     let behind = row.try_get("behind")?;
     Ok(Undelivered {
-        envelope: Envelope { behind, ..envelope_of(row)? },
+        envelope: Envelope { behind, cancelled: row.try_get("cancelled")?, ..envelope_of(row)? },
         series_id: row.try_get("series_id")?,
         created_at: row.try_get("created_at")?,
         ended: row.try_get("ended")?,
@@ -67,7 +67,8 @@ impl Ledger {
              taken as (
                 update crossover.outbox o set due_at = clock_timestamp() + $2 * interval '1 millisecond'
                 from due where o.id = due.id returning o.*)
-             select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended
+             select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
+                o.cancel or p.cancel_requested_at is not null as cancelled
              from taken o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              order by o.created_at"
@@ -79,7 +80,8 @@ impl Ledger {
     /// chain both keep its order, and Temporal drops the repetition.
     pub async fn undelivered_of_series(&self, series: Uuid, limit: i64) -> Result<Vec<Undelivered>, LedgerError> {
         let sql = format!(
-            "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended
+            "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
+                o.cancel or p.cancel_requested_at is not null as cancelled
              from crossover.outbox o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              join crossover.series s on s.series_id = o.series_id
@@ -112,8 +114,16 @@ impl Ledger {
         Ok(copies)
     }
 
-    /// Takes delivered copies out of the outbox.
+    /// Takes delivered copies out of the outbox, but for those that were cancelled meanwhile: they go again, as such.
     pub async fn delivered(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
+        // The mark is in the row itself, so that it is seen even where this waits for the transaction that sets it.
+        let query = sqlx::query("delete from crossover.outbox where id = any ($1) and not cancel");
+        within(query.bind(ids).execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Takes out of the outbox what has nothing left to be delivered, a cancellation included.
+    pub async fn nothing_left(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
         within(sqlx::query("delete from crossover.outbox where id = any ($1)").bind(ids).execute(&self.pool)).await?;
         Ok(())
     }

@@ -58,6 +58,8 @@ pub struct Pin {
     pub reason: Option<String>,
     /// Set where Temporal holds another copy under this id.
     pub conflict: Option<String>,
+    /// When somebody first asked to cancel it.
+    pub cancel_requested_at: Option<DateTime<Utc>>,
 }
 
 /// The answer to a [`PinRequest`].
@@ -300,6 +302,7 @@ fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
         ended_at: row.try_get("ended_at")?,
         reason: row.try_get("reason")?,
         conflict: row.try_get("conflict")?,
+        cancel_requested_at: row.try_get("cancel_requested_at")?,
     })
 }
 
@@ -350,6 +353,7 @@ pub(crate) fn envelope_of(row: &sqlx::postgres::PgRow) -> Result<Envelope, sqlx:
         owner: required(row, "owner")?,
         epoch: row.try_get("epoch")?,
         pinned: true,
+        cancelled: false,
         payload_hash: crate::interaction::hex(&hash),
         behind: Vec::new(),
         payload: payload(row, "payload")?.ok_or_else(|| sqlx::Error::ColumnNotFound("payload".to_owned()))?,

@@ -201,6 +201,7 @@ mod tests {
             owner: Side::Temporal,
             epoch: 1,
             pinned: true,
+            cancelled: false,
             payload_hash: String::new(),
             behind: Vec::new(),
             payload,

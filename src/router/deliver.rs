@@ -151,9 +151,8 @@ impl Deliverer {
     /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later.
     pub(super) async fn settle(&self, ledger: &Ledger, envelope: &Envelope, tries: i32) -> Settled {
         let recorded = match self.start(envelope).await {
-            Ok(Delivery::Started | Delivery::AlreadyThere) => {
-                return Settled::Delivered;
-            }
+            Ok(Delivery::Started | Delivery::AlreadyThere) if !envelope.cancelled => return Settled::Delivered,
+            Ok(Delivery::Started | Delivery::AlreadyThere) => ledger.nothing_left(&[envelope.id]).await,
             Ok(Delivery::Ended { outcome, last }) => end(ledger, envelope, outcome, &last).await,
             Err(DeliveryError::OwnerConflict(found)) => {
                 error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
@@ -206,7 +205,7 @@ async fn end(
     last: &Attempt,
 ) -> Result<(), crate::ledger::LedgerError> {
     ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
-    ledger.delivered(&[e.id]).await
+    ledger.nothing_left(&[e.id]).await
 }
 
 /// Temporal will never take it. An execution has failed, and says why; a rehearsal is left out.
@@ -216,7 +215,7 @@ async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), crate
         let reason = clean(&format!("Temporal refused it: {reason}"));
         ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None).await?;
     }
-    ledger.delivered(&[e.id]).await
+    ledger.nothing_left(&[e.id]).await
 }
 
 async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<Uuid>) {

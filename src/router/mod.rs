@@ -23,7 +23,7 @@ use deliver::Settled;
 
 use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
-use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
+use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned};
 use crate::metrics::Metrics;
 
 /// Where interactions come in. Cheap to share behind an `Arc`.
@@ -254,6 +254,20 @@ impl Router {
         }
     }
 
+    /// Asks to cancel `id`. What Postgres owns is decided here and now; what Temporal owns is told by the relay. None: it
+    /// was never pinned.
+    pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
+        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
+        let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.cancel(id, reason)).await;
+        let answer = asked.unwrap_or_else(late)?;
+        if matches!(answer, Some(Cancelling::Cancelled | Cancelling::Asked)) {
+            // The next of its series may be ready, and its Temporal copy is to be told.
+            self.wake_queue.notify_one();
+            self.wake_relay.notify_one();
+        }
+        Ok(answer)
+    }
+
     /// Where an interaction stands that was started without a pin: only Temporal knows. None: it doesn't either.
     pub async fn look_up_unpinned(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
         self.deliverer.look_up(id).await
@@ -305,6 +319,7 @@ fn envelope(interaction: &Interaction, pin: Option<&Pin>, owner: Side, epoch: i3
         owner,
         epoch,
         pinned: pin.is_some(),
+        cancelled: false,
         payload_hash: hex(&i.payload.hash()),
         behind: Vec::new(),
         payload: i.payload.clone(),

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::deliver::{Deliverer, Settled};
+use crate::interaction::Side;
 use crate::ledger::{Ledger, LedgerError, Undelivered};
 use crate::metrics::Metrics;
 
@@ -121,15 +122,18 @@ impl Relay {
     }
 
     async fn one(&self, copy: Undelivered) -> Settled {
-        // Temporal forgets what has ended; the pin does not. Without this look an old row would run it again.
-        if copy.ended {
+        // Temporal forgets what has ended; the pin does not. Without this look an old row would run it again. Only a
+        // rehearsal of what was cancelled is still told, so that it does not wait for its time.
+        let rehearsal = !copy.envelope.executes_on(Side::Temporal);
+        if copy.ended && !(rehearsal && copy.envelope.cancelled) {
             self.metrics.relayed.with_label_values(&["ended"]).inc();
-            return match self.ledger.delivered(&[copy.envelope.id]).await {
+            return match self.ledger.nothing_left(&[copy.envelope.id]).await {
                 Ok(()) => Settled::Done,
                 Err(_) => Settled::Later,
             };
         }
-        self.metrics.relayed.with_label_values(&["delivered"]).inc();
+        let what = if copy.envelope.cancelled { "cancelled" } else { "delivered" };
+        self.metrics.relayed.with_label_values(&[what]).inc();
         self.deliverer.settle(&self.ledger, &copy.envelope, copy.tries).await
     }
 }

@@ -9,7 +9,7 @@ use crate::interaction::{Interaction, Payload};
 use crate::policy::Policy;
 
 /// What is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Fault {
     /// Its name; nested ones with dots.
     pub field: String,
@@ -36,9 +36,9 @@ pub enum RequestError {
     Invalid(Vec<Fault>),
 }
 
-const FIELDS: [&str; 10] =
+pub(crate) const FIELDS: [&str; 10] =
     ["account", "kind", "payload", "key", "series", "group", "run_at", "priority", "after", "policy"];
-const POLICY: [&str; 6] =
+pub(crate) const POLICY: [&str; 6] =
     ["max_attempts", "backoff", "start_timeout_ms", "run_timeout_ms", "heartbeat_timeout_ms", "give_up_after_ms"];
 
 /// No payload is larger, whatever the configuration says: Temporal refuses blobs of over 2 MiB.
@@ -91,6 +91,44 @@ pub fn parse(body: &[u8], max_payload: usize, now: DateTime<Utc>) -> Result<Inte
         }
     }
     if faults.is_empty() { Ok(interaction) } else { Err(RequestError::Invalid(faults)) }
+}
+
+/// Reads the body of `POST /v1/interactions/batch`: what each of its interactions is made of, unread.
+pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<Box<RawValue>>, RequestError> {
+    let text = std::str::from_utf8(body)
+        .map_err(|e| RequestError::Syntax(format!("invalid UTF-8 after byte {}", e.valid_up_to())))?;
+    let fields: Fields = serde_json::from_str(text).map_err(|e| RequestError::Syntax(e.to_string()))?;
+    let mut reader = Reader { prefix: "", fields, faults: Vec::new() };
+    reader.known(&["interactions"]);
+    let before = reader.faults.len();
+    let items: Option<Vec<Box<RawValue>>> = reader.take("interactions");
+    match items.as_ref().map(Vec::len) {
+        None if reader.faults.len() == before => reader.fault("interactions", "is missing".to_owned()),
+        Some(0) => reader.fault("interactions", "is empty".to_owned()),
+        Some(n) if n > most => {
+            reader.fault("interactions", format!("has {n} interactions, the limit is {most}; send several batches"));
+        }
+        _ => {}
+    }
+    let faults = reader.faults;
+    if faults.is_empty() { Ok(items.unwrap_or_default()) } else { Err(RequestError::Invalid(faults)) }
+}
+
+/// What an interaction of a batch must keep its order with: its series, else its key. None: nothing.
+pub fn chain_of(item: &RawValue) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Names {
+        account: Option<String>,
+        kind: Option<String>,
+        key: Option<String>,
+        series: Option<String>,
+    }
+    let names: Names = serde_json::from_str(item.get()).ok()?;
+    match (names.series, names.key) {
+        (Some(series), _) => Some(format!("series\0{}\0{}\0{series}", names.account?, names.kind?)),
+        (None, Some(key)) => Some(format!("key\0{}\0{key}", names.account?)),
+        (None, None) => None,
+    }
 }
 
 /// Every fault of an interaction, whoever made it.

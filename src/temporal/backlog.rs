@@ -41,8 +41,12 @@ pub struct Backlog {
 impl Backlog {
     /// Takes a copy, unless it is a repeat. A pinned repeat of an unpinned copy makes that one pinned; one that carries
     /// other work under the same key fails, for it will never run.
+    /// A cancelled one that is not known yet is taken like any other, and never runs.
     pub fn accept(&mut self, envelope: Envelope) {
         let hash = hash_head(&envelope);
+        if envelope.cancelled && self.remembered.contains_key(&name(&envelope)) {
+            return self.call_off(&envelope);
+        }
         match self.remembered.get_mut(&name(&envelope)) {
             None => {
                 self.remembered.insert(name(&envelope), Memory(None, None, hash));
@@ -60,6 +64,22 @@ impl Backlog {
                 None => self.adopt(&envelope),
             },
             Some(_) => {}
+        }
+    }
+
+    /// Whether the copy is the one whose turn it is.
+    pub fn is_running(&self, envelope: &Envelope) -> bool {
+        self.running.as_ref().is_some_and(|running| running.id == envelope.id && running.epoch == envelope.epoch)
+    }
+
+    /// Calls off what waits; it runs nothing, so it goes first and its end is known soon.
+    fn call_off(&mut self, envelope: &Envelope) {
+        let same = |work: &Work| matches!(work, Work::Run(e) if e.id == envelope.id && e.epoch == envelope.epoch);
+        let at = self.pending.iter().position(same);
+        if let Some(Work::Run(mut known)) = at.and_then(|at| self.pending.remove(at)) {
+            known.cancelled = true;
+            known.pinned |= envelope.pinned;
+            self.pending.push_front(Work::Run(known));
         }
     }
 
@@ -206,6 +226,7 @@ mod tests {
             owner: Side::Temporal,
             epoch: 1,
             pinned,
+            cancelled: false,
             payload_hash: String::new(),
             behind: vec![],
             payload: Payload::parse("1.10".into()).unwrap(),
@@ -278,6 +299,27 @@ mod tests {
             Some(Work::Settle(end)) => assert_eq!(end.outcome, Outcome::Failed),
             unexpected => panic!("{unexpected:?}"),
         }
+    }
+
+    #[test]
+    fn what_waits_is_called_off_first_and_what_is_unknown_when_its_turn_comes() {
+        let mut backlog = Backlog::default();
+        for key in ["a", "b", "c"] {
+            backlog.accept(envelope(key, true));
+        }
+        backlog.begin();
+        let off = |key| Envelope { cancelled: true, ..envelope(key, true) };
+        assert!(backlog.is_running(&off("a")));
+        for key in ["a", "c", "d"] {
+            backlog.accept(off(key));
+        }
+        backlog.accept(envelope("d", true));
+        let turns: Vec<_> = std::iter::from_fn(|| match backlog.begin()? {
+            Work::Run(envelope) => Some((envelope.key.clone(), envelope.cancelled)),
+            Work::Settle(_) => None,
+        })
+        .collect();
+        assert_eq!(turns, [("c".into(), true), ("b".into(), false), ("d".into(), true)]);
     }
 
     #[test]

@@ -70,24 +70,30 @@ impl Closed {
     }
 }
 
-/// Takes a copy from its start to its end, which isn't settled yet.
+/// Takes a copy from its start to its end, which isn't settled yet. `waiting` calls it off for as long as it has not
+/// begun; `cancel` ends it at any time.
 pub async fn run_copy<W>(
     ctx: &WorkflowContext<W>,
     envelope: &Envelope,
     terms: &Terms,
     cancel: WorkflowCancellationToken,
+    waiting: WorkflowCancellationToken,
 ) -> Closed {
     let rehearsal = !envelope.executes_on(Side::Temporal);
-    if !wait_until_due(ctx, envelope, &cancel).await {
-        return Closed::new(rehearsal, Some(Outcome::Cancelled), 0, "the workflow was cancelled before it was due");
+    let called_off = || Closed::new(rehearsal, Some(Outcome::Cancelled), 0, "it was cancelled before it began");
+    if envelope.cancelled || !wait_until_due(ctx, envelope, &waiting).await || waiting.is_cancelled() {
+        return called_off();
     }
     if rehearsal {
         return rehearse(ctx, envelope, terms, cancel).await;
     }
     if !envelope.behind.is_empty()
-        && let Err(error) = wait_behind(ctx, envelope, &cancel).await
+        && let Err(error) = wait_behind(ctx, envelope, &waiting).await
     {
         return failed(envelope, &error);
+    }
+    if waiting.is_cancelled() {
+        return called_off();
     }
     execute(ctx, envelope, terms, cancel).await
 }

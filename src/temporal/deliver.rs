@@ -125,19 +125,30 @@ impl TemporalClient {
             Some(memo) if memo.pinned && ours.pinned && !found.open && envelope.executes_on(Side::Temporal) => {
                 self.ended(envelope, &found).await
             }
-            Some(memo) if memo.pinned || !ours.pinned => Ok(Delivered::AlreadyThere),
-            Some(_) if found.open => self.adopt(envelope, &found).await,
+            Some(memo) if memo.pinned || !ours.pinned => self.there(envelope, &found).await,
+            Some(_) if found.open => match self.signal(envelope, &found, "adopt").await? {
+                Delivered::AlreadyThere => self.there(envelope, &found).await,
+                ended => Ok(ended),
+            },
             Some(_) => self.ended(envelope, &found).await,
         }
     }
 
-    async fn adopt(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+    /// An equal copy is there; one that is open is told where it was called off meanwhile.
+    async fn there(&self, envelope: &Envelope, found: &Description) -> Result<Delivered, DeliverError> {
+        match envelope.cancelled && found.open {
+            true => self.signal(envelope, found, "cancel").await,
+            false => Ok(Delivered::AlreadyThere),
+        }
+    }
+
+    async fn signal(&self, envelope: &Envelope, found: &Description, name: &str) -> Result<Delivered, DeliverError> {
         let request = SignalWorkflowExecutionRequest {
             namespace: self.target.namespace.clone(),
             workflow_execution: Some(execution(&envelope.workflow_id(), found)),
-            signal_name: "adopt".to_owned(),
+            signal_name: name.to_owned(),
             identity: self.target.identity.clone(),
-            request_id: format!("adopt:{}", envelope.workflow_id()),
+            request_id: format!("{name}:{}", envelope.workflow_id()),
             ..Default::default()
         };
         let mut service = self.service().await?;
@@ -146,7 +157,10 @@ impl TemporalClient {
                 Ok(_) => return Ok(Delivered::AlreadyThere),
                 Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
                 // It closed between the two calls.
-                Err(status) if status.code() == Code::NotFound => return self.ended(envelope, found).await,
+                Err(status) if status.code() == Code::NotFound && envelope.executes_on(Side::Temporal) => {
+                    return self.ended(envelope, found).await;
+                }
+                Err(status) if status.code() == Code::NotFound => return Ok(Delivered::AlreadyThere),
                 Err(status) => return Err(status.into()),
             }
         }

@@ -38,13 +38,15 @@ pub struct Series {
 #[workflow]
 pub struct SeriesWorkflow {
     series: Series,
+    /// Ends the wait of the member whose turn it is, for as long as that has not begun.
+    waiting: WorkflowCancellationToken,
 }
 
 #[workflow_methods]
 impl SeriesWorkflow {
     #[init]
     fn new(_: &WorkflowContextView, series: Exact<Series>) -> Self {
-        Self { series: series.0 }
+        Self { series: series.0, waiting: WorkflowCancellationToken::new() }
     }
 
     /// Ends when it was idle for a whole window; the next delivery starts another. A cancellation isn't heeded: it
@@ -72,10 +74,14 @@ impl SeriesWorkflow {
         }
     }
 
-    /// A copy arrives.
+    /// A copy arrives, or the word that it is called off. What has begun is not touched.
     #[signal(name = "enqueue")]
     pub fn enqueue(&mut self, _: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
-        self.series.backlog.accept(envelope.0);
+        let Exact(envelope) = envelope;
+        if envelope.cancelled && self.series.backlog.is_running(&envelope) {
+            self.waiting.cancel();
+        }
+        self.series.backlog.accept(envelope);
     }
 
     /// What it has and had.
@@ -92,7 +98,9 @@ impl SeriesWorkflow {
             Work::Settle(end) => return settle(ctx, *end).await,
         };
         let terms = ctx.state(|s| s.series.terms);
-        let closed = run_copy(ctx, &envelope, &terms, WorkflowCancellationToken::new()).await;
+        let waiting = WorkflowCancellationToken::new();
+        ctx.state_mut(|s| s.waiting = waiting.clone());
+        let closed = run_copy(ctx, &envelope, &terms, WorkflowCancellationToken::new(), waiting).await;
         if let Some(end) = closed.end(&envelope)
             && ctx.state(|s| s.series.backlog.running_is_pinned())
         {

@@ -113,8 +113,9 @@ pub fn series_workflow_id(account: &str, kind: &str, series: &str) -> String {
 
 /// The same for a repetition of the same decision, another for another: the server answers the one with the first
 /// answer and the other with what it has.
-fn request_id(memo: &Memo) -> String {
-    let text = format!("{}:{}:{}:{}:{}", memo.id, memo.epoch, memo.owner, memo.pinned, memo.payload_hash);
+fn request_id(memo: &Memo, cancelled: bool) -> String {
+    let what = if cancelled { ":cancelled" } else { "" };
+    let text = format!("{}:{}:{}:{}:{}{what}", memo.id, memo.epoch, memo.owner, memo.pinned, memo.payload_hash);
     Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -145,7 +146,7 @@ impl Target {
             task_queue: self.queue(),
             input: Some(Payloads { payloads: vec![to_json(copy)?] }),
             identity: self.identity.clone(),
-            request_id: request_id(&memo),
+            request_id: request_id(&memo, copy.envelope.cancelled),
             workflow_id_reuse_policy: WorkflowIdReusePolicy::RejectDuplicate.into(),
             workflow_id_conflict_policy: WorkflowIdConflictPolicy::UseExisting.into(),
             memo: Some(ProtoMemo { fields: [(FIELD.to_owned(), field.clone())].into() }),
@@ -171,7 +172,7 @@ impl Target {
             task_queue: self.queue(),
             input: Some(Payloads { payloads: vec![to_json(first)?] }),
             identity: self.identity.clone(),
-            request_id: request_id(&Memo::from(envelope)),
+            request_id: request_id(&Memo::from(envelope), envelope.cancelled),
             workflow_id_reuse_policy: WorkflowIdReusePolicy::AllowDuplicate.into(),
             workflow_id_conflict_policy: WorkflowIdConflictPolicy::UseExisting.into(),
             signal_name: "enqueue".to_owned(),

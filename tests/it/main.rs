@@ -1,6 +1,8 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
 #[cfg(feature = "temporal")]
+mod api;
+#[cfg(feature = "temporal")]
 mod bridge;
 mod config;
 mod demo;

@@ -340,6 +340,7 @@ pub fn envelope(key: &str, owner: Side) -> Envelope {
         owner,
         epoch: 1,
         pinned: true,
+        cancelled: false,
         payload_hash: payload.hash().iter().map(|byte| format!("{byte:02x}")).collect(),
         behind: vec![],
         payload,

@@ -1,0 +1,98 @@
+//! Before a request is looked at: who asks, how often, and whether there is room.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tokio::sync::Semaphore;
+
+use super::auth::Auth;
+use super::{Api, Problem};
+use crate::config;
+use crate::config::tokens::{Scope, Token};
+use crate::metrics::Metrics;
+
+/// The bounds of all callers together and of each.
+pub(super) struct Guard {
+    pub(super) auth: Auth,
+    rate: Option<DefaultKeyedRateLimiter<Caller>>,
+    room: Semaphore,
+}
+
+/// Whose requests are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Caller {
+    Token(String),
+    Address(Option<IpAddr>),
+}
+
+/// The token that a request came with; absent where none is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Who(pub(super) Option<Token>);
+
+/// Callers that are remembered before those that have long been silent are forgotten.
+const CALLERS: usize = 10_000;
+
+impl Guard {
+    pub(super) fn new(http: &config::Http) -> Self {
+        let quota = |rate| Quota::per_second(rate).allow_burst(NonZeroU32::new(http.burst).unwrap_or(NonZeroU32::MIN));
+        Self {
+            auth: Auth::new(http.tokens.clone()),
+            rate: NonZeroU32::new(http.rate).map(|rate| RateLimiter::keyed(quota(rate))),
+            room: Semaphore::new(http.max_requests),
+        }
+    }
+
+    /// Whether this caller may come now; else in how many seconds.
+    fn on_time(&self, caller: Caller) -> Result<(), u32> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        if rate.len() > CALLERS {
+            rate.retain_recent();
+        }
+        rate.check_key(&caller).map_err(|early| {
+            let wait = early.wait_time_from(DefaultClock::default().now());
+            u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)
+        })
+    }
+}
+
+/// Lets a request through that has `scope`.
+pub(super) async fn guard(State((api, scope)): State<(Arc<Api>, Scope)>, mut request: Request, next: Next) -> Response {
+    let guard = &api.guard;
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let who = guard.auth.who(request.headers());
+    // Guesses are counted as well, by address.
+    let caller = match &who {
+        Ok(Some(token)) => Caller::Token(token.name.clone()),
+        Ok(None) | Err(_) => Caller::Address(address),
+    };
+    if let Err(seconds) = guard.on_time(caller) {
+        return refused(&api.metrics, "rate", Problem::too_many(seconds));
+    }
+    let token = match who {
+        Ok(token) => token.cloned(),
+        Err(problem) => return refused(&api.metrics, "token", problem),
+    };
+    if let Some(token) = &token {
+        tracing::Span::current().record("token", &token.name);
+    }
+    if let Err(problem) = Auth::may(token.as_ref(), scope) {
+        return refused(&api.metrics, "scope", problem);
+    }
+    let Ok(_place) = guard.room.try_acquire() else {
+        let detail = "as many requests as http.max_requests allows are being worked on; come back in a second";
+        return refused(&api.metrics, "busy", Problem::unavailable(detail));
+    };
+    request.extensions_mut().insert(Who(token));
+    next.run(request).await
+}
+
+fn refused(metrics: &Metrics, reason: &str, problem: Problem) -> Response {
+    metrics.http.refused.with_label_values(&[reason]).inc();
+    problem.into_response()
+}

@@ -1,0 +1,81 @@
+//! Whether this process lives and may be asked, and what it counts.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Problem, Shared};
+
+/// It lives.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Alive {
+    /// Always `ok`.
+    status: &'static str,
+}
+
+/// Whether it may be asked, and what stands against it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Readiness {
+    /// Whether it may be asked.
+    ready: bool,
+    /// `ok`, or why Postgres does not answer.
+    postgres: String,
+    /// Where the flags stand, in a process with a router.
+    flags: Option<String>,
+    /// It drains.
+    stopping: bool,
+}
+
+/// Whether the process lives
+///
+/// Open to everybody.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, description = "It lives.", body = Alive)))]
+pub(super) async fn alive() -> Json<Alive> {
+    Json(Alive { status: "ok" })
+}
+
+/// Whether the process may be asked
+///
+/// Postgres answers, and it is not being stopped. Open to everybody.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    responses(
+        (status = 200, description = "It may.", body = Readiness),
+        (status = 503, description = "It may not, and why.", body = Readiness),
+    )
+)]
+pub(super) async fn ready(State(api): Shared) -> Response {
+    let postgres = match tokio::time::timeout(Duration::from_secs(2), api.ledger.ping()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("Postgres gave no answer within 2s".to_owned()),
+    };
+    let stopping = api.stop.is_cancelled();
+    let ready = postgres.is_none() && !stopping;
+    let flags = api.flags.as_ref().map(|flags| {
+        let health = flags.health();
+        health
+            .error
+            .map_or_else(|| format!("ok, revision {}", health.revision), |e| format!("last good ones in force: {e}"))
+    });
+    let body = Readiness { ready, postgres: postgres.unwrap_or_else(|| "ok".to_owned()), flags, stopping };
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
+}
+
+/// Metrics, as Prometheus scrapes them
+#[utoipa::path(
+    get, path = "/metrics", tag = "health",
+    responses((status = 200, description = "The text format of Prometheus.", body = String, content_type = "text/plain")),
+    security(("token" = ["read"]))
+)]
+pub(super) async fn metrics(State(api): Shared) -> Response {
+    match api.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

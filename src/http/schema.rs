@@ -1,0 +1,353 @@
+//! What goes over the wire, and how `/openapi.json` describes it.
+
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Problem;
+use crate::interaction::{Attempt, Outcome, Payload, Side, Stage, hex};
+use crate::ledger::{Ended, Story};
+use crate::policy::{Failure, Policy};
+
+/// One unit of work. `router::request` reads it, and names every fault.
+#[derive(ToSchema)]
+#[schema(example = json!({
+    "account": "acme", "kind": "sync", "key": "sync-2026-11-22", "payload": { "since": "2026-11-21" },
+    "series": "calendar-7", "priority": 10, "policy": { "max_attempts": 3 }
+}))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct NewInteraction {
+    /// The tenant; the unit of cutover.
+    #[schema(min_length = 1, max_length = 200)]
+    account: String,
+    /// The type of work, which narrows a cutover further.
+    #[schema(min_length = 1, max_length = 100)]
+    kind: String,
+    /// What must run: any JSON value, passed on byte for byte.
+    payload: Value,
+    /// The idempotency key, unique within the account. Absent: one is made, and answered.
+    #[schema(min_length = 1, max_length = 400)]
+    key: Option<String>,
+    /// Interactions of one account, kind and series run one at a time, in the order in which they came in.
+    #[schema(min_length = 1, max_length = 400)]
+    series: Option<String>,
+    /// A sub-queue with a concurrency limit of its own.
+    #[schema(min_length = 1, max_length = 100)]
+    group: Option<String>,
+    /// Not before this instant (RFC 3339); at most 30 days ago and 366 days ahead. Absent: now.
+    run_at: Option<DateTime<Utc>>,
+    /// Higher first; 0 where absent.
+    #[schema(minimum = -100, maximum = 100)]
+    priority: Option<i16>,
+    /// Not supported yet: its presence is a fault.
+    #[schema(deprecated)]
+    after: Option<Value>,
+    /// Retries and time-outs.
+    policy: Option<Policy>,
+}
+
+/// The answer to an enqueue.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "9a2a77af-b0d5-8c76-864e-852f250f1799", "key": "sync-2026-11-22", "owner": "temporal", "stage": "shadow", "epoch": 1
+}))]
+pub(super) struct Answer {
+    /// The interaction, the same for every repetition of its key.
+    pub(super) id: Uuid,
+    /// The caller's key, or the one that was made.
+    pub(super) key: String,
+    /// The side that executes it.
+    pub(super) owner: Side,
+    /// The stage that it was taken in in.
+    pub(super) stage: Stage,
+    /// Grows when ownership moves.
+    pub(super) epoch: i32,
+    /// How it ended, where `?wait=` was asked for and it ended in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) end: Option<End>,
+}
+
+/// How an interaction ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct End {
+    /// How.
+    outcome: Outcome,
+    /// When.
+    ended_at: DateTime<Utc>,
+    /// The runner's answer, for a success.
+    #[schema(value_type = Value)]
+    result: Option<Payload>,
+    /// Why, where it did not succeed.
+    reason: Option<String>,
+}
+
+impl Answer {
+    /// Adds the end that was waited for.
+    pub(super) fn end(&mut self, end: Option<Ended>) {
+        self.end = end.map(|Ended { outcome, ended_at, result, reason, .. }| End { outcome, ended_at, result, reason });
+    }
+}
+
+/// Many units of work.
+#[derive(ToSchema)]
+#[schema(example = json!({ "interactions": [{ "account": "acme", "kind": "sync", "payload": 1 }] }))]
+#[allow(dead_code, reason = "it documents what is read item by item")]
+pub(super) struct Batch {
+    /// Taken in each for itself; those of one series in this order.
+    interactions: Vec<NewInteraction>,
+}
+
+/// An answer for each interaction of a batch.
+#[derive(Serialize, ToSchema)]
+pub(super) struct BatchAnswer {
+    /// In the order of the request.
+    pub(super) answers: Vec<ItemAnswer>,
+}
+
+/// What a single request would have been answered.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ItemAnswer {
+    /// The status.
+    #[schema(example = 201)]
+    status: u16,
+    /// The body.
+    body: ItemBody,
+}
+
+/// The body of one answer: that of an enqueue, or a problem.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum ItemBody {
+    Accepted(Answer),
+    Refused(Problem),
+}
+
+impl From<Result<(StatusCode, Answer), Problem>> for ItemAnswer {
+    fn from(answered: Result<(StatusCode, Answer), Problem>) -> Self {
+        match answered {
+            Ok((status, answer)) => Self { status: status.as_u16(), body: ItemBody::Accepted(answer) },
+            Err(problem) => Self { status: problem.status().as_u16(), body: ItemBody::Refused(problem) },
+        }
+    }
+}
+
+/// What came of a wish to cancel.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({ "id": "9a2a77af-b0d5-8c76-864e-852f250f1799", "state": "cancelled" }))]
+pub(super) struct Cancelled {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// `cancelled`; or `asked`, while it is not known whether that came in time.
+    pub(super) state: &'static str,
+}
+
+/// What is known of an interaction.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum LookedUp {
+    /// It has a pin.
+    Pinned(Box<Found>),
+    /// It was started without one.
+    Unpinned(Unpinned),
+}
+
+/// An interaction that was started without a pin, in stage off: only Temporal knows it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Unpinned {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// `running`, or how it ended.
+    pub(super) state: &'static str,
+    /// Null.
+    pub(super) pin: (),
+}
+
+/// Everything recorded of a pinned interaction.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Found {
+    /// The interaction.
+    id: Uuid,
+    /// The tenant.
+    account: String,
+    /// The type of work.
+    kind: String,
+    /// The idempotency key.
+    key: String,
+    /// The series.
+    series: Option<String>,
+    /// `scheduled` (due later), `waiting` (for others, or to be delivered), `ready`, `running`, `held` (Temporal has other
+    /// work under this id), or how it ended.
+    state: String,
+    /// Why it ended so, where it did not succeed.
+    reason: Option<String>,
+    /// The runner's answer, for a success.
+    #[schema(value_type = Value)]
+    result: Option<Payload>,
+    /// The decision.
+    pin: FoundPin,
+    /// Which side does what.
+    sides: Sides,
+    /// Attempts of both sides that have ended, oldest first.
+    attempts: Vec<FoundAttempt>,
+}
+
+/// The recorded decision which side owns an interaction.
+#[derive(Serialize, ToSchema)]
+struct FoundPin {
+    /// The side that executes.
+    owner: Side,
+    /// The stage at that moment.
+    stage: Stage,
+    /// Grows when ownership moves.
+    epoch: i32,
+    /// The flags that decided.
+    flag_revision: String,
+    /// Its number in the series.
+    series_no: Option<i64>,
+    /// SHA-256 of the payload, in hexadecimal.
+    payload_hash: String,
+    /// When it was decided.
+    created_at: DateTime<Utc>,
+    /// When it was to run.
+    run_at: DateTime<Utc>,
+    /// When it ended.
+    ended_at: Option<DateTime<Utc>>,
+    /// Whether the Temporal copy still waits to be delivered.
+    undelivered: bool,
+    /// What Temporal has under this id, where that is other work.
+    conflict: Option<String>,
+    /// When somebody first asked to cancel it.
+    cancel_requested_at: Option<DateTime<Utc>>,
+}
+
+/// What each side does with an interaction.
+#[derive(Serialize, ToSchema)]
+struct Sides {
+    /// The legacy side.
+    temporal: Part,
+    /// The queue that stays.
+    postgres: Part,
+}
+
+/// One side's part.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    /// It runs it.
+    Executes,
+    /// It queues it for real and runs nothing.
+    Rehearses,
+    /// It has no copy.
+    Nothing,
+}
+
+/// One attempt of one side.
+#[derive(Serialize, ToSchema)]
+struct FoundAttempt {
+    /// Who made it.
+    side: Side,
+    /// True where nothing was run.
+    rehearsal: bool,
+    /// The epoch of the copy.
+    epoch: i32,
+    /// Counted from 1.
+    attempt: i32,
+    /// When it was to start.
+    due_at: DateTime<Utc>,
+    /// When the side took it from its queue.
+    started_at: DateTime<Utc>,
+    /// When its end was recorded.
+    ended_at: DateTime<Utc>,
+    /// How it ended; absent where a rehearsal was bounded.
+    outcome: Option<Outcome>,
+    /// Whether a failure was worth another attempt.
+    retryable: Option<bool>,
+    /// Another attempt followed after so many milliseconds.
+    retry_ms: Option<i64>,
+    /// What went wrong.
+    error: Option<String>,
+}
+
+impl From<Attempt> for FoundAttempt {
+    fn from(a: Attempt) -> Self {
+        Self {
+            side: a.side,
+            rehearsal: a.rehearsal,
+            epoch: a.fence.epoch,
+            attempt: a.fence.attempt,
+            due_at: a.due_at,
+            started_at: a.started_at,
+            ended_at: a.ended_at,
+            outcome: a.outcome,
+            retryable: a.failure.map(|failure| failure != Failure::Permanent),
+            retry_ms: a.retry_ms,
+            error: a.error,
+        }
+    }
+}
+
+impl From<Story> for Found {
+    fn from(story: Story) -> Self {
+        let Story { pin, account, key, series, state, undelivered, attempts } = story;
+        let result = attempts.iter().rev().find(|a| !a.rehearsal && a.result.is_some()).and_then(|a| a.result.clone());
+        let part = |side| match (pin.stage.writes_to(side), pin.owner == side) {
+            (false, _) => Part::Nothing,
+            (true, true) => Part::Executes,
+            (true, false) => Part::Rehearses,
+        };
+        Self {
+            id: pin.id,
+            account,
+            key,
+            series,
+            state,
+            result,
+            sides: Sides { temporal: part(Side::Temporal), postgres: part(Side::Postgres) },
+            attempts: attempts.into_iter().map(FoundAttempt::from).collect(),
+            kind: pin.kind,
+            reason: pin.reason,
+            pin: FoundPin {
+                owner: pin.owner,
+                stage: pin.stage,
+                epoch: pin.epoch,
+                flag_revision: pin.flag_revision,
+                series_no: pin.series_no,
+                payload_hash: hex(&pin.payload_hash),
+                created_at: pin.created_at,
+                run_at: pin.run_at,
+                ended_at: pin.ended_at,
+                undelivered,
+                conflict: pin.conflict,
+                cancel_requested_at: pin.cancel_requested_at,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::request::{FIELDS, POLICY};
+    use utoipa::PartialSchema;
+
+    fn properties<T: PartialSchema>() -> Vec<String> {
+        let schema = serde_json::to_value(T::schema()).unwrap();
+        let mut names: Vec<_> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_described_is_what_is_read() {
+        let sorted = |names: &[&str]| {
+            let mut names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(properties::<NewInteraction>(), sorted(&FIELDS));
+        assert_eq!(properties::<Policy>(), sorted(&POLICY));
+    }
+}

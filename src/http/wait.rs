@@ -1,0 +1,114 @@
+//! Callers who wait for a result. One look at Postgres serves all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::ledger::{Ended, Ledger};
+use crate::metrics::Metrics;
+
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// The pause after a look that failed.
+const TROUBLE: Duration = Duration::from_secs(1);
+
+type Ends = HashMap<Uuid, Vec<(u64, oneshot::Sender<Ended>)>>;
+
+/// Everybody who waits here.
+pub(super) struct Waiters {
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    room: Semaphore,
+    waiting: Mutex<(u64, Ends)>,
+    arrived: Notify,
+    stop: CancellationToken,
+}
+
+impl Waiters {
+    pub(super) fn new(ledger: Ledger, metrics: Arc<Metrics>, room: usize, stop: CancellationToken) -> Self {
+        Self { ledger, metrics, room: Semaphore::new(room), waiting: Mutex::default(), arrived: Notify::new(), stop }
+    }
+
+    /// The end of `id`, if it comes within `time`, before this process is stopped, and if there is room to wait.
+    /// A caller who goes away leaves its place.
+    pub(super) async fn wait(&self, id: Uuid, time: Duration) -> Option<Ended> {
+        let Ok(_place) = self.room.try_acquire() else {
+            self.metrics.http.refused.with_label_values(&["waiters"]).inc();
+            return None;
+        };
+        let (_waiter, ended) = self.register(id);
+        tokio::select! {
+            ended = ended => ended.ok(),
+            () = tokio::time::sleep(time) => None,
+            () = self.stop.cancelled() => None,
+        }
+    }
+
+    fn register(&self, id: Uuid) -> (Waiter<'_>, oneshot::Receiver<Ended>) {
+        let (end, ended) = oneshot::channel();
+        let mut waiting = self.lock();
+        waiting.0 += 1;
+        let number = waiting.0;
+        waiting.1.entry(id).or_default().push((number, end));
+        self.arrived.notify_one();
+        (Waiter { all: self, id, number }, ended)
+    }
+
+    /// Looks for ends for as long as anybody waits. Runs until it is dropped.
+    pub(super) async fn look(&self) {
+        loop {
+            let ids: Vec<Uuid> = self.lock().1.keys().copied().collect();
+            if ids.is_empty() {
+                self.arrived.notified().await;
+                continue;
+            }
+            let pause = match self.ledger.ended(&ids).await {
+                Ok(ended) => {
+                    ended.into_iter().for_each(|end| self.tell(end));
+                    LOOK
+                }
+                Err(error) => {
+                    self.metrics.ledger_errors.with_label_values(&["ended"]).inc();
+                    warn!(%error, waiting = ids.len(), "callers wait for results that can't be read; trying again");
+                    TROUBLE
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn tell(&self, ended: Ended) {
+        for (_, waiter) in self.lock().1.remove(&ended.id).into_iter().flatten() {
+            // Who has gone away is not told.
+            let _ = waiter.send(ended.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, Ends)> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A caller's place, which it leaves whatever becomes of it.
+struct Waiter<'a> {
+    all: &'a Waiters,
+    id: Uuid,
+    number: u64,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.all.lock();
+        if let Some(waiters) = waiting.1.get_mut(&self.id) {
+            waiters.retain(|(number, _)| *number != self.number);
+            if waiters.is_empty() {
+                waiting.1.remove(&self.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What is refused, and how: always a problem with its status, its request id and what to do.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_or_not_json_is_a_problem() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    is_problem(&node.get("/v1/nothing").await, 404);
+    is_problem(&ask(&node, Method::DELETE, "/v1/interactions", &[], None).await, 405);
+    is_problem(&node.get("/v1/interactions/batch/cancel").await, 405);
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    is_problem(&ask(&node, Method::POST, "/v1/interactions", &form, Some(b"{}".to_vec())).await, 415);
+    is_problem(&ask(&node, Method::POST, "/v1/interactions", &[], Some(b"{".to_vec())).await, 400);
+    is_problem(&ask(&node, Method::POST, "/v1/interactions", &[], Some(b"{}".to_vec())).await, 422);
+    let long = with(world.request("long"), json!({ "payload": "x".repeat(1_100_000) }));
+    is_problem(&post(&node, "/v1/interactions", &long).await, 413);
+    let metrics = node.get("/metrics").await.body;
+    for line in [
+        "crossover_http_requests_total{method=\"GET\",route=\"none\",status=\"404\"} 1",
+        "crossover_http_requests_total{method=\"DELETE\",route=\"/v1/interactions\",status=\"405\"} 1",
+        "crossover_http_seconds_count{route=\"/v1/interactions\"}",
+    ] {
+        assert!(metrics.as_str().unwrap().contains(line), "{line} in {metrics}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_answered_with_408() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(Stage::Live).await;
+    let node = world.node_with(ROUTER, |config| config.http.request_timeout = Duration::from_millis(200)).await;
+    let mut connection = tokio::net::TcpStream::connect(node.base.trim_start_matches("http://")).await.unwrap();
+    connection.write_all(b"POST /v1/interactions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    let mut answer = vec![0; 4_096];
+    let n = tokio::time::timeout(PATIENCE, connection.read(&mut answer)).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&answer[..n]);
+    assert!(text.starts_with("HTTP/1.1 408") && text.contains("application/problem+json"), "{text}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_too_often_is_told_when_to_come_back() {
+    let world = World::new(Stage::Live).await;
+    let node = world
+        .node_with(ROUTER, |config| {
+            config.http.rate = 1;
+            config.http.burst = 3;
+        })
+        .await;
+    let path = format!("/v1/interactions/{}", world.id("none"));
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        let answer = node.get(&path).await;
+        statuses.push(answer.status);
+        if answer.status == 429 {
+            is_problem(&answer, 429);
+            let seconds: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=2).contains(&seconds), "{answer:?}");
+        }
+    }
+    assert_eq!(statuses[..3], [404, 404, 404]);
+    assert!(statuses.contains(&429), "{statuses:?}");
+    assert_eq!(node.get("/healthz").await.status, 200, "health is never refused");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_requests_than_there_is_room_for() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node_with(ALL, |config| config.http.max_requests = 1).await;
+    world.runner.hold("held");
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let held = http.post(format!("{}/v1/interactions?wait=30s", node.base)).json(&world.request("held"));
+    let held = tokio::spawn(held.send());
+    world.runner.nth("held", 1).await;
+    let busy = node.post(&world.request("other")).await;
+    is_problem(&busy, 503);
+    assert_eq!(busy.headers["retry-after"], "1");
+    world.runner.release("held");
+    assert_eq!(held.await.unwrap().unwrap().status(), 201);
+    node.accepts(&world.request("other"), 201).await;
+    node.stop().await;
+}
