@@ -17,5 +17,6 @@ pub mod proof;
 pub mod provision;
 pub mod queue;
 pub mod router;
+pub mod telemetry;
 #[cfg(feature = "temporal")]
 pub mod temporal;

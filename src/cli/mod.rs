@@ -2,7 +2,7 @@
 //! `run(Args, Context) -> Outcome`; one line in `commands!` adds it.
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -108,20 +108,6 @@ impl Context {
     pub fn progress(&self) -> Progress {
         if self.json { Progress::silent() } else { Progress::stderr() }
     }
-}
-
-/// Logs to stderr as the configuration says.
-fn log(config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
-    use tracing_subscriber::prelude::*;
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
-        .map_err(|error| format!("log.filter: {error}; write it like \"info\" or \"info,crossover::queue=debug\""))?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let ansi = std::io::stderr().is_terminal();
-    match config.log.json {
-        true => tracing_subscriber::registry().with(filter).with(layer.json()).try_init()?,
-        false => tracing_subscriber::registry().with(filter).with(layer.with_ansi(ansi)).try_init()?,
-    }
-    Ok(())
 }
 
 /// A table without lines whose columns line up, as wide as the terminal.

@@ -6,6 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, Outcome};
 use crate::app::{App, Roles, Servers};
+use crate::telemetry;
 
 /// Serve: take interactions in, run them on both sides, deliver what was left behind
 ///
@@ -25,7 +26,7 @@ pub struct Args {
 /// See [`Args`].
 pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
-    super::log(&config)?;
+    let telemetry = telemetry::start(&config)?;
     let has = |role: &str| args.roles.iter().any(|r| r == role);
     let roles = Roles { router: has("router"), worker: has("worker"), relay: has("relay") };
     // Before anything is started, so that a signal at any moment drains.
@@ -46,7 +47,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         interrupted = tokio::signal::ctrl_c() => { interrupted?; tracing::info!("interrupted: draining") }
     }
     tokio::select! {
-        () = app.stop() => Ok(ExitCode::SUCCESS),
+        () = async { app.stop().await; telemetry.stop().await } => Ok(ExitCode::SUCCESS),
         _ = terminate.recv() => Err("a second SIGTERM: ended at once; what ran is run again elsewhere".into()),
         _ = tokio::signal::ctrl_c() => Err("interrupted again: ended at once; what ran is run again elsewhere".into()),
     }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{Answer, Call, Executor, clean};
 use crate::interaction::{Payload, Side};
 use crate::policy::Failure;
+use crate::telemetry;
 
 /// A result may have so many bytes: what fits through Temporal, so that both sides take the same.
 const MAX_RESULT: usize = 3 << 19;
@@ -80,6 +81,7 @@ impl HttpExecutor {
             .header("Idempotency-Key", call.id.to_string())
             .header("Crossover-Side", call.side.as_str())
             .header("Crossover-Fence", call.fence.to_string())
+            .header("traceparent", telemetry::traceparent(&tracing::Span::current(), call.id))
             .json(&body)
             .send()
             .await

@@ -12,6 +12,7 @@ use tracing::{Instrument, debug, error, info_span, warn};
 use uuid::Uuid;
 
 use super::{Api, Problem};
+use crate::telemetry;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LONGEST_ID: usize = 128;
@@ -23,6 +24,7 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
     let method = known(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let span = info_span!("request", request = %id, method, route, token = tracing::field::Empty);
+    telemetry::follow(&span, request.headers());
     let answered = async {
         let response = next.run(request).await;
         let (status, seconds) = (response.status(), began.elapsed().as_secs_f64());

@@ -18,6 +18,7 @@ pub struct Http {
 
 impl Http {
     pub(super) fn new(r: &mut Registering) -> Result<Self, prometheus::Error> {
+        register(r, crate::telemetry::spans())?;
         Ok(Self {
             requests: counters(r, "crossover_http_requests_total", "Answered requests by route (as in /openapi.json; none: there is no such route), method and status. 5xx: see the log, whose lines carry the request's id.", &["route", "method", "status"])?,
             seconds: register(r, HistogramVec::new(HistogramOpts::new("crossover_http_seconds", "Seconds from a request's head to its answer, by route. Answers that ?wait= held are in it: look at the route's lower quantiles.").buckets(SECONDS.to_vec()), &["route"])?)?,

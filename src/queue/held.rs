@@ -6,9 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use tracing::{Span, info_span};
 use uuid::Uuid;
 
 use super::storage::Claimed;
+use crate::telemetry;
 
 /// What a worker may claim now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(super) struct Rehearsing {
     occupies: bool,
     /// Its end is on its way to the database.
     reported: bool,
+    /// Its place in the trace; it ends when it is let go of.
+    _span: Span,
 }
 
 impl Rehearsing {
@@ -105,7 +109,11 @@ impl Held {
 
     /// Takes a rehearsal in.
     pub fn rehearse(&self, claimed: Claimed) {
-        let rehearsing = Rehearsing { since: Instant::now(), occupies: true, reported: false, claimed };
+        let envelope = &claimed.envelope;
+        let span = info_span!("rehearse", id = %envelope.id, account = envelope.account, kind = envelope.kind,
+            side = "postgres", fence = %claimed.fence);
+        telemetry::join(&span, envelope.id);
+        let rehearsing = Rehearsing { since: Instant::now(), occupies: true, reported: false, _span: span, claimed };
         self.lock().rehearsals.insert(rehearsing.claimed.key(), rehearsing);
     }
 

@@ -200,6 +200,7 @@ fn start(
     let (executor, ends, shared) = (executor.clone(), ends.clone(), shared.clone());
     let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
         side = "postgres", fence = %claimed.fence);
+    crate::telemetry::join(&span, id);
     let work = async move {
         let finish = tokio::select! {
             biased;

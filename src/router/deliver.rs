@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, mpsc};
-use tracing::{error, warn};
+use tracing::{Instrument, error, info_span, warn};
 use uuid::Uuid;
 
 use crate::executor::clean;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::telemetry;
 
 /// Brings copies to Temporal.
 #[async_trait]
@@ -101,7 +102,9 @@ impl Deliverer {
     /// Starts a copy and says what Temporal said.
     pub async fn start(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError> {
         let began = Instant::now();
-        let answer = self.target.deliver(envelope).await;
+        let span = info_span!("deliver", id = %envelope.id, cancelled = envelope.cancelled);
+        telemetry::join(&span, envelope.id);
+        let answer = self.target.deliver(envelope).instrument(span).await;
         self.metrics.delivery_seconds.observe(began.elapsed().as_secs_f64());
         let outcome = match &answer {
             Ok(Delivery::Started) => "started",

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Postgres, Transaction};
 use tokio::sync::Notify;
+use tracing::{Instrument, Span, info_span};
 use uuid::Uuid;
 
 #[cfg(not(feature = "temporal"))]
@@ -25,6 +26,7 @@ use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned};
 use crate::metrics::Metrics;
+use crate::telemetry;
 
 /// Where interactions come in. Cheap to share behind an `Arc`.
 pub struct Router {
@@ -142,6 +144,14 @@ impl Router {
 
     /// Accepts an interaction: the whole protocol, decide to answer.
     pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
+        let (asked_in, id) = (Span::current(), interaction.id());
+        let span = info_span!("enqueue", %id, account = interaction.account, kind = interaction.kind);
+        telemetry::link(&span, &asked_in);
+        let accepted = self.accept(interaction).instrument(span.clone()).await;
+        accepted.inspect_err(|_| telemetry::join(&span, id))
+    }
+
+    async fn accept(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
         valid(interaction)?;
         let decision = self.flags.decide(&interaction.account, &interaction.kind);
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
@@ -156,6 +166,11 @@ impl Router {
             .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
             .map_err(|error| not_pinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
+        // Only one enqueue makes the pin, so a trace has one root.
+        match pinned.created {
+            true => telemetry::begin(&Span::current(), pinned.pin.id),
+            false => telemetry::join(&Span::current(), pinned.pin.id),
+        }
         let ticket = self.ticket(interaction, pinned)?;
         match self.deliver(ticket).await {
             Accepted { how: How::Conflict, .. } => Err(conflict(interaction, "payload")),
@@ -245,6 +260,7 @@ impl Router {
             epoch: 1,
             how,
         };
+        telemetry::join(&Span::current(), envelope.id);
         match self.deliverer.start(&envelope).await {
             Ok(Delivery::Started) => Ok(accepted(How::Created)),
             Ok(Delivery::AlreadyThere | Delivery::Ended { .. }) => Ok(accepted(How::Repeated)),

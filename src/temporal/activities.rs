@@ -10,11 +10,13 @@ use temporalio_macros::activities;
 use temporalio_sdk::ApplicationFailure;
 use temporalio_sdk::activities::{ActivityContext, ActivityError, ActivityInfo};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::policy::{Failure, Next};
+use crate::telemetry;
 
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
 use super::mirror::Unrecorded;
@@ -65,8 +67,11 @@ impl Activities {
         let answer = if too_late(&envelope, ctx.info()) {
             Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
         } else {
+            let span = info_span!("execute", id = %envelope.id, account = envelope.account, kind = envelope.kind,
+                side = "temporal", fence = %call.fence);
+            telemetry::join(&span, envelope.id);
             tokio::select! {
-                answer = executor::run(&*self.executor, &call, &envelope.policy) => answer,
+                answer = executor::run(&*self.executor, &call, &envelope.policy).instrument(span) => answer,
                 () = beat(&ctx) => unreachable!("a heart doesn't stop by itself"),
                 () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, ctx.info()))),
             }
@@ -87,6 +92,9 @@ impl Activities {
     pub async fn rehearse(self: Arc<Self>, ctx: ActivityContext, rehearsal: Rehearsal) -> Result<i32, ActivityError> {
         let info = ctx.info();
         let dequeued_at = at(info.started_time);
+        // It ends with the dequeue: nobody here is told when the mirror ends the rehearsal.
+        let span = info_span!("rehearse", id = %rehearsal.id, side = "temporal");
+        telemetry::join(&span, rehearsal.id);
         let open = OpenRehearsal {
             id: rehearsal.id,
             fence: Fence { epoch: rehearsal.epoch, attempt: number(info) },
@@ -96,7 +104,7 @@ impl Activities {
             bound_at: dequeued_at + TimeDelta::milliseconds(rehearsal.bound_ms as i64),
         };
         // Without the ledger it occupies all the same; the slot is kept free for executions meanwhile.
-        if let Err(error) = within(self.ledger.rehearsal_dequeued(&open)).await {
+        if let Err(error) = within(self.ledger.rehearsal_dequeued(&open)).instrument(span).await {
             tracing::warn!(id = %open.id, fence = %open.fence, %error, "a rehearsal's dequeue isn't recorded yet");
             self.unrecorded.push(open);
         }
@@ -119,7 +127,9 @@ impl Activities {
     #[activity(name = "settle")]
     pub async fn settle(self: Arc<Self>, _: ActivityContext, end: Exact<End>) -> Result<(), ActivityError> {
         let Exact(end) = end;
-        within(self.ledger.settle(&end)).await.map_err(|error| {
+        let span = info_span!("settle", id = %end.id, outcome = %end.outcome);
+        telemetry::join(&span, end.id);
+        within(self.ledger.settle(&end)).instrument(span).await.map_err(|error| {
             tracing::warn!(id = %end.id, outcome = %end.outcome, %error, "an end isn't in its pin yet");
             ApplicationFailure::new(error).into()
         })

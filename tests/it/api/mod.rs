@@ -3,8 +3,10 @@
 mod auth;
 mod batch;
 mod cancel;
+mod collector;
 mod limits;
 mod openapi;
+mod telemetry;
 mod wait;
 
 use std::time::Duration;

@@ -37,6 +37,7 @@ pub struct Call {
     pub fence: (i32, i32),
     /// As it came.
     pub payload: String,
+    pub traceparent: Option<String>,
     pub began: Instant,
     /// When it was answered, or given up by the caller.
     pub ended: Option<Instant>,
@@ -164,11 +165,20 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
     assert_eq!(header("Idempotency-Key"), id.to_string());
     assert_eq!(header("Crossover-Side"), side);
     assert_eq!(header("Crossover-Fence"), format!("{epoch}.{attempt}"));
+    let traceparent = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
     let began = Instant::now();
     let (nth, rule, pace) = shared.change(|seen| {
         let (key, payload) = (key.clone(), payload.get().to_owned());
         let rule = seen.rules.get(&key).cloned();
-        seen.calls.push(Call { key: key.clone(), side, fence: (epoch, attempt), payload, began, ended: None });
+        seen.calls.push(Call {
+            key: key.clone(),
+            side,
+            fence: (epoch, attempt),
+            payload,
+            traceparent,
+            began,
+            ended: None,
+        });
         match &rule {
             Some(Rule::Fail(1)) => drop(seen.rules.remove(&key)),
             Some(Rule::Fail(n)) => drop(seen.rules.insert(key, Rule::Fail(n - 1))),
