@@ -98,6 +98,14 @@ pub(crate) fn transient(error: &sqlx::Error) -> bool {
     })
 }
 
+/// Whether Postgres itself is in trouble, rather than what it was asked.
+pub(crate) fn is_outage(error: &LedgerError) -> bool {
+    match error {
+        LedgerError::Unreachable(_) | LedgerError::InDoubt(_) => true,
+        LedgerError::Refused(error) => transient(error),
+    }
+}
+
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name
 /// that an operator finds in `pg_stat_activity`.
 pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Error> {
