@@ -304,7 +304,8 @@ impl Parts {
             mirror_batch: 500,
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
-        let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
+        let ledger = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
+        let worker = TemporalWorker::new(settings, executor, Arc::new(ledger)).seen_by(self.observer.clone());
         let unrecorded = worker.unrecorded();
         tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
         let stop = stop.clone();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
-pub use ends::{FinishedRehearsal, OpenRehearsal};
+pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};

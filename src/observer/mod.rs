@@ -21,6 +21,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+#[cfg(feature = "temporal")]
+pub(crate) use note::{DEFAULT_GROUP, hashed};
 pub use note::{Dequeue, ended};
 pub use storage::{Disturbance, Gap, Log, Recorded};
 

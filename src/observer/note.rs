@@ -71,7 +71,7 @@ impl Sighting {
 }
 
 /// Where a copy without a group goes, on both sides.
-const DEFAULT_GROUP: &str = "default";
+pub(crate) const DEFAULT_GROUP: &str = "default";
 
 /// The hash of a payload, and the payload itself where that is not what was promised.
 pub(crate) fn hashed(payload: Payload, promised: &str) -> ([u8; 32], Option<Payload>) {
