@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod executor;
+pub mod faults;
 pub mod flags;
 pub mod http;
 pub mod interaction;
