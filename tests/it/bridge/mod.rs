@@ -12,6 +12,7 @@ mod outages;
 mod proxy;
 mod rehearsals;
 mod runner;
+mod soak;
 mod stages;
 mod world;
 
