@@ -11,5 +11,5 @@ mod storage;
 mod upkeep;
 mod worker;
 
-pub use storage::{Claim, Claimed, Depth, Finish, Mirrored, Queue};
+pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
 pub use worker::{Worker, WorkerOptions};
