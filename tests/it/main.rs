@@ -13,3 +13,4 @@ mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;
