@@ -5,6 +5,7 @@ mod bridge;
 mod config;
 mod demo;
 mod docs;
+mod latency;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]

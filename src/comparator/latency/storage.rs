@@ -1,6 +1,7 @@
 //! The SQL of `crossover.latencies`: a row an account, kind, stage and day.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use futures::TryStreamExt;
@@ -13,6 +14,9 @@ use super::latencies::{Sketches, Tallies};
 use super::{Latencies, Options, Pair, View};
 use crate::interaction::Stage;
 use crate::ledger::{Ledger, LedgerError, within};
+
+/// No statement deletes more rows, so that none runs into its time-out.
+const FORGET_AT_ONCE: u64 = 1_000;
 
 /// Which pairs. What is absent does not narrow.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +53,8 @@ pub struct Summary {
 type Key = (String, String, Stage, NaiveDate);
 
 /// Adds pairs: two round trips, whatever their number. Rows stay locked until `tx` ends; as they are locked in the
-/// order of their keys, two comparators wait for each other but never in a circle.
+/// order of their keys, two comparators wait for each other but never in a circle. So call it once a transaction, last,
+/// with all of its pairs.
 pub async fn add(tx: &mut Transaction<'_, Postgres>, pairs: &[Pair], options: &Options) -> Result<(), LedgerError> {
     let mut added: BTreeMap<Key, Latencies> = BTreeMap::new();
     for pair in pairs {
@@ -153,10 +158,20 @@ pub async fn total(ledger: &Ledger, filter: &Filter, options: &Options) -> Resul
     Ok(all.view(options))
 }
 
-/// Forgets the days before `day`; how many rows that were.
-pub async fn forget(ledger: &Ledger, day: NaiveDate) -> Result<u64, LedgerError> {
-    let query = sqlx::query("delete from crossover.latencies where day < $1").bind(day);
-    Ok(within(query.execute(ledger.pool())).await?.rows_affected())
+/// Forgets days older than `keep`, by the database's clock in UTC; how many rows that were.
+pub async fn forget(ledger: &Ledger, keep: Duration) -> Result<u64, LedgerError> {
+    let days = i32::try_from(keep.as_secs() / 86_400).unwrap_or(i32::MAX / 2);
+    let sql = "delete from crossover.latencies where ctid = any (array(
+        select ctid from crossover.latencies where day < (clock_timestamp() at time zone 'utc')::date - $1 limit $2))";
+    let mut forgotten = 0;
+    loop {
+        let query = sqlx::query(sql).bind(days).bind(FORGET_AT_ONCE as i64);
+        let rows = within(query.execute(ledger.pool())).await?.rows_affected();
+        forgotten += rows;
+        if rows < FORGET_AT_ONCE {
+            return Ok(forgotten);
+        }
+    }
 }
 
 /// Hands over row after row in the order of their keys, so that not all of them are in memory at once, until `take` has
