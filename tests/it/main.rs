@@ -3,8 +3,12 @@
 #[cfg(feature = "temporal")]
 mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
