@@ -22,9 +22,10 @@ pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
 
+use crate::faults::{self, Whether};
 use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
-use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned};
+use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
 use crate::metrics::Metrics;
 use crate::telemetry;
 
@@ -164,6 +165,7 @@ impl Router {
         let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
             .await
             .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
+            .inspect_err(|error| self.disturbed(error))
             .map_err(|error| not_pinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         // Only one enqueue makes the pin, so a trace has one root.
@@ -289,6 +291,12 @@ impl Router {
         self.deliverer.look_up(id).await
     }
 
+    fn disturbed(&self, error: &LedgerError) {
+        if is_outage(error) {
+            self.deliverer.observer().disturbed(Side::Postgres, "pins fail");
+        }
+    }
+
     fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {
         let Pinned { pin, created, direct, behind } = pinned;
         if pin.conflict.is_some() {
@@ -311,6 +319,7 @@ impl Router {
             epoch: pin.epoch,
             how,
         };
+        let direct = direct || faults::is(Whether::ExtraCopy, Side::Temporal, pin.id);
         let delivery = (created && direct).then(|| {
             let envelope = envelope(interaction, Some(&pin), pin.owner, pin.epoch);
             Box::new(Envelope { behind, ..envelope })

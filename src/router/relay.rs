@@ -127,6 +127,7 @@ impl Relay {
         let rehearsal = !copy.envelope.executes_on(Side::Temporal);
         if copy.ended && !(rehearsal && copy.envelope.cancelled) {
             self.metrics.relayed.with_label_values(&["ended"]).inc();
+            self.deliverer.skipped(&copy.envelope, "its pin had ended before it could be delivered");
             return match self.ledger.nothing_left(&[copy.envelope.id]).await {
                 Ok(()) => Settled::Done,
                 Err(_) => Settled::Later,

@@ -5,9 +5,15 @@ mod api;
 #[cfg(feature = "temporal")]
 mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
+mod latency;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;
