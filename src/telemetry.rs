@@ -23,7 +23,7 @@ use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracer
 use prometheus::{IntCounterVec, Opts};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::dynamic_filter_fn;
 use tracing_subscriber::prelude::*;
 use uuid::Uuid;
 
@@ -62,7 +62,8 @@ pub fn start(config: &Config) -> Result<Telemetry, Broken> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
         .map_err(|error| format!("log.filter: {error}; write it like \"info\" or \"info,crossover::queue=debug\""))?;
     let provider = provider(config)?;
-    // Our own spans, and no log lines, which may say more than a collector should know.
+    // Our own spans, and no log lines, which may say more than a collector should know. The filter is asked each time:
+    // with one whose answer is kept by callsite, spans after a log line were lost to this layer.
     let traces = provider.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("crossover"))
@@ -70,7 +71,7 @@ pub fn start(config: &Config) -> Result<Telemetry, Broken> {
             .with_context_activation(false)
             .with_location(false)
             .with_threads(false)
-            .with_filter(filter_fn(|of| of.is_span() && of.target().starts_with("crossover")))
+            .with_filter(dynamic_filter_fn(|of, _| of.is_span() && of.target().starts_with("crossover")))
     });
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let subscriber = tracing_subscriber::registry().with(traces);
@@ -136,8 +137,6 @@ pub fn begin(span: &Span, id: Uuid) {
 /// Puts `span` into the trace of `id`.
 pub fn join(span: &Span, id: Uuid) {
     place(span, id, root(id));
-    // It begins now: one that is never entered would not be sent.
-    drop(span.context());
 }
 
 fn place(span: &Span, id: Uuid, parent: SpanId) {

@@ -6,6 +6,7 @@ mod cancel;
 mod collector;
 mod limits;
 mod openapi;
+mod page;
 mod telemetry;
 mod wait;
 
