@@ -39,6 +39,10 @@ pub struct Config {
     pub relay: Relay,
     /// The side that runs nothing.
     pub rehearsal: Rehearsal,
+    /// The recorder of what both sides do.
+    pub observer: Observer,
+    /// What compares both sides.
+    pub comparator: Comparator,
     /// How long keys are remembered.
     pub window: Window,
     /// What is logged, and how.
@@ -131,6 +135,22 @@ pub struct Relay {
 pub struct Rehearsal {
     /// A rehearsal gives its slot back after so long, whatever the real run does.
     pub bound: Duration,
+}
+
+/// `[observer]`
+#[derive(Debug, Clone)]
+pub struct Observer {
+    /// Sightings that wait in this process at most.
+    pub buffer: usize,
+    /// Sightings are kept for so long.
+    pub keep: Duration,
+}
+
+/// `[comparator]`
+#[derive(Debug, Clone)]
+pub struct Comparator {
+    /// 0 to 1: the share of interactions that is compared.
+    pub sample: f64,
 }
 
 /// `[window]`
@@ -228,6 +248,11 @@ impl Config {
                 sweep_after: r.duration("relay.sweep_after", "5m", "1s", "24h"),
             },
             rehearsal: Rehearsal { bound: r.duration("rehearsal.bound", "60s", "100ms", "24h") },
+            observer: Observer {
+                buffer: r.integer("observer.buffer", 50_000, 100..=1_000_000),
+                keep: r.duration("observer.keep", "14days", "1day", "366days"),
+            },
+            comparator: Comparator { sample: r.share("comparator.sample", "1.0") },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
             log: Log {
                 filter: r

@@ -11,6 +11,8 @@ use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::Executor;
+use crate::interaction::Side;
+use crate::observer::Observer;
 
 use super::activities::{Activities, LEDGER_WITHIN};
 use super::ledger::Ledger;
@@ -65,12 +67,18 @@ pub struct TemporalWorker {
     executor: Arc<dyn Executor>,
     ledger: Arc<dyn Ledger>,
     unrecorded: Arc<Unrecorded>,
+    observer: Observer,
 }
 
 impl TemporalWorker {
     /// Puts it together; nothing runs yet.
     pub fn new(settings: WorkerSettings, executor: Arc<dyn Executor>, ledger: Arc<dyn Ledger>) -> Self {
-        Self { settings, executor, ledger, unrecorded: Arc::default() }
+        Self { settings, executor, ledger, unrecorded: Arc::default(), observer: Observer::none() }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(self, observer: Observer) -> Self {
+        Self { observer, ..self }
     }
 
     /// What the ledger couldn't be told, for the metrics.
@@ -110,7 +118,10 @@ impl TemporalWorker {
             let began = std::time::Instant::now();
             match self.run_once(&core, &url, &shutdown).await {
                 Ok(()) => continue,
-                Err(error) => tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again"),
+                Err(error) => {
+                    self.observer.disturbed(Side::Temporal, "its worker can't work");
+                    tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again");
+                }
             }
             if began.elapsed() > Duration::from_secs(30) {
                 pause = Duration::from_millis(100);
@@ -175,6 +186,7 @@ impl TemporalWorker {
             executor: self.executor.clone(),
             ledger: self.ledger.clone(),
             unrecorded: self.unrecorded.clone(),
+            observer: self.observer.clone(),
             stopping: shutdown.clone(),
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())

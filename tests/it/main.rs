@@ -5,6 +5,8 @@ mod bridge;
 mod config;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
