@@ -1,12 +1,20 @@
 //! Measures where rehearsal and execution part: every interaction of `shadow` and `live` gets one row with what both
 //! sides did, and a verdict.
 //!
-//! `facts` puts together what is known of one interaction; `judge` says what it means, without I/O, clock or globals.
+//! `facts` is what is known of one interaction and `gather` puts it together; `judge` says what it means, without I/O, clock
+//! or globals. `pass` does so again and again; `storage` speaks the SQL of observations, comparators and scores.
 
 pub mod facts;
+mod gather;
 pub mod judge;
 pub mod lanes;
+mod pass;
 pub mod rules;
+mod storage;
+mod written;
+
+pub use gather::Gathered;
+pub use pass::{Comparator, ComparatorOptions, caught_up};
 
 use crate::interaction::{Side, names};
 

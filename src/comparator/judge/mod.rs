@@ -29,8 +29,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Every sighting up to then was there to be read, or lies in a gap.
     pub sighted_until: Instant,
-    /// How far each side has worked, in due times: everything due before has begun, or never will.
-    pub watermarks: PerSide<Option<Instant>>,
+    /// How far Temporal has worked, in due times. Of Postgres the places of its copies say more than any watermark.
+    pub temporal_passed: Option<Instant>,
     /// When a side could not work as it should.
     pub disturbances: &'a PerSide<Vec<Span>>,
     /// When sightings may have been lost.

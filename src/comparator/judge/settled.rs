@@ -32,6 +32,11 @@ pub(super) fn state(facts: &Facts, pin: &PinFacts, side: Side, context: &Context
     if !*pin.copies.of(side) {
         return State::Dropped(format!("stage {} has no copy there", pin.stage));
     }
+    // A copy without a pin may have run before this one was pinned; its end was taken over.
+    let begun = at.tries.iter().any(|t| !t.dequeues.is_empty());
+    if let Some(why) = at.skipped.as_ref().filter(|_| !begun && at.waits.is_none()) {
+        return State::Dropped(why.clone());
+    }
     let state = match (pin.owner == side, at.last()) {
         (_, None) => never_began(facts, pin, side, context),
         (true, Some(_)) if pin.ended_at.is_none() => waiting("it runs, or runs again", context),
@@ -65,9 +70,6 @@ fn never_began(facts: &Facts, pin: &PinFacts, side: Side, context: &Context<'_>)
         let due = if place == Place::Scheduled { pin.run_at } else { context.now };
         let look_again = (due + SOON).max(context.now + SOON);
         return State::InFlight { why: format!("it {}", place.as_str()), look_again };
-    }
-    if let Some(why) = &at.skipped {
-        return State::Dropped(why.clone());
     }
     let ran = Side::ALL.iter().any(|side| facts.sides.of(*side).executions().next().is_some());
     if let (Some(outcome), false) = (pin.outcome, ran) {
@@ -103,17 +105,19 @@ fn not_on_temporal(facts: &Facts, due: Instant, missing: String, context: &Conte
     if facts.before.as_ref().is_some_and(|before| !before.settled) {
         return waiting("the member before it has not settled", context);
     }
-    if context.disturbed(Side::Temporal, due, context.now) {
-        return waiting("its side was disturbed, and may not have caught up", context);
+    let disturbed = context.disturbed(Side::Temporal, due, context.now);
+    let passed = context.temporal_passed.is_some_and(|passed| passed > due + context.bounds.clocks);
+    if context.now <= due + context.bounds.patience {
+        return waiting("its side may not have come to it yet", context);
     }
-    match context.watermarks.temporal {
-        Some(passed) if passed > due + context.bounds.clocks && context.now > due + context.bounds.patience => {
-            match context.in_gap(due, context.now) {
-                true => State::Unseen("it may have begun in a gap of its observer".to_owned()),
-                false => State::Missing(missing),
-            }
+    match (passed && !disturbed, context.in_gap(due, context.now)) {
+        (true, false) => State::Missing(missing),
+        (true, true) => State::Unseen("it may have begun in a gap of its observer".to_owned()),
+        // Waiting has an end; a sighting that comes after it opens the case again.
+        (false, _) if context.now > due + context.bounds.patience * 20 => {
+            State::Unseen("its side was disturbed, or began nothing that was due later".to_owned())
         }
-        _ => waiting("its side may not have come to it yet", context),
+        (false, _) => waiting("its side may not have come to it yet", context),
     }
 }
 

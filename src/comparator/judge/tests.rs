@@ -137,11 +137,10 @@ impl Default for World {
 impl World {
     fn judge(&self, facts: &Facts) -> Judgement {
         let bounds = Bounds { patience: ms(30_000), clocks: ms(250), recovery: ms(10_000) };
-        let watermarks = PerSide { temporal: self.watermark.map(at), postgres: self.watermark.map(at) };
         let context = Context {
             now: at(self.now),
             sighted_until: at(self.now),
-            watermarks,
+            temporal_passed: self.watermark.map(at),
             disturbances: &self.disturbances,
             gaps: &self.gaps,
             lanes: &self.lanes,
