@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
+use crate::comparator::Comparator;
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
@@ -147,8 +149,9 @@ impl App {
         }
         if roles.relay {
             parts.spawn_relay(config, &working);
+            parts.spawn_comparator(config, &servers, &working)?;
         }
-        working.1.spawn(upkeep::gauge(parts.clone(), flags.clone(), working.0.clone()));
+        parts.spawn_gauges(flags.clone(), &working);
         info!(%address, ?roles, "crossover serves");
         let Parts { ledger, intake, metrics, observer, .. } = parts;
         Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, _servers: servers })
@@ -230,7 +233,7 @@ impl Parts {
             None => ledger.check_schema().await?,
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
-        let target = target(config, servers)?;
+        let target = target(config, servers, &metrics)?;
         let options =
             ObserverOptions { name: identity(), buffer: config.observer.buffer, share: config.comparator.sample };
         let log = Log::new(connect(OBSERVERS)?);
@@ -305,7 +308,9 @@ impl Parts {
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
         let ledger = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
-        let worker = TemporalWorker::new(settings, executor, Arc::new(ledger)).seen_by(self.observer.clone());
+        let worker = TemporalWorker::new(settings, executor, Arc::new(ledger))
+            .seen_by(self.observer.clone())
+            .metered(&self.metrics);
         let unrecorded = worker.unrecorded();
         tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
         let stop = stop.clone();
@@ -324,6 +329,32 @@ impl Parts {
         _: Arc<dyn Executor>,
         _: (&CancellationToken, &TaskTracker),
     ) {
+    }
+
+    /// The pools by the names that metrics have for them.
+    fn pools(&self) -> [(&'static str, PgPool); 2] {
+        [("work", self.ledger.pool().clone()), ("intake", self.intake.pool().clone())]
+    }
+
+    fn spawn_gauges(&self, flags: Option<Arc<Flags>>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        tasks.spawn(upkeep::gauge(self.clone(), flags, stop.clone()));
+        tasks.spawn(upkeep::gauge_postgres(self.clone(), stop.clone()));
+        for (name, pool) in self.pools() {
+            tasks.spawn(upkeep::probe_pool(name, pool, self.metrics.clone(), stop.clone()));
+        }
+    }
+
+    fn spawn_comparator(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let patience = config.postgres.connect_timeout;
+        let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
+        let comparator = Comparator::new(pool, (&config.comparator).into(), self.metrics.clone());
+        tasks.spawn(comparator.run(stop.clone()));
+        Ok(())
     }
 
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
@@ -346,6 +377,9 @@ impl Parts {
     }
 }
 
+/// Connections of the comparator: one holds its rows, one reads.
+const COMPARATORS: u32 = 3;
+
 fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
     match &config.runner.url {
         Some(url) => {
@@ -358,7 +392,7 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
 }
 
 #[cfg(feature = "temporal")]
-fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     use crate::temporal::client::{ClientSettings, TemporalClient};
     use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
@@ -374,11 +408,12 @@ fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppErr
         window: config.window.idempotency,
         series_items_a_run: 200,
     };
-    Ok(Arc::new(Delivers(TemporalClient::lazy(settings).map_err(AppError::Part)?)))
+    let client = TemporalClient::lazy(settings).map_err(AppError::Part)?;
+    Ok(Arc::new(Delivers(client.metered(metrics))))
 }
 
 #[cfg(not(feature = "temporal"))]
-fn target(_: &Config, _: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+fn target(_: &Config, _: &Servers, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     Ok(Arc::new(crate::router::NoTemporal))
 }
 

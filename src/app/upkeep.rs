@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Parts;
 use crate::flags::Flags;
 use crate::interaction::Side;
-#[cfg(feature = "temporal")]
-use crate::metrics::Metrics;
+use crate::ledger::LedgerError;
+use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::queue::Queue;
 
 /// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
@@ -85,32 +86,64 @@ pub(super) async fn sweep(parts: Parts, after: Duration, stop: CancellationToken
     }
 }
 
-/// Keeps the gauges current.
+/// How often gauges are read.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Keeps the gauges current that this process knows by itself: a scrape never waits for a server.
 pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: CancellationToken) {
-    let queue = Queue::new(parts.ledger.pool().clone());
-    let mut tick = tokio::time::interval(Duration::from_secs(5));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = tokio::time::interval(LOOK);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let m = &parts.metrics;
-        let looks = async { (queue.depth().await, parts.ledger.outbox_depth().await) };
-        let Some((depth, outbox)) = stop.run_until_cancelled(looks).await else { return };
-        if let Ok(depth) = depth {
-            for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
-                m.queue_rows.with_label_values(&[place]).set(rows);
-            }
-            m.queue_oldest_seconds.set(depth.oldest_seconds);
+        for (name, pool) in parts.pools() {
+            m.pools.show(name, pool.size(), pool.num_idle(), pool.options().get_max_connections());
         }
-        if let Ok(outbox) = outbox {
-            m.outbox_rows.set(outbox.rows);
-            m.outbox_oldest_seconds.set(outbox.oldest_seconds);
-        }
-        let pool = parts.ledger.pool();
-        let idle = pool.num_idle() as f64;
-        m.pool_connections.with_label_values(&["idle"]).set(idle);
-        m.pool_connections.with_label_values(&["busy"]).set((f64::from(pool.size()) - idle).max(0.0));
         if let Some(flags) = &flags {
             m.flags_healthy.set(i64::from(flags.health().error.is_none()));
         }
+    }
+}
+
+/// Keeps the gauges current that Postgres is asked for. While it gives no answer they keep their values, and their age grows.
+pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
+    let queue = Queue::new(parts.ledger.pool().clone());
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let looks = async {
+            let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
+            Ok::<_, LedgerError>((queues, parts.ledger.outbox_depth().await?))
+        };
+        let Some(looked) = stop.run_until_cancelled(looks).await else { return };
+        let m = &parts.metrics;
+        match looked {
+            Ok(((depth, groups), outbox)) => {
+                for (place, rows) in
+                    [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)]
+                {
+                    m.queue_rows.with_label_values(&[place]).set(rows);
+                }
+                m.queue_oldest_seconds.set(depth.oldest_seconds);
+                m.groups.show(&groups);
+                m.outbox_rows.set(outbox.rows);
+                m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+                m.gauges_updated.set(chrono::Utc::now().timestamp_millis() as f64 / 1_000.0);
+            }
+            Err(error) => {
+                m.queue_errors.with_label_values(&["depth"]).inc();
+                warn!(%error, "queue and outbox can't be looked at; their gauges are old");
+            }
+        }
+    }
+}
+
+/// Asks a pool for a connection now and then, as a caller does, and notes how long that took.
+pub(super) async fn probe_pool(name: &'static str, pool: PgPool, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let began = std::time::Instant::now();
+        let Some(got) = stop.run_until_cancelled(pool.acquire()).await else { return };
+        metrics.pools.probed(name, began.elapsed(), got.is_ok());
     }
 }
 

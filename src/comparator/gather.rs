@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::PerSide;
 use super::facts::{End, Facts, Instant, Moment, Neighbour, PinFacts, Place, Read, SideFacts, Try};
 use super::storage::Rows;
-use crate::interaction::{Attempt, Fence, Payload, Side};
+use crate::interaction::{Attempt, Fence, Payload};
 use crate::ledger::{
     ComparedPin, Ledger, LedgerError, OpenRehearsal, compared_attempts, compared_pins, open_rehearsals, within,
 };
@@ -93,7 +93,13 @@ impl Gathered {
             let pin = pin?;
             self.members.get(&(pin.series_id?, pin.pin.series_no? + step)).map(|id| self.neighbour(*id))
         };
-        Facts { id, pin: pin.map(|pin| self.pin_facts(pin)), sides: self.sides(id), before: beside(-1), after: beside(1) }
+        Facts {
+            id,
+            pin: pin.map(|pin| self.pin_facts(pin)),
+            sides: self.sides(id),
+            before: beside(-1),
+            after: beside(1),
+        }
     }
 
     fn neighbour(&self, id: Uuid) -> Neighbour {
@@ -186,14 +192,20 @@ impl SideFacts {
         let Recorded { seen_at, sighting } = recorded;
         let moment = Moment { at: sighting.at, seen_at: *seen_at };
         match &sighting.what {
-            Seen::Delivered => self.delivered = Some(self.delivered.map_or(moment, |d| if d.at <= moment.at { d } else { moment })),
+            Seen::Delivered => {
+                self.delivered = Some(self.delivered.map_or(moment, |d| if d.at <= moment.at { d } else { moment }))
+            }
             Seen::Skipped { why } => self.skipped = Some(why.clone()),
             Seen::Dequeued { due_at, kind, group, payload_hash, payload } => {
                 let attempt = self.attempt(sighting.fence, sighting.rehearsal);
                 attempt.dequeues.push(moment);
                 attempt.due_at = Some(attempt.due_at.map_or(*due_at, |due| due.min(*due_at)));
-                let read =
-                    Read { kind: kind.clone(), group: group.clone(), payload_hash: *payload_hash, payload: payload.clone() };
+                let read = Read {
+                    kind: kind.clone(),
+                    group: group.clone(),
+                    payload_hash: *payload_hash,
+                    payload: payload.clone(),
+                };
                 if !attempt.read.iter().any(|r| r.same(&read)) {
                     attempt.read.push(read);
                 }
@@ -237,7 +249,8 @@ impl SideFacts {
     fn attempt(&mut self, fence: Fence, rehearsal: bool) -> &mut Try {
         let at = self.tries.binary_search_by_key(&fence, |t| t.fence).unwrap_or_else(|at| {
             let (due_at, recorded_at, end) = (None, None, None);
-            let attempt = Try { fence, rehearsal, due_at, dequeues: vec![], releases: 0, recorded_at, read: vec![], end };
+            let attempt =
+                Try { fence, rehearsal, due_at, dequeues: vec![], releases: 0, recorded_at, read: vec![], end };
             self.tries.insert(at, attempt);
             at
         });

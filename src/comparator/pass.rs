@@ -17,9 +17,10 @@ use super::facts::{Facts, Instant};
 use super::gather::Sources;
 use super::judge::{Bounds, Context, Span, judge};
 use super::lanes::Lanes;
-use super::rules::RuleBook;
+use super::rules::{Clean, RuleBook, Rules};
 use super::storage::{Rows, Stand, score, write};
 use super::written::Writing;
+use crate::config;
 use crate::interaction::Side;
 use crate::ledger::{Ledger, LedgerError, NewPin, within};
 use crate::metrics::Metrics;
@@ -40,6 +41,29 @@ pub struct ComparatorOptions {
     pub bounds: Bounds,
     /// What is tolerated, by kind.
     pub rules: RuleBook,
+}
+
+impl From<&config::Comparator> for ComparatorOptions {
+    fn from(c: &config::Comparator) -> Self {
+        let span = |duration: Duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
+        let others = Rules { late: span(c.late), early: span(c.early), retry: span(c.retry), ..Rules::default() };
+        let rules = |kind: &config::Kind| Rules {
+            late: kind.late.map_or(others.late, span),
+            early: kind.early.map_or(others.early, span),
+            retry: kind.retry.map_or(others.retry, span),
+            ignore: kind.ignore.clone(),
+            clean: kind.clean.iter().cloned().map(|(pattern, replacement)| Clean { pattern, replacement }).collect(),
+        };
+        let kinds = c.kinds.iter().map(|(name, kind)| (name.clone(), rules(kind))).collect();
+        Self {
+            every: c.every,
+            share: c.sample,
+            catch_up: c.catch_up,
+            keep: c.keep,
+            bounds: Bounds { patience: span(c.patience), clocks: span(c.clocks), recovery: span(c.recovery) },
+            rules: RuleBook { others, kinds },
+        }
+    }
 }
 
 /// Compares the sides. Several may run; one of them works.
@@ -93,7 +117,8 @@ impl Comparator {
             }
             self.metrics.comparator.pass_seconds.observe(began.elapsed().as_secs_f64());
         }
-        if self.leads && tokio::time::timeout(Duration::from_secs(2), self.sources.rows.resign(self.me)).await.is_err() {
+        if self.leads && tokio::time::timeout(Duration::from_secs(2), self.sources.rows.resign(self.me)).await.is_err()
+        {
             warn!("the comparator can't tell that it ends; another takes over in a while");
         }
     }
@@ -192,7 +217,13 @@ impl Comparator {
             self.extra(&unknown, &pinned).await?;
         }
         let more = page.len() >= SIGHTINGS as usize;
-        rows.seen(self.me, &ids, page.last().filter(|_| more).map_or(until, |(_, last)| *last)).await?;
+        let mut again = ids;
+        let judged = rows.judged_members(&again).await?;
+        if !judged.is_empty() {
+            // Whether a neighbour was in order may be another matter now.
+            again.extend(ledger.neighbours(&judged).await?);
+        }
+        rows.seen(self.me, &again, page.last().filter(|_| more).map_or(until, |(_, last)| *last)).await?;
         Ok(more)
     }
 

@@ -146,8 +146,7 @@ impl Rows {
             if why.is_some() {
                 score(&mut tx, &incomplete(&fresh)).await?;
             }
-            let moved =
-                sqlx::query("update crossover.comparators set pins_until = $3 where name = $1 and holder = $2");
+            let moved = sqlx::query("update crossover.comparators set pins_until = $3 where name = $1 and holder = $2");
             let moved = moved.bind(NAME).bind(me).bind(until).execute(&mut *tx).await?;
             if moved.rows_affected() == 1 { tx.commit().await } else { tx.rollback().await }
         })
@@ -155,25 +154,18 @@ impl Rows {
     }
 
     /// Takes notice that something was seen of `ids` until `until`: what has a verdict, or is to be looked at much later, is
-    /// looked at again, and so are the next members of series whose order may be another now.
+    /// looked at again.
     pub(super) async fn seen(&self, me: Uuid, ids: &[Uuid], until: DateTime<Utc>) -> Result<(), LedgerError> {
         within(async {
             let mut tx = self.pool.begin().await?;
             sqlx::query(
-                "with seen as materialized (
-                    select id, look_at, run_at, account, kind, series, series_no from crossover.observations
-                    where id = any ($1)),
-                 again as (
-                    select id from seen where look_at is null or look_at > clock_timestamp() + $2 * interval '1 millisecond'
-                        and run_at <= clock_timestamp()
-                    union select n.id from seen s join crossover.pins p on p.id = s.id
-                    join crossover.pins f on f.series_id = p.series_id and f.series_no = p.series_no + 1
-                    join crossover.observations n on n.id = f.id and n.look_at is null
-                    where s.look_at is null and s.series_no is not null),
-                 locked as (
-                    select o.id from crossover.observations o join again using (id) order by o.id for update of o)
+                "with again as (
+                    select id from crossover.observations
+                    where id = any ($1) and (look_at is null
+                        or look_at > clock_timestamp() + $2 * interval '1 millisecond' and run_at <= clock_timestamp())
+                    order by id for update)
                  update crossover.observations o set look_at = clock_timestamp() + $2 * interval '1 millisecond', looks = 0
-                 from locked where o.id = locked.id",
+                 from again where o.id = again.id",
             )
             .bind(ids)
             .bind(ms(SETTLES_WITHIN))
@@ -185,6 +177,14 @@ impl Rows {
             if moved.rows_affected() == 1 { tx.commit().await } else { tx.rollback().await }
         })
         .await
+    }
+
+    /// Those of `ids` that are members of series and have a verdict.
+    pub(super) async fn judged_members(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let judged = sqlx::query_scalar(
+            "select id from crossover.observations where id = any ($1) and look_at is null and series_no is not null",
+        );
+        within(judged.bind(ids).fetch_all(&self.pool)).await
     }
 
     /// Those of `ids` that have no row.
@@ -235,10 +235,7 @@ impl Rows {
     }
 
     /// Which of `ids` have a row without a verdict.
-    pub(super) async fn unsettled(
-        &self,
-        ids: &[Uuid],
-    ) -> Result<std::collections::HashSet<Uuid>, LedgerError> {
+    pub(super) async fn unsettled(&self, ids: &[Uuid]) -> Result<std::collections::HashSet<Uuid>, LedgerError> {
         let unsettled =
             sqlx::query_scalar("select id from crossover.observations where id = any ($1) and verdict = 'in_flight'");
         let ids: Vec<Uuid> = within(unsettled.bind(ids).fetch_all(&self.pool)).await?;

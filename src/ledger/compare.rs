@@ -66,7 +66,8 @@ pub struct ComparedPin {
     pub undelivered: bool,
 }
 
-const NEW: &str = "id, created_at, run_at, account, kind, series, series_no, stage, owner, epoch, on_temporal, on_postgres";
+const NEW: &str =
+    "id, created_at, run_at, account, kind, series, series_no, stage, owner, epoch, on_temporal, on_postgres";
 
 impl Ledger {
     /// Up to when every pin is visible.

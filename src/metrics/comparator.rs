@@ -53,7 +53,11 @@ impl ComparatorMetrics {
                 "crossover_comparator_coverage_ratio",
                 "Share of the interactions judged today that could be compared (matched or diverged), times comparator.sample. Low: see the reasons of dropped, not_comparable and incomplete ones.",
             )?,
-            pass_seconds: histogram(r, "crossover_comparator_pass_seconds", "Seconds that one pass of the comparator took.")?,
+            pass_seconds: histogram(
+                r,
+                "crossover_comparator_pass_seconds",
+                "Seconds that one pass of the comparator took.",
+            )?,
             errors: counters(
                 r,
                 "crossover_comparator_errors_total",

@@ -114,8 +114,7 @@ impl Log {
             "select min(clear_at) from crossover.observers
              where ended_at is null and beat_at >= clock_timestamp() - $1 * interval '1 millisecond'",
         );
-        let clear: Option<DateTime<Utc>> =
-            within(clear.bind(SILENT.as_millis() as i64).fetch_one(&self.pool)).await?;
+        let clear: Option<DateTime<Utc>> = within(clear.bind(SILENT.as_millis() as i64).fetch_one(&self.pool)).await?;
         let visible = self.complete_until().await?;
         Ok(clear.map_or(visible, |clear| clear.min(visible)))
     }

@@ -4,6 +4,7 @@
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
 //! what a dead worker held.
 
+mod faulty;
 mod finisher;
 mod held;
 mod places;
@@ -14,6 +15,6 @@ mod worker;
 
 pub(crate) use places::places;
 pub use places::{Placed, QueuePlace};
-pub use storage::{Claim, Claimed, Depth, Finish, Mirrored, Queue};
+pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
 pub use upkeep::LOST;
 pub use worker::{Worker, WorkerOptions};

@@ -102,6 +102,17 @@ pub struct Depth {
     pub oldest_seconds: f64,
 }
 
+/// How much of a group is ready.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct GroupDepth {
+    /// The group.
+    pub name: String,
+    /// Can start now.
+    pub ready: i64,
+    /// Seconds for which the oldest of them has been due.
+    pub oldest_seconds: f64,
+}
+
 impl Claimed {
     /// Which attempt at which interaction it is.
     pub(super) fn key(&self) -> (Uuid, i32) {
@@ -357,6 +368,42 @@ impl Queue {
             count("running")
         );
         within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
+    }
+
+    /// The `most` deepest groups of the ready set, and the rest under the name `others`. Reads the 50,000 next in line.
+    pub async fn groups(&self, most: i64, others: &str) -> Result<Vec<GroupDepth>, LedgerError> {
+        let groups = sqlx::query_as(
+            "with head as materialized (select grp, due_at from crossover.ready order by rank, seq limit 50000),
+             grouped as (
+                select grp, count(*) as ready, extract(epoch from clock_timestamp() - min(due_at))::float8 as oldest,
+                    row_number() over (order by count(*) desc, grp) as place
+                from head group by grp)
+             select case when place <= $1 then grp else $2 end as name, sum(ready)::bigint as ready,
+                max(oldest) as oldest_seconds
+             from grouped group by 1",
+        );
+        within(groups.bind(most).bind(others).fetch_all(&self.pool)).await
+    }
+}
+
+/// What only a misbehaving test build does.
+#[cfg(feature = "faults")]
+impl Queue {
+    /// Forgets what `worker` holds, as if it had never been there.
+    pub(super) async fn forget(&self, worker: Uuid, id: Uuid) -> Result<(), LedgerError> {
+        let gone = sqlx::query("delete from crossover.running where worker = $1 and id = $2").bind(worker).bind(id);
+        within(gone.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Makes ready what is scheduled of `ids`; which that was.
+    pub(super) async fn hasten(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let moved = sqlx::query_scalar(
+            "with moved as (delete from crossover.scheduled where id = any ($1) returning *)
+             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select id, due_at, attempt, rank, execute, grp from moved returning id",
+        );
+        within(moved.bind(ids).fetch_all(&self.pool)).await
     }
 }
 

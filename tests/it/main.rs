@@ -3,6 +3,8 @@
 #[cfg(feature = "temporal")]
 mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
@@ -11,3 +13,4 @@ mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;
