@@ -24,6 +24,8 @@ pub struct Log {
 pub struct Recorded {
     /// By the database's clock.
     pub seen_at: DateTime<Utc>,
+    /// Who saw it: what one saw is by one clock.
+    pub observer: Uuid,
     /// What was seen.
     pub sighting: Sighting,
 }
@@ -279,6 +281,7 @@ fn required<T>(value: Option<T>, column: &str) -> Result<T, sqlx::Error> {
 fn recorded_of(row: &PgRow) -> Result<Recorded, sqlx::Error> {
     Ok(Recorded {
         seen_at: row.try_get("seen_at")?,
+        observer: row.try_get("observer")?,
         sighting: Sighting {
             id: row.try_get("id")?,
             side: required(named(row, "side")?, "side")?,
