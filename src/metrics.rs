@@ -1,6 +1,7 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
 pub mod comparator;
+mod flags;
 mod groups;
 pub mod observer;
 mod pools;
@@ -15,6 +16,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use flags::FlagMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
@@ -77,6 +79,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy.
     pub flags_healthy: IntGauge,
+    /// The flags' source.
+    pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
     /// Temporal's own.
@@ -249,6 +253,7 @@ impl Metrics {
                 "crossover_flags_healthy",
                 "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.",
             )?,
+            flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,

@@ -2,12 +2,13 @@
 //! sides did, and a verdict.
 //!
 //! `facts` is what is known of one interaction and `gather` puts it together; `judge` says what it means, without I/O, clock
-//! or globals. `pass` does so again and again; `storage` speaks the SQL of observations, comparators and scores.
+//! or globals. `pass` does so again and again, and hands pairs to `latency`; `storage` speaks the SQL of observations, comparators and scores.
 
 pub mod facts;
 mod gather;
 pub mod judge;
 pub mod lanes;
+pub mod latency;
 mod pass;
 pub mod rules;
 mod storage;

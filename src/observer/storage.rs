@@ -104,7 +104,9 @@ impl Log {
 
     /// Up to when everything that was written is visible.
     pub async fn complete_until(&self) -> Result<DateTime<Utc>, LedgerError> {
-        let until = sqlx::query_scalar("select crossover.complete_until('crossover.sightings')");
+        // A writer that ends just now leaves a lock without a time for a moment, which would be minus infinity.
+        let until =
+            sqlx::query_scalar("select greatest(crossover.complete_until('crossover.sightings'), to_timestamp(0))");
         within(until.fetch_one(&self.pool)).await
     }
 

@@ -46,6 +46,8 @@ async fn a_rehearsal_is_late_or_twice_or_changed_or_forgotten_as_it_is_told() {
         faults::inject(POSTGRES, world.id(key), fault);
         node.accepts(&world.request(key), 201).await;
     }
+    faults::inject(Side::Temporal, world.id("slow"), Fault::Late(Duration::from_millis(600)));
+    node.accepts(&world.request("slow"), 201).await;
     let ended = |n| move |found: &[Recorded]| count(found, POSTGRES, "ended") >= n;
 
     let late = begun(&seen(&world, "late", "it has ended", ended(1)).await);
@@ -62,6 +64,11 @@ async fn a_rehearsal_is_late_or_twice_or_changed_or_forgotten_as_it_is_told() {
             None => assert_eq!((key, group.as_str()), ("group", "elsewhere")),
         }
     }
+    let found = seen(&world, "slow", "it has ended", |found| count(found, Side::Temporal, "ended") == 1).await;
+    let slow = of(&found, Side::Temporal, "dequeued").next().unwrap();
+    let Seen::Dequeued { due_at, .. } = slow.sighting.what else { unreachable!() };
+    assert!(slow.sighting.at - due_at > TimeDelta::milliseconds(590), "{slow:?}");
+
     let real = seen(&world, "real", "it has ended", ended(1)).await;
     assert!(of(&real, POSTGRES, "dequeued").all(|r| !r.sighting.rehearsal));
     world.succeeded("real").await;

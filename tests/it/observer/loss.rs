@@ -1,6 +1,7 @@
 //! What is lost when a process or Postgres is lost, and that it is known.
 
 use chrono::TimeDelta;
+use crossover::app::Roles;
 use crossover::interaction::{Fence, Stage, interaction_id};
 use crossover::ledger;
 use crossover::observer::{Observer, ObserverOptions, Sighting};
@@ -87,6 +88,9 @@ async fn an_outage_of_postgres_loses_nothing_within_the_bound_and_counts_what_is
     let gap = until("the loss is told", async || log.gaps(before).await.ok().and_then(lost)).await;
     assert_eq!(Some(gap.observer), alone.observer.id());
     assert!(before < gap.from && gap.from <= gap.until && gap.until < Utc::now() + TimeDelta::seconds(1), "{gap:?}");
+    let batches = &alone.metrics.observer.write_seconds;
+    let each = batches.get_sample_sum() / batches.get_sample_count() as f64;
+    println!("{} batches of {} sightings took {each:.3} s each", batches.get_sample_count(), 9_500 - dropped);
     alone.observer.stop().await;
     let told = "select dropped from crossover.observers where ended_at is not null and dropped_at is not null";
     assert_eq!(sqlx::query_scalar::<_, i64>(told).fetch_one(&alone.pool).await.unwrap(), dropped);
@@ -214,4 +218,51 @@ async fn a_postgres_killed_under_work_loses_no_sighting_and_doubles_none() {
     }
     node.stop().await;
     postgres.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_of_sightings_are_dropped_when_they_are_old_and_nobody_reads_them() {
+    let url = servers::database().await;
+    let alone = Alone::on(&url, &url, 100).await;
+    let log = Log::new(alone.pool.clone());
+    for day in ["20200101", "20200102"] {
+        let make = format!(
+            "create table crossover.sightings_{day} partition of crossover.sightings
+             for values from ('{day}'::date) to ('{day}'::date + 1)"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(make)).execute(&alone.pool).await.unwrap();
+    }
+    alone.see(0..3);
+    alone.until_written(3).await;
+    let keep = Duration::from_secs(14 * 86_400);
+    let mut reading = alone.pool.begin().await.unwrap();
+    sqlx::query("select from crossover.sightings_20200101").execute(&mut *reading).await.unwrap();
+    assert_eq!(log.retain(keep).await.unwrap(), 1, "the one that is read stays");
+    reading.rollback().await.unwrap();
+    assert_eq!((log.retain(keep).await.unwrap(), log.retain(keep).await.unwrap()), (1, 0));
+    assert_eq!(alone.written().await, Some(3));
+    alone.observer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_temporal_that_is_away_is_noted_for_as_long_as_it_is() {
+    let mut temporal = provision::temporal(&servers::options()).await.unwrap();
+    let world = World::with(None, Some(temporal.address.clone()), Stage::Shadow).await;
+    let relay = Roles { router: false, worker: false, relay: true };
+    let node = world.node_with(relay, |_| {}).await;
+    let (log, began) = (log(&world), Utc::now());
+    temporal.server.kill().await.unwrap();
+    let lasts = |found: Vec<crossover::observer::Disturbance>| {
+        found.into_iter().find(|d| d.side == Side::Temporal && d.ended_at - d.began_at > TimeDelta::seconds(2))
+    };
+    let noted = until("it is noted", async || log.disturbances(began).await.ok().and_then(lasts)).await;
+    temporal.server.restart().await.unwrap();
+    let over = until("it is over", async || {
+        let found = log.disturbances(began).await.ok().and_then(lasts)?;
+        (found.ended_at < Utc::now() - TimeDelta::seconds(5)).then_some(found)
+    })
+    .await;
+    assert_eq!((over.began_at, over.what), (noted.began_at, noted.what), "it was one disturbance");
+    node.stop().await;
+    temporal.server.stop().await.unwrap();
 }
