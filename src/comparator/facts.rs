@@ -176,6 +176,8 @@ pub struct Neighbour {
     pub created_at: Instant,
     /// When its pin ended.
     pub ended_at: Option<Instant>,
+    /// Higher first.
+    pub priority: i16,
     /// What each side did with it.
     pub sides: PerSide<SideFacts>,
     /// Its own row has a verdict, or it has none.

@@ -108,6 +108,7 @@ impl Gathered {
             id,
             created_at: pin.map_or(Instant::MIN_UTC, |p| p.pin.created_at),
             ended_at: pin.and_then(|p| p.pin.ended_at),
+            priority: pin.map_or(0, |p| p.priority),
             sides: self.sides(id),
             settled: !self.unsettled.contains(&id),
         }

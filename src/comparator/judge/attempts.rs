@@ -36,8 +36,10 @@ pub(super) fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Co
     if pin.ended_at.is_none() || last.end.as_ref().is_none_or(|end| end.outcome.is_none()) {
         return;
     }
-    if !whole(real) || !whole(rehearsal) {
-        return found.excuse("an attempt was lost with its worker");
+    // What the ledger was never told of, the rehearsal could not follow.
+    let told = real.tries.iter().all(|t| t.recorded_at.is_some());
+    if !told || !whole(real) || !whole(rehearsal) {
+        return found.excuse("an attempt, or the record of it, was lost with its worker");
     }
     if last_real.fence.attempt != last.fence.attempt {
         let detail = format!("it made {} attempts, {} made {}", last.fence.attempt, pin.owner, last_real.fence.attempt);
@@ -63,10 +65,15 @@ pub(super) fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Co
     }
 }
 
-/// Whether every attempt from the first to the last has an end, and none ended because of its worker.
+/// Whether every attempt from the first to the last has an end, and none ended because of its worker. One that is followed by
+/// another without having announced it is one whose end was not taken.
 fn whole(at: &SideFacts) -> bool {
     let numbers = at.tries.iter().map(|t| t.fence.attempt);
-    numbers.eq(1..=at.tries.len() as i32) && at.tries.iter().all(|t| t.end.is_some() && !t.lost())
+    let announced = |t: &Try| t.end.as_ref().is_some_and(|end| end.retry.is_some());
+    let followed = at.tries.len().saturating_sub(1);
+    numbers.eq(1..=at.tries.len() as i32)
+        && at.tries.iter().all(|t| t.end.is_some() && !t.lost())
+        && at.tries.iter().take(followed).all(announced)
 }
 
 /// Where the sides chose different waits after the same attempt.

@@ -32,6 +32,11 @@ pub(super) fn waits(facts: &Facts, context: &Context<'_>) -> Option<Instant> {
 
 fn order(facts: &Facts, before: &Neighbour, side: Side, context: &Context<'_>, found: &mut Findings) {
     let (Some(own), Some(earlier)) = (facts.sides.of(side).start(), before.sides.of(side).start()) else { return };
+    // A rehearsal does not hold the chain, so the next one may be beside it in the queue, and be taken first by priority.
+    let passes = facts.pin.as_ref().is_some_and(|pin| pin.priority > before.priority);
+    if passes && facts.sides.of(side).first().is_some_and(|t| t.rehearsal) {
+        return;
+    }
     // One that is only recorded may have begun before, unseen, and been handed back.
     if !own.sighted || !earlier.sighted || own.at + slack(own, earlier, context) >= earlier.at {
         return;

@@ -1,6 +1,8 @@
-//! Each class, and its nearest innocent neighbour; `clean` has what must never be a divergence.
+//! Each class, and its nearest innocent neighbour; `clean` has what must never be a divergence, `speed` how
+//! fast it is.
 
 mod clean;
+mod speed;
 
 use chrono::TimeDelta;
 use uuid::Uuid;
@@ -105,6 +107,7 @@ fn member(stage: Stage) -> Facts {
         id: Uuid::from_u128(6),
         created_at: at(-600),
         ended_at: Some(at(-1)),
+        priority: 0,
         sides: facts.sides.clone(),
         settled: true,
     };
@@ -257,6 +260,9 @@ fn what_its_owner_lost_is_missing_there_once_nothing_waits() {
     let judgement = judged(&facts);
     diverges(&judgement, Class::Missing, Side::Postgres);
     assert!(judgement.look_again.is_some(), "it may come yet");
+    facts.sides.temporal.tries[0].end = None;
+    facts.sides.temporal.waits = Some(Place::Held);
+    diverges(&judged(&facts), Class::Missing, Side::Postgres);
 }
 
 #[test]
@@ -442,6 +448,7 @@ fn a_member_that_began_before_the_one_before_it_is_out_of_order_and_that_one_is_
         id: second.id,
         created_at: at(1),
         ended_at: Some(at(700)),
+        priority: 0,
         sides: PerSide { temporal: SideFacts::default(), postgres: side(vec![attempt(1, true, 0, 9_000, 9_500)]) },
         settled: true,
     });
@@ -453,6 +460,15 @@ fn two_that_are_of_no_series_may_begin_in_any_order() {
     let mut facts = member(Stage::Shadow);
     facts.before.as_mut().unwrap().sides.postgres.tries[0] = attempt(1, true, -600, 40, 60);
     facts.before = None;
+    is(&judged(&facts), Verdict::Matched);
+}
+
+#[test]
+fn a_rehearsal_of_higher_priority_may_overtake_the_one_before_it() {
+    let mut facts = member(Stage::Shadow);
+    let before = facts.before.as_mut().unwrap();
+    before.sides.postgres.tries[0] = attempt(1, true, -600, 40, 60);
+    before.priority = -5;
     is(&judged(&facts), Verdict::Matched);
 }
 
@@ -573,6 +589,18 @@ fn a_lost_attempt_is_not_compared() {
     let mut facts = retried(vec![attempt(1, true, 0, 10, 1_210)]);
     facts.sides.temporal.tries[0].end = None;
     is(&judged(&facts), Verdict::NotComparable);
+}
+
+#[test]
+fn an_attempt_whose_end_was_not_taken_or_not_recorded_is_not_compared() {
+    let once = || retried(vec![attempt(1, true, 0, 10, 1_210)]);
+    let mut facts = once();
+    facts.sides.temporal.tries[0].end.as_mut().unwrap().retry = None;
+    is(&judged(&facts), Verdict::NotComparable);
+    let mut facts = once();
+    facts.sides.temporal.tries[0].recorded_at = None;
+    is(&judged(&facts), Verdict::NotComparable);
+    diverges(&judged(&once()), Class::Attempts, Side::Postgres);
 }
 
 #[test]

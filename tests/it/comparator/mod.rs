@@ -5,6 +5,7 @@ mod classes;
 mod innocent;
 mod proof;
 mod restart;
+mod speed;
 
 use std::time::Duration;
 
