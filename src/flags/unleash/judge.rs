@@ -34,7 +34,7 @@ pub(super) fn judge(answer: &Answer, in_force: Option<&Document>, leave: &Leave,
         && found < known
         && older_for < leave.older
     {
-        let wait = humantime::format_duration(Duration::from_secs(leave.older.as_secs()));
+        let wait = humantime::format_duration(leave.older);
         return Verdict::Older(format!(
             "answers with revision {found}, older than {known}, which is in force: a replica that lags, or a restored \
              backup; believed when it has said so for {wait} (flags.accept_older)"
@@ -63,7 +63,7 @@ pub(super) fn judge(answer: &Answer, in_force: Option<&Document>, leave: &Leave,
     if !lost.is_empty() {
         return Verdict::Refuse(format!("answers with flags that can't be used: {}", lost.join("; ")));
     }
-    let text = format!("{:#}\n", json!({ "version": 2, "features": features }));
+    let text = format!("{:#}", json!({ "version": 2, "features": features }));
     match Document::of_server(text, answer.revision) {
         Ok(document) => Verdict::Put(document, complaint(&complaints)),
         Err(faults) => Verdict::Refuse(format!("answers with flags that can't be used: {}", listed(&faults))),
