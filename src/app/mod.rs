@@ -355,6 +355,7 @@ impl Parts {
         );
         tasks.spawn(relay.run(stop.clone()));
         tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
+        tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Parts;
+use crate::comparator::latency;
 use crate::flags::Flags;
 use crate::interaction::Side;
 use crate::ledger::LedgerError;
@@ -164,5 +165,20 @@ pub(super) async fn unrecorded_gauges(
         let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
         metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
         metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
+    }
+}
+
+/// Forgets latencies of days that are older than `keep`, every hour.
+pub(super) async fn forget_latencies(parts: Parts, keep: Duration, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match stop.run_until_cancelled(latency::storage::forget(&parts.ledger, keep)).await {
+            None => return,
+            Some(Ok(rows)) => info!(rows, "old latencies are forgotten"),
+            Some(Err(error)) => {
+                parts.metrics.ledger_errors.with_label_values(&["forget_latencies"]).inc();
+                warn!(%error, "old latencies can't be forgotten; it comes again in an hour");
+            }
+        }
     }
 }
