@@ -20,7 +20,7 @@ pub(super) struct Leave {
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// This comes into force; with a complaint where not all of it is what Unleash says.
-    Put(Document, Option<String>),
+    Put(Box<Document>, Option<String>),
     /// Nothing changes: the answer is older than what is in force.
     Older(String),
     /// Nothing changes: the answer can't be used.
@@ -65,7 +65,7 @@ pub(super) fn judge(answer: &Answer, in_force: Option<&Document>, leave: &Leave,
     }
     let text = format!("{:#}", json!({ "version": 2, "features": features }));
     match Document::of_server(text, answer.revision) {
-        Ok(document) => Verdict::Put(document, complaint(&complaints)),
+        Ok(document) => Verdict::Put(Box::new(document), complaint(&complaints)),
         Err(faults) => Verdict::Refuse(format!("answers with flags that can't be used: {}", listed(&faults))),
     }
 }

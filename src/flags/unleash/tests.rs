@@ -53,7 +53,7 @@ fn judged(value: &Value, in_force: Option<&Document>) -> Verdict {
 
 fn put(value: &Value, in_force: Option<&Document>) -> (Document, Option<String>) {
     match judged(value, in_force) {
-        Verdict::Put(document, complaint) => (document, complaint),
+        Verdict::Put(document, complaint) => (*document, complaint),
         other => panic!("{other:?}"),
     }
 }
