@@ -2,6 +2,8 @@
 
 #[cfg(feature = "temporal")]
 mod bridge;
+#[cfg(feature = "temporal")]
+mod comparator;
 mod config;
 #[cfg(feature = "temporal")]
 mod dashboards;
