@@ -35,6 +35,8 @@ pub struct Config {
     pub http: Http,
     /// The Postgres side's worker.
     pub worker: Worker,
+    /// What comes in from SQL.
+    pub intake: Intake,
     /// Delivery from the outbox.
     pub relay: Relay,
     /// The side that runs nothing.
@@ -111,6 +113,15 @@ pub struct Worker {
     pub poll: Duration,
     /// What runs at a shutdown gets so long to end.
     pub shutdown_grace: Duration,
+}
+
+/// `[intake]`
+#[derive(Debug, Clone)]
+pub struct Intake {
+    /// How often a router looks for what `crossover.enqueue` left.
+    pub poll: Duration,
+    /// Rows in one look.
+    pub batch: u32,
 }
 
 /// `[relay]`
@@ -220,6 +231,10 @@ impl Config {
                 lease: r.duration("worker.lease", "15s", "500ms", "1h"),
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
+            },
+            intake: Intake {
+                poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
+                batch: r.integer("intake.batch", 500, 1..=10_000),
             },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),

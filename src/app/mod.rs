@@ -23,7 +23,7 @@ use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
+use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Relay, RelayOptions, Router, RouterOptions};
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,10 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = flags.clone().map(|flags| parts.router(config, flags));
+        let router = flags.clone().map(|flags| Arc::new(parts.router(config, flags)));
+        if let Some(router) = &router {
+            parts.spawn_intake(config, router.clone(), &incoming);
+        }
         let api = Api {
             router,
             flags: flags.clone(),
@@ -232,6 +235,12 @@ impl Parts {
             self.wake_queue.clone(),
             self.wake_relay.clone(),
         )
+    }
+
+    fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch) };
+        let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
+        tasks.spawn(intake.run(stop.clone()));
     }
 
     fn spawn_workers(

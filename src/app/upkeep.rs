@@ -55,8 +55,9 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let m = &parts.metrics;
-        let looks = async { (queue.depth().await, parts.ledger.outbox_depth().await) };
-        let Some((depth, outbox)) = stop.run_until_cancelled(looks).await else { return };
+        let looks =
+            async { (queue.depth().await, parts.ledger.outbox_depth().await, parts.ledger.intake_depth().await) };
+        let Some((depth, outbox, intake)) = stop.run_until_cancelled(looks).await else { return };
         if let Ok(depth) = depth {
             for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
                 m.queue_rows.with_label_values(&[place]).set(rows);
@@ -66,6 +67,9 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
         if let Ok(outbox) = outbox {
             m.outbox_rows.set(outbox.rows);
             m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+        }
+        if let Ok(intake) = intake {
+            m.intake.show(&intake);
         }
         let pool = parts.ledger.pool();
         let idle = pool.num_idle() as f64;

@@ -4,6 +4,7 @@
 //! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
 
 mod ends;
+mod intake;
 mod outbox;
 mod pins;
 mod schema;
@@ -15,6 +16,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 pub use ends::{FinishedRehearsal, OpenRehearsal};
+pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};

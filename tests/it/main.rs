@@ -1,11 +1,12 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
 #[cfg(feature = "temporal")]
-mod bridge;
+pub mod bridge;
 mod config;
 mod demo;
 mod docs;
 mod provision;
 mod servers;
+mod sql_face;
 #[cfg(feature = "temporal")]
 mod temporal_side;

@@ -3,7 +3,7 @@
 
 mod bounds;
 mod chain;
-mod child;
+pub mod child;
 mod crashes;
 mod delivery;
 mod flips;
@@ -11,9 +11,9 @@ mod input;
 mod outages;
 mod proxy;
 mod rehearsals;
-mod runner;
+pub mod runner;
 mod stages;
-mod world;
+pub mod world;
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use serde_json::{Value, json};
 use world::{ALL, Answer, Node, ROUTER, WORKER, World};
 
 /// Nothing here takes so long unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks again and again, for nothing rings where the condition is another process's or a database's.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let wait = async {
         loop {
             match look().await {
