@@ -12,6 +12,7 @@ mod outages;
 mod proxy;
 mod rehearsals;
 pub mod runner;
+mod soak;
 mod stages;
 pub mod world;
 
