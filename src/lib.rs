@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod comparator;
 pub mod config;
 pub mod executor;
 pub mod flags;

@@ -109,3 +109,18 @@ fn a_poll_slower_than_the_lease_is_a_fault() {
     let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
     assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");
 }
+
+#[test]
+fn a_share_is_a_plain_number_in_its_range() {
+    let config = load("[latency]\nquantile = 0.99", &[("CROSSOVER_LATENCY_CONFIDENCE", "0.999")]).unwrap();
+    assert_eq!((config.latency.quantile, config.latency.confidence), (0.99, 0.999));
+    assert_eq!(
+        faults("[latency]\nquantile = \"0.9\"\nconfidence = 1\nburst = 1.5", &[]),
+        [
+            "latency.quantile (line 2): must be a number from 0.5 to 0.999, without quotes",
+            "latency.confidence (line 3): must be a number from 0.5 to 0.9999, without quotes",
+            "latency.burst (line 4): must be an integer from 1 to 10000, without quotes",
+        ]
+    );
+    assert_eq!(faults("", &[("CROSSOVER_LATENCY_QUANTILE", "NaN")]).len(), 1);
+}
