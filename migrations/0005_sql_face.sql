@@ -256,12 +256,12 @@ comment on view crossover.queue_depth is 'Copies on the Postgres side by group. 
 create view crossover.divergences as
     select o.id, o.account, o.kind, o.stage, o.owner, c.class, d.side, d.detail, o.judged_at as found_at
     from crossover.observations o
-    cross join lateral unnest(o.classes) as c (class)
+    cross join lateral (select distinct unnest(o.classes) as class) c
     left join lateral (
         select e.value ->> 'side' as side, e.value ->> 'detail' as detail
-        from json_array_elements(o.divergences) as e (value) where e.value ->> 'class' = c.class limit 1) d on true
+        from json_array_elements(o.divergences) as e (value) where e.value ->> 'class' = c.class) d on true
     where o.verdict = 'diverged';
-comment on view crossover.divergences is 'What the comparator found, a row for each class of an interaction. See docs/sql.md.';
+comment on view crossover.divergences is 'What the comparator found, a row for each class of an interaction and side. See docs/sql.md.';
 
 -- For reports and status -------------------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ pub struct Config {
     pub rehearsal: Rehearsal,
     /// How latencies in pairs are judged.
     pub latency: Latency,
+    /// What a report calls a pass.
+    pub report: Report,
     /// How long keys are remembered.
     pub window: Window,
     /// What is logged, and how.
@@ -163,6 +165,19 @@ pub struct Latency {
     pub keep: Duration,
 }
 
+/// `[report]`
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Fewer judged interactions of an account and kind are inconclusive.
+    pub min_samples: u32,
+    /// The share of pinned interactions that must have been judged, 0 to 1.
+    pub min_coverage: f64,
+    /// What is in flight for longer is an unknown.
+    pub in_flight_age: Duration,
+    /// A comparator that is further behind, or silent for longer, is an unknown.
+    pub comparator_lag: Duration,
+}
+
 /// `[window]`
 #[derive(Debug, Clone)]
 pub struct Window {
@@ -269,6 +284,12 @@ impl Config {
                 min_pairs: r.integer("latency.min_pairs", 200, 1..=1_000_000_000),
                 burst: r.integer("latency.burst", 5, 1..=10_000),
                 keep: r.duration("latency.keep", "30days", "1day", "10years"),
+            },
+            report: Report {
+                min_samples: r.integer("report.min_samples", 100, 1..=1_000_000_000),
+                min_coverage: r.fraction("report.min_coverage", 0.95, 0.0..=1.0),
+                in_flight_age: r.duration("report.in_flight_age", "10m", "1s", "30days"),
+                comparator_lag: r.duration("report.comparator_lag", "1m", "1s", "24h"),
             },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
             log: Log {

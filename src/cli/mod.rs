@@ -59,6 +59,7 @@ commands! {
     Doctor = doctor,
     Migrate = migrate,
     Replay = replay,
+    Report = report,
     Serve = serve,
     Status = status,
     #[command(hide = true)]

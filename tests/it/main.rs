@@ -1,5 +1,6 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
+mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
 mod config;

@@ -14,7 +14,12 @@ use crate::servers;
 
 /// A migrated database of a test's own.
 pub async fn ledger() -> Ledger {
-    let ledger = Ledger::new(ledger::pool(&servers::database().await, 5, Duration::from_secs(10)).unwrap());
+    ledger_at(&servers::database().await).await
+}
+
+/// That database, migrated.
+pub async fn ledger_at(url: &str) -> Ledger {
+    let ledger = Ledger::new(ledger::pool(url, 5, Duration::from_secs(10)).unwrap());
     ledger.migrate().await.unwrap();
     ledger
 }
