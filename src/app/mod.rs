@@ -220,7 +220,7 @@ impl Parts {
             None => ledger.check_schema().await?,
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
-        let deliverer = Deliverer::new(target(config, servers)?, ledger.clone(), metrics.clone());
+        let deliverer = Deliverer::new(target(config, &servers.temporal_address)?, ledger.clone(), metrics.clone());
         Ok(Self { ledger, intake, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
     }
 
@@ -336,12 +336,13 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
     }
 }
 
+/// What delivers to the Temporal at `address`, and looks up there; it connects when it is first asked.
 #[cfg(feature = "temporal")]
-fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(config: &Config, address: &str) -> Result<Arc<dyn Deliver>, AppError> {
     use crate::temporal::client::{ClientSettings, TemporalClient};
     use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
-        address: format!("http://{}", servers.temporal_address),
+        address: format!("http://{address}"),
         namespace: config.temporal.namespace.clone(),
         task_queue: config.temporal.task_queue.clone(),
         timeout: config.temporal.start_timeout,
@@ -357,7 +358,7 @@ fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppErr
 }
 
 #[cfg(not(feature = "temporal"))]
-fn target(_: &Config, _: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(_: &Config, _: &str) -> Result<Arc<dyn Deliver>, AppError> {
     Ok(Arc::new(crate::router::NoTemporal))
 }
 

@@ -62,6 +62,7 @@ commands! {
     Report = report,
     Serve = serve,
     Status = status,
+    Why = why,
     #[command(hide = true)]
     Servers = servers,
 }

@@ -4,6 +4,7 @@
 //! `verdict` decides and is pure; `read`, `story` and `overview` only ask. They read what other modules write and write nothing.
 
 mod read;
+mod story;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub use read::{Question, read};
+pub use story::{
+    Before, Contents, Difference, Event, Observation, Outbox, PinPart, Place, ResultOf, Series, SideSeen, Standing,
+    Story, meaning, story,
+};
 pub use verdict::{Answer, Bounds, Evidence, judge};
 
 /// How the sides compare, by account, kind and stage.

@@ -1,6 +1,9 @@
 //! What an operator asks, over rows as the comparator writes them, and over a bridge at work.
 
+#[cfg(feature = "temporal")]
+mod at_work;
 mod report;
+mod why;
 
 use std::process::{Command, Output};
 
