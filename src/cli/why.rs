@@ -1,6 +1,7 @@
 //! `crossover why`: the whole story of one interaction.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use comfy_table::Table;
 use serde_json::json;
@@ -11,6 +12,7 @@ use crate::app::{self, Servers};
 use crate::config::Config;
 use crate::interaction::interaction_id;
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::report::{self, Contents, Difference, Observation, SideSeen, Standing, Story};
 
 /// Tell the whole story of one interaction: decision, copies, both sides' attempts, verdict, and what it waits for
@@ -80,7 +82,8 @@ async fn unpinned(config: &Config, ledger: &Ledger, id: Uuid, account: Option<&s
 }
 
 async fn ask_temporal(config: &Config, address: &str, id: Uuid) -> Result<Option<&'static str>, String> {
-    let target = app::target(config, address).map_err(|error| error.to_string())?;
+    let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let target = app::target(config, address, &Arc::new(metrics)).map_err(|error| error.to_string())?;
     target.look_up(id).await.map_err(|error| format!("Temporal can't be asked: {error}"))
 }
 

@@ -11,5 +11,6 @@ mod storage;
 mod upkeep;
 mod worker;
 
-pub use storage::{Claim, Claimed, Depth, Finish, Mirrored, Queue};
+pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
+pub use upkeep::LOST;
 pub use worker::{Worker, WorkerOptions};

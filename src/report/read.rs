@@ -58,7 +58,8 @@ async fn gather(ledger: &Ledger, config: &Config, question: &Question) -> Result
     let judging = Judging {
         bounds: Bounds {
             min_samples: config.report.min_samples.into(),
-            min_coverage: config.report.min_coverage,
+            // Of what is compared at all.
+            min_coverage: config.report.min_coverage * config.comparator.sample,
             in_flight_age: humantime::format_duration(config.report.in_flight_age).to_string(),
         },
         comparator: away(comparator.as_ref(), config.report.comparator_lag),
@@ -206,7 +207,7 @@ impl Asked<'_> {
     async fn latencies(&self, ledger: &Ledger, config: &Config) -> Result<HashMap<Key, Latency>, LedgerError> {
         let Question { account, kind, stage, .. } = self.question.clone();
         let filter = latency::Filter { account, kind, stage, since_day: Some(self.since.date_naive()) };
-        let found = latency::storage::read(ledger, &filter, &config.latency, usize::MAX).await?;
+        let found = latency::storage::read(ledger, &filter, &config.latency, u32::MAX).await?;
         let keyed = found.into_iter().map(|summary| {
             let latency::Summary { account, kind, stage, view, .. } = summary;
             ((account, kind, stage.as_str().to_owned()), latency_of(&view))

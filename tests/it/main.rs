@@ -4,10 +4,16 @@ mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
+mod latency;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 mod sql_face;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;

@@ -20,7 +20,7 @@ pub mod storage;
 use chrono::NaiveDate;
 
 pub use crate::config::Latency as Options;
-pub use latencies::{Latencies, Quantiles, SideView, View};
+pub use latencies::{Latencies, Measures, Quantiles, SideView, View};
 pub use sequential::{Answer, Tally, Test};
 pub use sketch::Sketch;
 pub use storage::{Filter, Summary};
@@ -36,7 +36,7 @@ pub struct Pair {
     pub kind: String,
     /// The stage that it was pinned in.
     pub stage: Stage,
-    /// The day that it counts for.
+    /// The day that it counts for, in UTC.
     pub day: NaiveDate,
     /// What Temporal took.
     pub temporal: Timing,

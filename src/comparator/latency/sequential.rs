@@ -15,7 +15,7 @@
 //! drifts: the interval then holds the average, over the pairs so far, of each pair's chance of being slow given
 //! everything before it. A beta mixture over q, the classic choice, is not one-sided unless it is truncated, and needs
 //! incomplete beta functions; a finite mixture needs `ln` and `exp`. The price is that the interval stops shrinking at about a
-//! fiftieth of the share (below) or 0.001 (above): closer than that to the allowed share the answer stays `inconclusive`.
+//! hundredth of the share (upwards) or 0.0005 (downwards): so near to the allowed share the answer stays `inconclusive`.
 //!
 //! **Bursts.** Neighbours share causes, so that one hiccup may make ten pairs slow. Each run of `burst` pairs counts
 //! as one pair with the run's share of slow ones, by dividing both counts: the bet's `burst`-th root, still a

@@ -189,3 +189,17 @@ fn bursts_break_the_promise_unless_twice_their_length_counts_as_one() {
         assert!(wrong(double) <= 1.0 - CONFIDENCE, "{length}");
     }
 }
+
+#[test]
+fn the_docs_say_how_many_pairs_the_defaults_need() {
+    let options = Config::defaults().latency;
+    let rows =
+        [(0, 1_000), (10, 1_000), (20, 1_000), (30, 1_000), (80, 1_000), (100, 1_000), (200, 1_000), (500, 1_000)];
+    let rows = rows.map(|(slow, of)| {
+        let at = |pairs: u64| Tally { pairs, slow: pairs * slow / of }.answer(&options);
+        let pairs = (1..).find(|pairs| at(*pairs) != Answer::Inconclusive).unwrap();
+        format!("| {} of 100 | `{}` | {pairs} |", slow / 10, at(pairs).as_str())
+    });
+    let page = include_str!("../../../docs/comparison.md");
+    assert!(rows.iter().all(|row| page.contains(row)), "docs/comparison.md has to say:\n{}", rows.join("\n"));
+}

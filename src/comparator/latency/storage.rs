@@ -1,6 +1,7 @@
 //! The SQL of `crossover.latencies`: a row an account, kind, stage and day.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::NaiveDate;
 use futures::TryStreamExt;
@@ -13,6 +14,9 @@ use super::latencies::{Sketches, Tallies};
 use super::{Latencies, Options, Pair, View};
 use crate::interaction::Stage;
 use crate::ledger::{Ledger, LedgerError, within};
+
+/// No statement deletes more rows, so that none runs into its time-out.
+const FORGET_AT_ONCE: u64 = 1_000;
 
 /// Which pairs. What is absent does not narrow.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +53,8 @@ pub struct Summary {
 type Key = (String, String, Stage, NaiveDate);
 
 /// Adds pairs: two round trips, whatever their number. Rows stay locked until `tx` ends; as they are locked in the
-/// order of their keys, two comparators wait for each other but never in a circle.
+/// order of their keys, two comparators wait for each other but never in a circle. So call it once a transaction, last,
+/// with all of its pairs.
 pub async fn add(tx: &mut Transaction<'_, Postgres>, pairs: &[Pair], options: &Options) -> Result<(), LedgerError> {
     let mut added: BTreeMap<Key, Latencies> = BTreeMap::new();
     for pair in pairs {
@@ -104,12 +109,13 @@ fn columns(rows: &BTreeMap<Key, Latencies>) -> (Vec<&str>, Vec<&str>, Vec<&str>,
     columns
 }
 
-/// Each account, kind and stage that the filter leaves, over all days, in the order of their names. `limit` bounds how many.
+/// Each account, kind and stage that the filter leaves, over all days, in the order of their names; the first
+/// `limit` of them.
 pub async fn read(
     ledger: &Ledger,
     filter: &Filter,
     options: &Options,
-    limit: usize,
+    limit: u32,
 ) -> Result<Vec<Summary>, LedgerError> {
     let mut summaries = Vec::new();
     let mut current: Option<(Key, NaiveDate, Latencies)> = None;
@@ -121,23 +127,18 @@ pub async fn read(
         last_day,
         view: all.view(options),
     };
-    each(ledger, filter, |key, kept| {
-        match &mut current {
-            Some((at, last_day, all)) if (&at.0, &at.1, at.2) == (&key.0, &key.1, key.2) => {
-                *last_day = key.3;
-                all.merge(&kept);
-            }
-            _ => {
-                let day = key.3;
-                summaries.extend(current.replace((key, day, kept)).map(summarise));
-            }
+    each(ledger, filter, Some(limit), |key, kept| match &mut current {
+        Some((at, last_day, all)) if (&at.0, &at.1, at.2) == (&key.0, &key.1, key.2) => {
+            *last_day = key.3;
+            all.merge(&kept);
         }
-        summaries.len() < limit
+        _ => {
+            let day = key.3;
+            summaries.extend(current.replace((key, day, kept)).map(summarise));
+        }
     })
     .await?;
-    if summaries.len() < limit {
-        summaries.extend(current.map(summarise));
-    }
+    summaries.extend(current.map(summarise));
     Ok(summaries)
 }
 
@@ -145,40 +146,51 @@ pub async fn read(
 /// A good account may hide a bad one here.
 pub async fn total(ledger: &Ledger, filter: &Filter, options: &Options) -> Result<View, LedgerError> {
     let mut all = Latencies::default();
-    each(ledger, filter, |_, kept| {
-        all.merge(&kept);
-        true
-    })
-    .await?;
+    each(ledger, filter, None, |_, kept| all.merge(&kept)).await?;
     Ok(all.view(options))
 }
 
-/// Forgets the days before `day`; how many rows that were.
-pub async fn forget(ledger: &Ledger, day: NaiveDate) -> Result<u64, LedgerError> {
-    let query = sqlx::query("delete from crossover.latencies where day < $1").bind(day);
-    Ok(within(query.execute(ledger.pool())).await?.rows_affected())
+/// Forgets days older than `keep`, by the database's clock in UTC; how many rows that were.
+pub async fn forget(ledger: &Ledger, keep: Duration) -> Result<u64, LedgerError> {
+    let days = i32::try_from(keep.as_secs() / 86_400).unwrap_or(i32::MAX / 2);
+    let sql = "delete from crossover.latencies where ctid = any (array(
+        select ctid from crossover.latencies where day < (clock_timestamp() at time zone 'utc')::date - $1 limit $2))";
+    let mut forgotten = 0;
+    loop {
+        let query = sqlx::query(sql).bind(days).bind(FORGET_AT_ONCE as i64);
+        let rows = within(query.execute(ledger.pool())).await?.rows_affected();
+        forgotten += rows;
+        if rows < FORGET_AT_ONCE {
+            return Ok(forgotten);
+        }
+    }
 }
 
-/// Hands over row after row in the order of their keys, so that not all of them are in memory at once, until `take` has
-/// enough.
+/// Hands over row after row in the order of their keys, so that not all of them are in memory at once; of at most
+/// `limit` accounts, kinds and stages.
 async fn each(
     ledger: &Ledger,
     filter: &Filter,
-    mut take: impl FnMut(Key, Latencies) -> bool,
+    limit: Option<u32>,
+    mut take: impl FnMut(Key, Latencies),
 ) -> Result<(), LedgerError> {
-    let sql = "select account, kind, stage, day, sketches, test from crossover.latencies
-        where ($1::text is null or account = $1) and ($2::text is null or kind = $2)
-            and ($3::text is null or stage = $3) and ($4::date is null or day >= $4)
+    let sql = "select account, kind, stage, day, sketches, test
+        from (
+            select distinct account, kind, stage from crossover.latencies
+            where ($1::text is null or account = $1) and ($2::text is null or kind = $2)
+                and ($3::text is null or stage = $3) and ($4::date is null or day >= $4)
+            order by account, kind, stage limit $5) named
+        join crossover.latencies using (account, kind, stage)
+        where $4::date is null or day >= $4
         order by account, kind, stage, day";
     let (account, kind) = (filter.account.as_deref(), filter.kind.as_deref());
     let query = sqlx::query(sql).bind(account).bind(kind).bind(filter.stage.map(Stage::as_str)).bind(filter.since_day);
+    let query = query.bind(limit.map(i64::from));
     within(async {
         let mut rows = query.fetch(ledger.pool());
         while let Some(row) = rows.try_next().await? {
             let (key, kept) = read_row(&row)?;
-            if !take(key, kept) {
-                break;
-            }
+            take(key, kept);
         }
         Ok(())
     })

@@ -57,7 +57,7 @@ async fn the_story_is_in_the_order_of_time_with_both_clocks_and_what_a_divergenc
     assert_eq!((&found["class"], &found["detail"]), (&json!("late"), &json!("seen: late")));
     assert!(found["means"].as_str().unwrap().contains("later than it should"));
     let text = asked.text(&["why", &id("a", "k1").to_string()]).await;
-    for word in ["+100 ms", "Verdict: diverged", "docs/divergences.md#late", "SHA-256", "14 bytes"] {
+    for word in ["+100 ms", "Verdict: diverged", "docs/divergences.md#late", "SHA-256", "13 bytes"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
 }

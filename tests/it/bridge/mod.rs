@@ -9,7 +9,7 @@ mod delivery;
 mod flips;
 mod input;
 mod outages;
-mod proxy;
+pub mod proxy;
 mod rehearsals;
 pub mod runner;
 mod soak;
