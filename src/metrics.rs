@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod flags;
 mod groups;
 mod intake;
 pub mod observer;
@@ -15,6 +16,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use flags::FlagMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
@@ -80,6 +82,8 @@ pub struct Metrics {
     pub flags_healthy: IntGauge,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
+    /// The flags' source.
+    pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
     /// Temporal's own.
@@ -250,6 +254,7 @@ impl Metrics {
                 "crossover_flags_healthy",
                 "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.",
             )?,
+            flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,

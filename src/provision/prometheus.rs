@@ -159,9 +159,9 @@ fn launch(program: &Path, home: &Home, port: u16) -> Launch {
         name: "Prometheus",
         program: program.to_owned(),
         args,
+        variables: Vec::new(),
         home: home.clone(),
         stop_signal: "TERM",
-        variables: Vec::new(),
     }
 }
 

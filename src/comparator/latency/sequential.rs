@@ -19,8 +19,9 @@
 //!
 //! **Bursts.** Neighbours share causes, so that one hiccup may make ten pairs slow. Each run of `burst` pairs counts
 //! as one pair with the run's share of slow ones, by dividing both counts: the bet's `burst`-th root, still a
-//! supermartingale whatever binds pairs within a run (Hölder's inequality). What binds runs with each other is not
-//! covered: see `docs/comparison.md`, and the simulation beside this file for what it costs.
+//! supermartingale from run to run, whatever binds pairs within one (Hölder's inequality). A look in the middle of a run,
+//! and what binds runs with each other, the proof does not cover: the simulation beside this file looks after every pair
+//! and shows what that costs, `docs/comparison.md` says it to operators.
 //!
 //! Sources: H. Robbins, *Statistical Methods Related to the Law of the Iterated Logarithm* (1970), for mixtures;
 //! S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, *Time-uniform, nonparametric, nonasymptotic confidence sequences*
