@@ -3,6 +3,7 @@
 //!
 //! `verdict` decides and is pure; `read`, `story` and `overview` only ask. They read what other modules write and write nothing.
 
+mod overview;
 mod read;
 mod story;
 mod verdict;
@@ -13,6 +14,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use overview::{Blocked, Comparison, Overview, overview};
 pub use read::{Question, read};
 pub use story::{
     Before, Contents, Difference, Event, Observation, Outbox, PinPart, Place, ResultOf, Series, SideSeen, Standing,

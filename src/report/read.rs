@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Postgres, Row, Transaction};
+use sqlx::{FromRow, PgConnection, Postgres, Row, Transaction};
 
 use super::verdict::share;
 use super::{Answer, Bounds, Comparator, Evidence, Found, Latency, Line, Quantiles, Report, SideLatency, Total, judge};
@@ -86,13 +86,14 @@ async fn snapshot(ledger: &Ledger) -> Result<Transaction<'static, Postgres>, Led
     Ok(tx)
 }
 
-async fn comparator(tx: &mut Transaction<'_, Postgres>) -> Result<Option<Comparator>, LedgerError> {
+/// Where the comparator that was last heard of stands.
+pub(super) async fn comparator(connection: &mut PgConnection) -> Result<Option<Comparator>, LedgerError> {
     let row = sqlx::query(
         "select name, started_at, extract(epoch from clock_timestamp() - beat_at)::float8 as silent_seconds,
             extract(epoch from clock_timestamp() - pins_until)::float8 as lag_seconds
          from crossover.comparators order by beat_at desc limit 1",
     );
-    let Some(row) = row.fetch_optional(&mut **tx).await? else { return Ok(None) };
+    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
     Ok(Some(Comparator {
         name: row.try_get("name")?,
         started_at: row.try_get("started_at")?,

@@ -3,6 +3,7 @@
 #[cfg(feature = "temporal")]
 mod at_work;
 mod report;
+mod status;
 mod why;
 
 use std::process::{Command, Output};
