@@ -3,13 +3,16 @@
 //!
 //! `crossover.example.toml` lists every key with its default; `CROSSOVER_<SECTION>_<KEY>` overrides one.
 
+mod kinds;
 mod reader;
 mod secret;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use kinds::Kind;
 pub use reader::{ConfigFaults, Fault};
 pub use secret::{Secret, SecretUrl};
 
@@ -200,6 +203,26 @@ pub struct Observer {
 pub struct Comparator {
     /// 0 to 1: the share of interactions that is compared.
     pub sample: f64,
+    /// How often it looks.
+    pub every: Duration,
+    /// How late is late, where others overtook it.
+    pub late: Duration,
+    /// How early is early.
+    pub early: Duration,
+    /// By how much the waits between attempts may differ.
+    pub retry: Duration,
+    /// For how long it waits for what a side should do.
+    pub patience: Duration,
+    /// By how much two clocks may differ.
+    pub clocks: Duration,
+    /// How long a side needs to catch up after a disturbance.
+    pub recovery: Duration,
+    /// How far it looks back when it starts.
+    pub catch_up: Duration,
+    /// For how long verdicts are kept.
+    pub keep: Duration,
+    /// What is tolerated of some kinds.
+    pub kinds: BTreeMap<String, Kind>,
 }
 
 /// `[latency]`: what the sequential test of [`crate::comparator::latency`] asks, and when it may answer.
@@ -349,7 +372,19 @@ impl Config {
                 buffer: r.integer("observer.buffer", 50_000, 100..=1_000_000),
                 keep: r.duration("observer.keep", "14days", "1day", "366days"),
             },
-            comparator: Comparator { sample: r.share("comparator.sample", "1.0", 0.0..=1.0) },
+            comparator: Comparator {
+                sample: r.share("comparator.sample", "1.0", 0.0..=1.0),
+                every: r.duration("comparator.every", "1s", "10ms", "1m"),
+                late: r.duration("comparator.late", "5s", "10ms", "24h"),
+                early: r.duration("comparator.early", "500ms", "0s", "24h"),
+                retry: r.duration("comparator.retry", "500ms", "0s", "24h"),
+                patience: r.duration("comparator.patience", "30s", "1s", "24h"),
+                clocks: r.duration("comparator.clocks", "250ms", "0s", "1m"),
+                recovery: r.duration("comparator.recovery", "30s", "0s", "24h"),
+                catch_up: r.duration("comparator.catch_up", "1h", "1s", "14days"),
+                keep: r.duration("comparator.keep", "14days", "1h", "366days"),
+                kinds: kinds::read(r, "comparator.kinds"),
+            },
             latency: Latency {
                 margin: r.duration("latency.margin", "50ms", "0s", "1h"),
                 quantile: r.share("latency.quantile", "0.95", 0.5..=0.999),

@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+pub mod comparator;
 mod flags;
 mod groups;
 mod intake;
@@ -89,6 +90,8 @@ pub struct Metrics {
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
+    /// The comparator's.
+    pub comparator: comparator::ComparatorMetrics,
     /// The recorder's.
     pub observer: observer::ObserverMetrics,
 }
@@ -258,6 +261,7 @@ impl Metrics {
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
+            comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             registry: r.registry,

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
+use crate::comparator::Comparator;
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
@@ -146,6 +147,7 @@ impl App {
         }
         if roles.relay {
             parts.spawn_relay(config, &working);
+            parts.spawn_comparator(config, &servers, &working)?;
         }
         parts.spawn_gauges(flags.clone(), &working);
         info!(%address, ?roles, "crossover serves");
@@ -349,6 +351,19 @@ impl Parts {
         }
     }
 
+    fn spawn_comparator(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let patience = config.postgres.connect_timeout;
+        let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
+        let comparator = Comparator::new(pool, (&config.comparator).into(), self.metrics.clone());
+        tasks.spawn(comparator.run(stop.clone()));
+        Ok(())
+    }
+
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
         let options = RelayOptions {
             poll: config.relay.poll,
@@ -369,6 +384,9 @@ impl Parts {
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
+
+/// Connections of the comparator: one holds its rows, one reads.
+const COMPARATORS: u32 = 3;
 
 fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
     match &config.runner.url {

@@ -3,6 +3,7 @@
 //!
 //! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
 
+mod compare;
 mod ends;
 mod intake;
 mod outbox;
@@ -15,6 +16,8 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
+pub use compare::{ComparedPin, NewPin};
+pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};
 pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
 pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};

@@ -289,7 +289,7 @@ pub(crate) fn payload(row: &sqlx::postgres::PgRow, column: &str) -> Result<Optio
     text.map(Payload::parse).transpose().map_err(|e| sqlx::Error::Decode(e.into()))
 }
 
-fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
+pub(super) fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
     Ok(Pin {
         id: row.try_get("id")?,
         created_at: row.try_get("created_at")?,
@@ -317,7 +317,7 @@ pub(crate) fn failure(row: &sqlx::postgres::PgRow) -> Result<Option<Failure>, sq
     Ok(permanent.map(|permanent| if permanent { Failure::Permanent } else { Failure::Retryable { retry_after } }))
 }
 
-fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
+pub(super) fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
     Ok(Attempt {
         id: row.try_get("id")?,
         side: required(row, "side")?,

@@ -106,6 +106,27 @@ impl Log {
         within(until.fetch_one(&self.pool)).await
     }
 
+    /// Up to when everything that was seen is written and visible, or lies in a gap. Who observes and has not written it yet
+    /// holds it back.
+    pub async fn seen_until(&self) -> Result<DateTime<Utc>, LedgerError> {
+        // The observers first: what one says that it has written was written before.
+        let clear = sqlx::query_scalar(
+            "select min(clear_at) from crossover.observers
+             where ended_at is null and beat_at >= clock_timestamp() - $1 * interval '1 millisecond'",
+        );
+        let clear: Option<DateTime<Utc>> = within(clear.bind(SILENT.as_millis() as i64).fetch_one(&self.pool)).await?;
+        let visible = self.complete_until().await?;
+        Ok(clear.map_or(visible, |clear| clear.min(visible)))
+    }
+
+    /// Those of `ids` that `side` was seen to begin.
+    pub async fn begun_on(&self, side: Side, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let begun = sqlx::query_scalar(
+            "select distinct id from crossover.sightings where id = any ($1) and side = $2 and what = 'dequeued'",
+        );
+        within(begun.bind(ids).bind(side.as_str()).fetch_all(&self.pool)).await
+    }
+
     /// When sightings may have been lost, as far as that was after `since`: an observer had no room, or it died. One that
     /// died while Postgres was away may have lived until it came back.
     pub async fn gaps(&self, since: DateTime<Utc>) -> Result<Vec<Gap>, LedgerError> {
