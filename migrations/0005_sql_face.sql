@@ -263,9 +263,7 @@ create view crossover.divergences as
     where o.verdict = 'diverged';
 comment on view crossover.divergences is 'What the comparator found, a row for each class of an interaction and side. See docs/sql.md.';
 
--- For reports and status -------------------------------------------------------------------------------------
+-- For the status -------------------------------------------------------------------------------------
 
--- A report reads the interactions of a period.
-create index observations_pinned on crossover.observations using brin (pinned_at) with (pages_per_range = 16, autosummarize = on);
 -- Held work is rare and worth finding.
 create index pins_held on crossover.pins (created_at) where conflict is not null;

@@ -266,7 +266,9 @@ impl Parts {
     }
 
     fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
-        let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch) };
+        // Callers over HTTP share these connections, and need most of them.
+        let parallel = (config.postgres.max_connections as usize / 4).clamp(1, 8);
+        let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
         let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
         tasks.spawn(intake.run(stop.clone()));
     }

@@ -29,6 +29,8 @@ pub struct IntakeOptions {
     pub poll: Duration,
     /// Rows in one look.
     pub batch: i64,
+    /// Pins under way at once.
+    pub parallel: usize,
 }
 
 /// Drains the intake. Every router has one; any number of them is safe.
@@ -39,10 +41,11 @@ pub struct Intake {
     options: IntakeOptions,
 }
 
-/// Pins under way at once.
-const PARALLEL: usize = 8;
 /// What was looked at and could not be pinned is looked at again after so long, at the soonest.
 const BREATH: Duration = Duration::from_millis(250);
+
+/// After `stop`, so long for pins under way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What became of a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,11 +62,19 @@ impl Intake {
         Self { ledger, router, metrics, options }
     }
 
-    /// Drains until `stop`; what is under way is finished first.
+    /// Drains until `stop`. What is under way may finish, for a moment: what is cut off then is there or pinned, as after a crash.
     pub async fn run(self, stop: CancellationToken) {
         let mut wait = Duration::ZERO;
         while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
-            wait = match self.pass(&stop).await {
+            let cut_off = async {
+                stop.cancelled().await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
+            let passed = tokio::select! {
+                passed = self.pass(&stop) => passed,
+                () = cut_off => break,
+            };
+            wait = match passed {
                 Ok((_, settled)) if settled > 0 => Duration::ZERO,
                 Ok((0, _)) => self.options.poll,
                 Ok(_) => self.options.poll.max(BREATH),
@@ -81,7 +92,8 @@ impl Intake {
     async fn pass(&self, stop: &CancellationToken) -> Result<(usize, usize), LedgerError> {
         let due = self.ledger.intake_due(self.options.batch).await?;
         let rows = due.len();
-        let settled = stream::iter(chains(due)).map(|chain| self.chain(chain, stop)).buffer_unordered(PARALLEL);
+        let settled =
+            stream::iter(chains(due)).map(|chain| self.chain(chain, stop)).buffer_unordered(self.options.parallel);
         Ok((rows, settled.fold(0, |sum, n| async move { sum + n }).await))
     }
 
