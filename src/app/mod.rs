@@ -361,7 +361,7 @@ impl Parts {
     ) -> Result<(), AppError> {
         let patience = config.postgres.connect_timeout;
         let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
-        let comparator = Comparator::new(pool, (&config.comparator).into(), self.metrics.clone());
+        let comparator = Comparator::new(pool, config.into(), self.metrics.clone());
         tasks.spawn(comparator.run(stop.clone()));
         Ok(())
     }

@@ -103,6 +103,8 @@ pub struct Moment {
     pub at: Instant,
     /// By the database's, when it was written down.
     pub seen_at: Instant,
+    /// Whose clock the side's own is.
+    pub clock: Uuid,
 }
 
 /// One attempt of one side.
@@ -159,8 +161,8 @@ pub struct End {
 pub struct Start {
     /// When.
     pub at: Instant,
-    /// By the server's clock, so that it compares with others of its side.
-    pub exact: bool,
+    /// By whose clock; none: by the server's.
+    pub clock: Option<Uuid>,
     /// It was seen, and not only recorded.
     pub sighted: bool,
 }
@@ -196,15 +198,10 @@ impl Place {
 impl Try {
     /// When it began first.
     pub fn start(&self) -> Option<Start> {
-        let seen = self.dequeues.iter().map(|d| d.at).min();
+        let seen = self.dequeues.iter().min_by_key(|d| d.at).map(|d| (d.at, Some(d.clock)));
+        let (at, clock) = seen.or(self.recorded_at.map(|at| (at, None)))?;
         // One that was handed back as often as it was seen to begin may have begun before, unseen.
-        let sighted = self.dequeues.len() > self.releases;
-        match (self.recorded_at, seen) {
-            // The record is of the last time that it began.
-            (Some(at), _) if self.dequeues.len() <= 1 && self.releases == 0 => Some(Start { at, exact: true, sighted }),
-            (_, Some(at)) => Some(Start { at, exact: false, sighted }),
-            (recorded, None) => recorded.map(|at| Start { at, exact: true, sighted }),
-        }
+        Some(Start { at, clock, sighted: self.dequeues.len() > self.releases })
     }
 
     /// When something was last heard of it, by the database's clock as far as that is known.

@@ -189,8 +189,8 @@ impl Gathered {
 
 impl SideFacts {
     fn see(&mut self, recorded: &Recorded) {
-        let Recorded { seen_at, sighting } = recorded;
-        let moment = Moment { at: sighting.at, seen_at: *seen_at };
+        let Recorded { seen_at, observer, sighting } = recorded;
+        let moment = Moment { at: sighting.at, seen_at: *seen_at, clock: *observer };
         match &sighting.what {
             Seen::Delivered => {
                 self.delivered = Some(self.delivered.map_or(moment, |d| if d.at <= moment.at { d } else { moment }))

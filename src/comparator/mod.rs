@@ -2,8 +2,7 @@
 //! sides did, and a verdict.
 //!
 //! `facts` is what is known of one interaction and `gather` puts it together; `judge` says what it means, without I/O, clock
-//! or globals. `pass` does so again and again; `storage` speaks the SQL of observations, comparators and scores.
-//! `latency` compares what both sides took, in pairs.
+//! or globals. `pass` does so again and again, and hands pairs to `latency`; `storage` speaks the SQL of observations, comparators and scores.
 
 pub mod facts;
 mod gather;

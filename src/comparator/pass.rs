@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::PerSide;
 use super::facts::{Facts, Instant};
 use super::gather::Sources;
 use super::judge::{Bounds, Context, Span, judge};
@@ -20,7 +19,8 @@ use super::lanes::Lanes;
 use super::rules::{Clean, RuleBook, Rules};
 use super::storage::{Rows, Stand, score, write};
 use super::written::Writing;
-use crate::config;
+use super::{PerSide, latency};
+use crate::config::{Config, Kind};
 use crate::interaction::Side;
 use crate::ledger::{Ledger, LedgerError, NewPin, within};
 use crate::metrics::Metrics;
@@ -41,13 +41,16 @@ pub struct ComparatorOptions {
     pub bounds: Bounds,
     /// What is tolerated, by kind.
     pub rules: RuleBook,
+    /// How latencies are compared.
+    pub latency: latency::Options,
 }
 
-impl From<&config::Comparator> for ComparatorOptions {
-    fn from(c: &config::Comparator) -> Self {
+impl From<&Config> for ComparatorOptions {
+    fn from(config: &Config) -> Self {
+        let c = &config.comparator;
         let span = |duration: Duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
         let others = Rules { late: span(c.late), early: span(c.early), retry: span(c.retry), ..Rules::default() };
-        let rules = |kind: &config::Kind| Rules {
+        let rules = |kind: &Kind| Rules {
             late: kind.late.map_or(others.late, span),
             early: kind.early.map_or(others.early, span),
             retry: kind.retry.map_or(others.retry, span),
@@ -62,6 +65,7 @@ impl From<&config::Comparator> for ComparatorOptions {
             keep: c.keep,
             bounds: Bounds { patience: span(c.patience), clocks: span(c.clocks), recovery: span(c.recovery) },
             rules: RuleBook { others, kinds },
+            latency: config.latency.clone(),
         }
     }
 }
@@ -279,10 +283,11 @@ impl Comparator {
         }
         within(async {
             write(&mut tx, writing.rows()).await?;
-            score(&mut tx, writing.changes()).await?;
-            tx.commit().await
+            score(&mut tx, writing.changes()).await
         })
         .await?;
+        latency::storage::add(&mut tx, writing.pairs(), &self.options.latency).await?;
+        within(tx.commit()).await?;
         writing.tell(&self.metrics.comparator);
         Ok(taken.len() >= BATCH as usize)
     }

@@ -8,6 +8,7 @@ use tracing::error;
 
 use super::facts::{Facts, Instant, Try};
 use super::judge::{Divergence, Judgement};
+use super::latency::{Pair, Timing};
 use super::storage::{Cell, Change, Looked, Taken};
 use super::{Class, Verdict};
 use crate::interaction::{Outcome, Side};
@@ -22,13 +23,14 @@ pub(super) struct Writing {
     /// New verdicts, and new divergences.
     verdicts: Vec<Verdict>,
     divergences: Vec<(uuid::Uuid, Divergence)>,
+    pairs: Vec<Pair>,
 }
 
 impl Writing {
     /// A batch looked at `now`; a row is looked at again after `longest` at the latest.
     pub fn new(now: Instant, longest: TimeDelta) -> Self {
-        let (rows, changes, verdicts, divergences) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
-        Self { now, longest, rows, changes, verdicts, divergences }
+        let (rows, verdicts, divergences, pairs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { now, longest, rows, changes: BTreeMap::new(), verdicts, divergences, pairs }
     }
 
     /// Takes in what came of the look at `taken`.
@@ -43,8 +45,14 @@ impl Writing {
             let fresh = judgement.divergences.iter().filter(|d| !taken.classes.contains(&d.class));
             self.divergences.extend(fresh.map(|d| (taken.id, d.clone())));
         }
+        let compared =
+            judgement.look_again.is_none() && matches!(judgement.verdict, Verdict::Matched | Verdict::Diverged);
+        let pair = pair(taken, facts).filter(|_| compared && !taken.paired);
+        let paired = taken.paired || pair.is_some();
+        self.pairs.extend(pair);
         let look_at = judgement.look_again.map(|soonest| self.later(soonest, taken.looks));
-        self.rows.push(Looked { look_at, looks: taken.looks.saturating_add(1), ..row(taken, facts, judgement) });
+        let looks = taken.looks.saturating_add(1);
+        self.rows.push(Looked { look_at, looks, paired, ..row(taken, facts, judgement) });
     }
 
     /// The more often it was looked at, the longer it is left alone.
@@ -73,6 +81,11 @@ impl Writing {
         &self.changes
     }
 
+    /// Latencies of both sides, where they were not handed out before.
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
     /// Counts what is new, and says aloud what nobody should wait with.
     pub fn tell(&self, metrics: &ComparatorMetrics) {
         for verdict in &self.verdicts {
@@ -85,6 +98,31 @@ impl Writing {
             }
         }
     }
+}
+
+/// What both sides took, where both began it and its last attempt has ended.
+fn pair(taken: &Taken, facts: &Facts) -> Option<Pair> {
+    let pin = facts.pin.as_ref()?;
+    let seconds = |span: TimeDelta| span.as_seconds_f64();
+    let timing = |side: Side| {
+        let (here, began) = (facts.sides.of(side), facts.sides.of(side).start()?.at);
+        let last = here.last()?;
+        let ended = last.end.as_ref().filter(|end| end.outcome.is_some())?.at;
+        let enqueued = if side == Side::Temporal { here.delivered?.at } else { pin.created_at };
+        Some(Timing {
+            start: seconds(began - here.first()?.due_at?),
+            queueing: seconds(began - enqueued),
+            run: seconds(ended - last.start()?.at),
+        })
+    };
+    Some(Pair {
+        account: taken.account.clone(),
+        kind: taken.kind.clone(),
+        stage: pin.stage,
+        day: taken.day,
+        temporal: timing(Side::Temporal)?,
+        postgres: timing(Side::Postgres)?,
+    })
 }
 
 fn row(taken: &Taken, facts: &Facts, judgement: Judgement) -> Looked {
@@ -112,7 +150,6 @@ fn row(taken: &Taken, facts: &Facts, judgement: Judgement) -> Looked {
         postgres_outcome: outcome(postgres.last()),
         owner: facts.pin.as_ref().map(|p| p.owner.as_str()),
         epoch: facts.pin.as_ref().map(|p| p.epoch),
-        paired: taken.paired,
         ..Looked::default()
     }
 }

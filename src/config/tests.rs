@@ -124,21 +124,6 @@ fn following_unleash_needs_its_address_and_a_token_for_its_environment() {
 }
 
 #[test]
-fn a_share_is_a_plain_number_in_its_range() {
-    let config = load("[latency]\nquantile = 0.99", &[("CROSSOVER_LATENCY_CONFIDENCE", "0.999")]).unwrap();
-    assert_eq!((config.latency.quantile, config.latency.confidence), (0.99, 0.999));
-    assert_eq!(
-        faults("[latency]\nquantile = \"0.9\"\nconfidence = 1\nburst = 1.5", &[]),
-        [
-            "latency.quantile (line 2): must be a number from 0.5 to 0.999, without quotes",
-            "latency.confidence (line 3): must be a number from 0.5 to 0.9999, without quotes",
-            "latency.burst (line 4): must be an integer from 1 to 10000, without quotes",
-        ]
-    );
-    assert_eq!(faults("", &[("CROSSOVER_LATENCY_QUANTILE", "NaN")]).len(), 1);
-}
-
-#[test]
 fn a_kind_has_tolerances_and_rules_of_its_own() {
     let text = "[comparator.kinds.sync]\nlate = \"30s\"\nignore = [\"/sent_at\"]\nclean = [[\"[0-9]+\", \"N\"]]\n[comparator.kinds.\"a.b\"]\n";
     let config = load(text, &[]).unwrap();
@@ -162,4 +147,19 @@ fn every_fault_of_every_kind_is_reported_at_once() {
         assert!(faults.contains(fault), "{fault} is missing in {faults}");
     }
     assert!(self::faults("", &[("CROSSOVER_COMPARATOR_KINDS", "x")]).join("").contains("must be a table of kinds"));
+}
+
+#[test]
+fn a_share_is_a_plain_number_in_its_range() {
+    let config = load("[latency]\nquantile = 0.99", &[("CROSSOVER_LATENCY_CONFIDENCE", "0.999")]).unwrap();
+    assert_eq!((config.latency.quantile, config.latency.confidence), (0.99, 0.999));
+    assert_eq!(
+        faults("[latency]\nquantile = \"0.9\"\nconfidence = 1\nburst = 1.5", &[]),
+        [
+            "latency.quantile (line 2): must be a number from 0.5 to 0.999, without quotes",
+            "latency.confidence (line 3): must be a number from 0.5 to 0.9999, without quotes",
+            "latency.burst (line 4): must be an integer from 1 to 10000, without quotes",
+        ]
+    );
+    assert_eq!(faults("", &[("CROSSOVER_LATENCY_QUANTILE", "NaN")]).len(), 1);
 }

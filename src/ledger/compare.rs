@@ -72,7 +72,8 @@ const NEW: &str =
 impl Ledger {
     /// Up to when every pin is visible.
     pub async fn pins_complete_until(&self) -> Result<DateTime<Utc>, LedgerError> {
-        let until = sqlx::query_scalar("select crossover.complete_until('crossover.pins')");
+        // A writer that ends just now leaves a lock without a time for a moment, which would be minus infinity.
+        let until = sqlx::query_scalar("select greatest(crossover.complete_until('crossover.pins'), to_timestamp(0))");
         within(until.fetch_one(&self.pool)).await
     }
 

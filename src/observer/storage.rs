@@ -24,6 +24,8 @@ pub struct Log {
 pub struct Recorded {
     /// By the database's clock.
     pub seen_at: DateTime<Utc>,
+    /// Who saw it: what one saw is by one clock.
+    pub observer: Uuid,
     /// What was seen.
     pub sighting: Sighting,
 }
@@ -102,7 +104,9 @@ impl Log {
 
     /// Up to when everything that was written is visible.
     pub async fn complete_until(&self) -> Result<DateTime<Utc>, LedgerError> {
-        let until = sqlx::query_scalar("select crossover.complete_until('crossover.sightings')");
+        // A writer that ends just now leaves a lock without a time for a moment, which would be minus infinity.
+        let until =
+            sqlx::query_scalar("select greatest(crossover.complete_until('crossover.sightings'), to_timestamp(0))");
         within(until.fetch_one(&self.pool)).await
     }
 
@@ -279,6 +283,7 @@ fn required<T>(value: Option<T>, column: &str) -> Result<T, sqlx::Error> {
 fn recorded_of(row: &PgRow) -> Result<Recorded, sqlx::Error> {
     Ok(Recorded {
         seen_at: row.try_get("seen_at")?,
+        observer: row.try_get("observer")?,
         sighting: Sighting {
             id: row.try_get("id")?,
             side: required(named(row, "side")?, "side")?,

@@ -3,6 +3,8 @@
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
+#[cfg(feature = "temporal")]
+mod comparator;
 mod config;
 #[cfg(feature = "temporal")]
 mod dashboards;

@@ -66,7 +66,7 @@ fn overlap(facts: &Facts, before: &Neighbour, context: &Context<'_>, found: &mut
     }
 }
 
-/// Two starts by the server's clock compare as they are.
+/// Two starts by one clock compare as they are.
 fn slack(one: Start, other: Start, context: &Context<'_>) -> TimeDelta {
-    if one.exact && other.exact { TimeDelta::zero() } else { context.bounds.clocks }
+    if one.clock == other.clock { TimeDelta::zero() } else { context.bounds.clocks }
 }

@@ -137,16 +137,17 @@ pub fn judge(facts: &Facts, rules: &Rules, context: &Context<'_>) -> Judgement {
         temporal: settled::state(facts, pin, Side::Temporal, context),
         postgres: settled::state(facts, pin, Side::Postgres, context),
     };
+    for &side in Side::ALL {
+        if let State::Missing(detail) = states.of(side) {
+            found.add(Class::Missing, side, detail);
+        }
+    }
+    // What is missing is known for sure, however long the other side takes.
     if let Some(judgement) = unsettled(&states, &found.divergences) {
         return judgement;
     }
     if let Some(wait) = chain::waits(facts, context) {
         return Judgement::in_flight("the member before it has not been seen on both sides", wait, found.divergences);
-    }
-    for &side in Side::ALL {
-        if let State::Missing(detail) = states.of(side) {
-            found.add(Class::Missing, side, detail);
-        }
     }
     compare(facts, pin, rules, context, &mut found);
     conclude(states, found, pin, context)
@@ -161,7 +162,7 @@ fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Context<'_>, 
 }
 
 /// A side that has not settled yet.
-fn unsettled(states: &PerSide<State>, urgent: &[Divergence]) -> Option<Judgement> {
+fn unsettled(states: &PerSide<State>, certain: &[Divergence]) -> Option<Judgement> {
     let waits = Side::ALL.iter().filter_map(|side| match states.of(*side) {
         State::InFlight { why, look_again } => Some((*side, why, *look_again)),
         _ => None,
@@ -169,7 +170,7 @@ fn unsettled(states: &PerSide<State>, urgent: &[Divergence]) -> Option<Judgement
     let waits: Vec<_> = waits.collect();
     let soonest = waits.iter().map(|(.., look_again)| *look_again).min()?;
     let why: Vec<String> = waits.iter().map(|(side, why, _)| format!("{side}: {why}")).collect();
-    Some(Judgement::in_flight(why.join("; "), soonest, urgent.to_vec()))
+    Some(Judgement::in_flight(why.join("; "), soonest, certain.to_vec()))
 }
 
 fn conclude(states: PerSide<State>, found: Findings, pin: &PinFacts, context: &Context<'_>) -> Judgement {
@@ -229,12 +230,12 @@ impl Judgement {
         Self { verdict: Verdict::Diverged, divergences: kept, reason: None, look_again }
     }
 
-    /// Not settled: in flight, unless something was found that nobody should wait with.
-    fn in_flight(why: impl Into<String>, look_again: Instant, urgent: Vec<Divergence>) -> Self {
-        if !urgent.is_empty() {
-            return Self::diverged(urgent, Some(look_again));
+    /// Not settled: in flight, unless something is certain by now.
+    fn in_flight(why: impl Into<String>, look_again: Instant, certain: Vec<Divergence>) -> Self {
+        if !certain.is_empty() {
+            return Self::diverged(certain, Some(look_again));
         }
         let (verdict, reason) = (Verdict::InFlight, Some(why.into()));
-        Self { verdict, divergences: urgent, reason, look_again: Some(look_again) }
+        Self { verdict, divergences: certain, reason, look_again: Some(look_again) }
     }
 }

@@ -1,11 +1,13 @@
-//! Each class, and its nearest innocent neighbour.
+//! Each class, and its nearest innocent neighbour; `clean` has what must never be a divergence.
+
+mod clean;
 
 use chrono::TimeDelta;
-use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 use crate::comparator::facts::{End, Moment, Neighbour, Place, Read, SideFacts, Try};
+use crate::comparator::lanes::Lane;
 use crate::interaction::{Fence, Outcome, Payload, Stage};
 
 const LATE: TimeDelta = TimeDelta::seconds(5);
@@ -16,6 +18,10 @@ fn at(ms: i64) -> Instant {
 
 fn ms(ms: i64) -> TimeDelta {
     TimeDelta::milliseconds(ms)
+}
+
+fn moment(at: Instant, seen_at: Instant) -> Moment {
+    Moment { at, seen_at, clock: Uuid::nil() }
 }
 
 fn payload() -> Payload {
@@ -32,7 +38,7 @@ fn attempt(number: i32, rehearsal: bool, due: i64, began: i64, ended: i64) -> Tr
         fence: Fence { epoch: 1, attempt: number },
         rehearsal,
         due_at: Some(at(due)),
-        dequeues: vec![Moment { at: at(began), seen_at: at(began + 5) }],
+        dequeues: vec![moment(at(began), at(began + 5))],
         releases: 0,
         recorded_at: Some(at(began)),
         read: vec![read()],
@@ -62,7 +68,7 @@ fn clean(stage: Stage) -> Facts {
     let real = side(vec![attempt(1, false, 0, 20, 500)]);
     let rehearsal = side(vec![attempt(1, true, 0, 10, 510)]);
     let (mut temporal, postgres) = if stage.owner() == Side::Temporal { (real, rehearsal) } else { (rehearsal, real) };
-    temporal.delivered = Some(Moment { at: at(5), seen_at: at(6) });
+    temporal.delivered = Some(moment(at(5), at(6)));
     Facts {
         id: Uuid::from_u128(7),
         pin: Some(PinFacts {
@@ -107,7 +113,7 @@ fn member(stage: Stage) -> Facts {
         for t in &mut before.sides.of_mut(*one).tries {
             let back = ms(600);
             t.recorded_at = t.recorded_at.map(|at| at - back);
-            t.dequeues.iter_mut().for_each(|d| *d = Moment { at: d.at - back, seen_at: d.seen_at - back });
+            t.dequeues.iter_mut().for_each(|d| *d = moment(d.at - back, d.seen_at - back));
             t.end.iter_mut().for_each(|e| e.at -= back);
         }
     }
@@ -119,6 +125,7 @@ fn member(stage: Stage) -> Facts {
 
 struct World {
     now: i64,
+    sighted_until: i64,
     lanes: Lanes,
     disturbances: PerSide<Vec<Span>>,
     gaps: Vec<Span>,
@@ -130,7 +137,7 @@ impl Default for World {
     fn default() -> Self {
         let rules = Rules { late: LATE, ..Rules::default() };
         let (lanes, disturbances, gaps) = (Lanes::default(), PerSide::default(), Vec::new());
-        Self { now: 60_000, lanes, disturbances, gaps, watermark: Some(50_000), rules }
+        Self { now: 60_000, sighted_until: 60_000, lanes, disturbances, gaps, watermark: Some(50_000), rules }
     }
 }
 
@@ -139,7 +146,7 @@ impl World {
         let bounds = Bounds { patience: ms(30_000), clocks: ms(250), recovery: ms(10_000) };
         let context = Context {
             now: at(self.now),
-            sighted_until: at(self.now),
+            sighted_until: at(self.sighted_until),
             temporal_passed: self.watermark.map(at),
             disturbances: &self.disturbances,
             gaps: &self.gaps,
@@ -327,7 +334,7 @@ fn an_effect_of_an_earlier_epoch_may_have_been_its_owners() {
 
 fn begun_twice() -> Facts {
     let mut facts = clean(Stage::Shadow);
-    facts.sides.postgres.tries[0].dequeues.push(Moment { at: at(30), seen_at: at(35) });
+    facts.sides.postgres.tries[0].dequeues.push(moment(at(30), at(35)));
     facts
 }
 
@@ -370,8 +377,6 @@ fn late(overtaken: bool) -> (World, Facts) {
     (world, facts)
 }
 
-use crate::comparator::lanes::Lane;
-
 #[test]
 fn what_began_late_and_was_overtaken_is_late() {
     let (world, facts) = late(true);
@@ -407,7 +412,7 @@ fn what_was_delivered_late_is_due_when_it_was_delivered() {
     let mut world = World::default();
     world.lanes.began(Lane::of(&facts, Side::Temporal).unwrap(), at(9_000), at(9_010));
     diverges(&world.judge(&facts), Class::Late, Side::Temporal);
-    facts.sides.temporal.delivered = Some(Moment { at: at(9_900), seen_at: at(9_900) });
+    facts.sides.temporal.delivered = Some(moment(at(9_900), at(9_900)));
     is(&world.judge(&facts), Verdict::Matched);
 }
 
@@ -595,5 +600,5 @@ fn an_attempt_that_nobody_saw_begin_is_incomplete() {
 
 #[test]
 fn nothing_is_judged_before_its_sightings_can_be_there() {
-    is(&World { now: 505, ..World::default() }.judge(&clean(Stage::Shadow)), Verdict::InFlight);
+    is(&World { now: 505, sighted_until: 500, ..World::default() }.judge(&clean(Stage::Shadow)), Verdict::InFlight);
 }

@@ -1,6 +1,8 @@
 //! Late and early, on first attempts. A side that is slow as a whole is shown by the paired latencies; late is what was
 //! left behind alone.
 
+use chrono::TimeDelta;
+
 use super::settled::words;
 use super::{Context, Findings};
 use crate::comparator::Class;
@@ -23,7 +25,7 @@ fn early(facts: &Facts, side: Side, rules: &Rules, context: &Context<'_>, found:
         let (Some(start), Some(due)) = (attempt.start(), attempt.due_at) else { continue };
         // The due that its copy names may itself be wrong.
         let due = if attempt.fence.attempt == 1 { due.max(pin.run_at) } else { due };
-        let clocks = if start.exact { chrono::TimeDelta::zero() } else { context.bounds.clocks };
+        let clocks = start.clock.map_or(TimeDelta::zero(), |_| context.bounds.clocks);
         if start.at + rules.early + clocks < due {
             let by = words(due - start.at);
             found.add(Class::Early, side, format!("attempt {} began {by} before it was due", attempt.fence.attempt));
