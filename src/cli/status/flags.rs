@@ -19,7 +19,7 @@ pub(super) struct FlagStatus {
 /// What the flags say.
 pub(super) enum Stages {
     /// The file's.
-    File(Document),
+    File(Box<Document>),
     /// Unleash's.
     Unleash(Box<Flags>),
     /// They can't be read.
@@ -50,7 +50,7 @@ fn file(config: &Config) -> (Stages, FlagStatus) {
     match Document::read(&config.flags.file) {
         Ok(document) => {
             let revision = Some(document.revision().to_owned());
-            (Stages::File(document), FlagStatus { source, revision, error: None })
+            (Stages::File(Box::new(document)), FlagStatus { source, revision, error: None })
         }
         Err(error) => (Stages::Unknown, FlagStatus { source, revision: None, error: Some(error) }),
     }
