@@ -41,6 +41,8 @@ pub struct Config {
     pub http: Http,
     /// The Postgres side's worker.
     pub worker: Worker,
+    /// What comes in from SQL.
+    pub intake: Intake,
     /// Delivery from the outbox.
     pub relay: Relay,
     /// The side that runs nothing.
@@ -51,6 +53,8 @@ pub struct Config {
     pub comparator: Comparator,
     /// How latencies in pairs are judged.
     pub latency: Latency,
+    /// What a report calls a pass.
+    pub report: Report,
     /// How long keys are remembered.
     pub window: Window,
     /// What is logged, and how.
@@ -156,6 +160,15 @@ pub struct Worker {
     pub shutdown_grace: Duration,
 }
 
+/// `[intake]`
+#[derive(Debug, Clone)]
+pub struct Intake {
+    /// How often a router looks for what `crossover.enqueue` left.
+    pub poll: Duration,
+    /// Rows in one look.
+    pub batch: u32,
+}
+
 /// `[relay]`
 #[derive(Debug, Clone)]
 pub struct Relay {
@@ -227,6 +240,19 @@ pub struct Latency {
     pub burst: u32,
     /// Days older than this are forgotten.
     pub keep: Duration,
+}
+
+/// `[report]`
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Fewer judged interactions of an account and kind are inconclusive.
+    pub min_samples: u32,
+    /// The share of pinned (and sampled) interactions that must have been judged, 0 to 1.
+    pub min_coverage: f64,
+    /// What is in flight for longer is an unknown.
+    pub in_flight_age: Duration,
+    /// A comparator that is further behind, or silent for longer, is an unknown.
+    pub comparator_lag: Duration,
 }
 
 /// `[window]`
@@ -331,6 +357,10 @@ impl Config {
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
             },
+            intake: Intake {
+                poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
+                batch: r.integer("intake.batch", 500, 1..=10_000),
+            },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
@@ -362,6 +392,12 @@ impl Config {
                 min_pairs: r.integer("latency.min_pairs", 200, 1..=1_000_000_000),
                 burst: r.integer("latency.burst", 5, 1..=10_000),
                 keep: r.duration("latency.keep", "30days", "1day", "10years"),
+            },
+            report: Report {
+                min_samples: r.integer("report.min_samples", 100, 1..=1_000_000_000),
+                min_coverage: r.share("report.min_coverage", "0.95", 0.0..=1.0),
+                in_flight_age: r.duration("report.in_flight_age", "10m", "1s", "30days"),
+                comparator_lag: r.duration("report.comparator_lag", "1m", "1s", "24h"),
             },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
             log: Log {

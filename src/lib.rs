@@ -18,6 +18,7 @@ pub mod policy;
 pub mod proof;
 pub mod provision;
 pub mod queue;
+pub mod report;
 pub mod router;
 #[cfg(feature = "temporal")]
 pub mod temporal;

@@ -3,6 +3,7 @@
 pub mod comparator;
 mod flags;
 mod groups;
+mod intake;
 pub mod observer;
 mod pools;
 mod process;
@@ -18,6 +19,7 @@ use prometheus::{
 
 pub use flags::FlagMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -79,6 +81,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy.
     pub flags_healthy: IntGauge,
+    /// What comes in from SQL.
+    pub intake: IntakeMetrics,
     /// The flags' source.
     pub flags: FlagMetrics,
     /// Connections to Postgres.
@@ -259,6 +263,7 @@ impl Metrics {
             temporal: TemporalMetrics::register(&mut r)?,
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
+            intake: IntakeMetrics::register(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
+use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Relay, RelayOptions, Router, RouterOptions};
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +124,10 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = flags.clone().map(|flags| parts.router(config, flags));
+        let router = flags.clone().map(|flags| Arc::new(parts.router(config, flags)));
+        if let Some(router) = &router {
+            parts.spawn_intake(config, router.clone(), &incoming);
+        }
         let api = Api {
             router,
             flags: flags.clone(),
@@ -231,7 +234,7 @@ impl Parts {
             None => ledger.check_schema().await?,
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
-        let target = target(config, servers, &metrics)?;
+        let target = target(config, &servers.temporal_address, &metrics)?;
         let options =
             ObserverOptions { name: identity(), buffer: config.observer.buffer, share: config.comparator.sample };
         let log = Log::new(connect(OBSERVERS)?);
@@ -260,6 +263,14 @@ impl Parts {
             self.wake_queue.clone(),
             self.wake_relay.clone(),
         )
+    }
+
+    fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        // Callers over HTTP share these connections, and need most of them.
+        let parallel = (config.postgres.max_connections as usize / 4).clamp(1, 8);
+        let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
+        let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
+        tasks.spawn(intake.run(stop.clone()));
     }
 
     fn spawn_workers(
@@ -390,12 +401,13 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
     }
 }
 
+/// What delivers to the Temporal at `address`, and looks up there; it connects when it is first asked.
 #[cfg(feature = "temporal")]
-fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     use crate::temporal::client::{ClientSettings, TemporalClient};
     use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
-        address: format!("http://{}", servers.temporal_address),
+        address: format!("http://{address}"),
         namespace: config.temporal.namespace.clone(),
         task_queue: config.temporal.task_queue.clone(),
         timeout: config.temporal.start_timeout,
@@ -412,7 +424,7 @@ fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<
 }
 
 #[cfg(not(feature = "temporal"))]
-fn target(_: &Config, _: &Servers, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(_: &Config, _: &str, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     Ok(Arc::new(crate::router::NoTemporal))
 }
 

@@ -59,8 +59,10 @@ commands! {
     Doctor = doctor,
     Migrate = migrate,
     Replay = replay,
+    Report = report,
     Serve = serve,
     Status = status,
+    Why = why,
     #[command(hide = true)]
     Servers = servers,
 }

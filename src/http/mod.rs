@@ -26,7 +26,7 @@ use crate::router::Router;
 /// What the routes need.
 pub struct Api {
     /// Absent in a process without the role `router`.
-    pub router: Option<Router>,
+    pub router: Option<Arc<Router>>,
     /// The flags in force, where there is a router.
     pub flags: Option<Arc<Flags>>,
     /// Looks interactions up.

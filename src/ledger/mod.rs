@@ -5,6 +5,7 @@
 
 mod compare;
 mod ends;
+mod intake;
 mod outbox;
 mod pins;
 mod schema;
@@ -18,6 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 pub use compare::{ComparedPin, NewPin};
 pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};
 pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
+pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};

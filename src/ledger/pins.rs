@@ -152,6 +152,12 @@ impl Ledger {
         within(rows.fetch_all(&self.pool)).await
     }
 
+    /// What is known of one account; none where it was never seen.
+    pub async fn account(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
+        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        within(row.bind(account).fetch_optional(&self.pool)).await
+    }
+
     /// Unended work by account, kind and owner.
     pub async fn unended(&self) -> Result<Vec<StageCount>, LedgerError> {
         let rows = sqlx::query_as(

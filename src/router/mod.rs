@@ -4,6 +4,7 @@
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
 mod deliver;
+mod intake;
 mod relay;
 pub mod request;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 #[cfg(not(feature = "temporal"))]
 pub use deliver::NoTemporal;
 pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
+pub use intake::{Intake, IntakeOptions};
 pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
@@ -143,7 +145,7 @@ impl Router {
 
     /// Accepts an interaction: the whole protocol, decide to answer.
     pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
-        valid(interaction)?;
+        valid(interaction, chrono::Utc::now())?;
         let decision = self.flags.decide(&interaction.account, &interaction.kind);
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
             return self.start_unpinned(interaction).await;
@@ -172,8 +174,19 @@ impl Router {
         transaction: &mut Transaction<'_, Postgres>,
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
-        valid(interaction)?;
+        valid(interaction, chrono::Utc::now())?;
+        self.pin_in(transaction, interaction).await
+    }
+
+    /// The same for what has been checked.
+    async fn pin_in(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        interaction: &Interaction,
+    ) -> Result<Ticket, EnqueueError> {
         let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
+        self.forget_unpinned(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
@@ -202,6 +215,18 @@ impl Router {
             (None, Side::Postgres) => self.wake_relay.notify_one(),
         }
         accepted
+    }
+
+    /// Delivers what a ticket names behind the caller's back; the relay does what finds no room.
+    fn deliver_later(&self, ticket: Ticket) {
+        if ticket.accepted.how == How::Repeated {
+            return;
+        }
+        self.wake_queue.notify_one();
+        match ticket.delivery {
+            Some(envelope) => self.deliverer.deliver_later(&self.ledger, *envelope),
+            None => self.wake_relay.notify_one(),
+        }
     }
 
     /// Whether work in `off` may start without a pin: Temporal only, no Postgres. An account is asked about once.
@@ -320,8 +345,8 @@ fn envelope(interaction: &Interaction, pin: Option<&Pin>, owner: Side, epoch: i3
     }
 }
 
-fn valid(interaction: &Interaction) -> Result<(), EnqueueError> {
-    match request::check(interaction, chrono::Utc::now()) {
+fn valid(interaction: &Interaction, now: chrono::DateTime<chrono::Utc>) -> Result<(), EnqueueError> {
+    match request::check(interaction, now) {
         faults if faults.is_empty() => Ok(()),
         faults => Err(EnqueueError::Invalid(faults)),
     }

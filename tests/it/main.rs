@@ -1,7 +1,8 @@
 //! The tests that need real servers: one binary, so that all of them share one Postgres and one Temporal.
 
+mod asking;
 #[cfg(feature = "temporal")]
-mod bridge;
+pub mod bridge;
 #[cfg(feature = "temporal")]
 mod comparator;
 mod config;
@@ -14,6 +15,7 @@ mod latency;
 mod observer;
 mod provision;
 mod servers;
+mod sql_face;
 #[cfg(feature = "temporal")]
 mod temporal_side;
 mod unleash;
