@@ -61,7 +61,8 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
             m.pools.show(name, pool.size(), pool.num_idle(), pool.options().get_max_connections());
         }
         if let Some(flags) = &flags {
-            m.flags_healthy.set(i64::from(flags.health().error.is_none()));
+            let healthy = flags.health().error.is_none();
+            m.flags_healthy.with_label_values::<&str>(&[]).set(i64::from(healthy));
         }
     }
 }
