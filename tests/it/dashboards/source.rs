@@ -202,7 +202,7 @@ fn lines_options() -> Value {
 
 /// The metrics that an expression names.
 pub fn metrics_of(expression: &str) -> Vec<String> {
-    split(expression).into_iter().filter_map(|(word, is_metric)| is_metric.then(|| word.to_owned())).collect()
+    split(expression).into_iter().filter(|(_, is_metric)| *is_metric).map(|(word, _)| word.to_owned()).collect()
 }
 
 /// Narrows every metric of an expression to the job that is chosen.
