@@ -1,6 +1,7 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
 mod groups;
+pub mod observer;
 mod pools;
 mod process;
 #[cfg(feature = "temporal")]
@@ -80,6 +81,8 @@ pub struct Metrics {
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
+    /// The recorder's.
+    pub observer: observer::ObserverMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -247,6 +250,7 @@ impl Metrics {
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
+            observer: observer::ObserverMetrics::register(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

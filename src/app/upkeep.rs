@@ -1,4 +1,4 @@
-//! What a process does beside its work: partitions ahead, the sweep, gauges.
+//! What a process does beside its work: partitions ahead and behind, the sweep, a look whether both sides answer, gauges.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use tracing::{info, warn};
 
 use super::Parts;
 use crate::flags::Flags;
+use crate::interaction::Side;
 use crate::ledger::LedgerError;
 use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::queue::Queue;
 
-/// Makes partitions ahead, and again every hour.
-pub(super) async fn keep_house(parts: Parts, stop: CancellationToken) {
+/// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
+pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(3_600));
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let Some(made) = stop.run_until_cancelled(parts.ledger.make_partitions()).await else { return };
@@ -25,6 +26,42 @@ pub(super) async fn keep_house(parts: Parts, stop: CancellationToken) {
                 warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
                 tick.reset_after(Duration::from_secs(60));
             }
+        }
+        let Some(dropped) = stop.run_until_cancelled(parts.log.retain(keep)).await else { return };
+        match dropped {
+            Ok(0) => {}
+            Ok(days) => info!(days, "old sightings are dropped"),
+            Err(error) => {
+                parts.metrics.queue_errors.with_label_values(&["drop_sightings"]).inc();
+                warn!(%error, "old sightings can't be dropped; they stay for another hour");
+            }
+        }
+    }
+}
+
+/// A side that takes longer to answer can't work as it should.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Asks both sides each second whether they are there. The comparator does not blame a rehearsal for what was late while
+/// one was not.
+pub(super) async fn watch_sides(parts: Parts, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let asked = async {
+            tokio::join!(
+                tokio::time::timeout(ANSWERS_WITHIN, parts.log.writable()),
+                tokio::time::timeout(ANSWERS_WITHIN, parts.deliverer.look_up(uuid::Uuid::nil()))
+            )
+        };
+        let Some((postgres, temporal)) = stop.run_until_cancelled(asked).await else { return };
+        match postgres {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => parts.observer.disturbed(Side::Postgres, "it recovers and takes no writes"),
+            Ok(Err(_)) | Err(_) => parts.observer.disturbed(Side::Postgres, "it does not answer"),
+        }
+        if !matches!(temporal, Ok(Ok(_))) {
+            parts.observer.disturbed(Side::Temporal, "it does not answer");
         }
     }
 }

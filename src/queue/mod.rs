@@ -12,4 +12,5 @@ mod upkeep;
 mod worker;
 
 pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
+pub use upkeep::LOST;
 pub use worker::{Worker, WorkerOptions};

@@ -52,8 +52,14 @@ pub struct Claimed {
 pub struct Finish {
     /// The interaction.
     pub id: Uuid,
+    /// The epoch of its copy.
+    pub epoch: i32,
     /// The attempt.
     pub attempt: i32,
+    /// Nothing was run.
+    pub rehearsal: bool,
+    /// When that was known, by the clock of this process.
+    pub ended_at: DateTime<Utc>,
     /// What came of it; `None` for a rehearsal that was bounded.
     pub outcome: Option<Outcome>,
     /// Why it failed, where it did.
@@ -115,6 +121,22 @@ impl Claimed {
 }
 
 impl Finish {
+    /// The end of `claimed`, now and with nothing to tell.
+    pub(super) fn of(claimed: &Claimed, outcome: Option<Outcome>) -> Self {
+        Self {
+            id: claimed.envelope.id,
+            epoch: claimed.fence.epoch,
+            attempt: claimed.fence.attempt,
+            rehearsal: claimed.rehearsal,
+            ended_at: Utc::now(),
+            outcome,
+            failure: None,
+            retry: None,
+            result: None,
+            error: None,
+        }
+    }
+
     /// Which attempt at which interaction it ends.
     pub(super) fn key(&self) -> (Uuid, i32) {
         (self.id, self.attempt)
@@ -223,6 +245,22 @@ impl Queue {
             .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
             .bind(column(|e| e.error.clone()));
         within(kept.fetch_all(&self.pool)).await
+    }
+
+    /// Which of `ends` are recorded as they are told here: where the answer to a [`Queue::finish`] was lost. One that was
+    /// taken over has another end.
+    pub async fn recorded(&self, ends: &[Finish]) -> Result<Vec<(Uuid, i32)>, LedgerError> {
+        let recorded = sqlx::query_as(
+            "select a.id, a.attempt from crossover.attempts a
+             join unnest($1::uuid[], $2::integer[], $3::integer[], $4::text[]) as e (id, epoch, attempt, error)
+                on a.id = e.id and a.epoch = e.epoch and a.attempt = e.attempt
+             where a.side = 'postgres' and a.error is not distinct from e.error",
+        )
+        .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.epoch).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.error.clone()).collect::<Vec<_>>());
+        within(recorded.fetch_all(&self.pool)).await
     }
 
     /// Takes over what workers hold whose lease ran out, but not what this process's `worker` knows to hold (`held`): it is
@@ -349,11 +387,13 @@ impl Queue {
 }
 
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
-    let (id, attempt) = (row.try_get("id").ok()?, row.try_get("attempt").ok()?);
+    let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
+    let rehearsal = !row.try_get::<bool, _>("execute").ok()?;
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
     tracing::error!(%id, error, "a copy has failed unread; see crossover.payloads");
     let (outcome, failure) = (Some(Outcome::Failed), Some(Failure::Permanent));
-    Some(Finish { id, attempt, outcome, failure, retry: None, result: None, error: Some(error) })
+    let (ended_at, retry, result, error) = (Utc::now(), None, None, Some(error));
+    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, result, error })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {

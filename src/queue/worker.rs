@@ -1,9 +1,11 @@
 //! A worker: claims what there is room for, runs it, reports the ends. Everything it holds is kept alive by one
 //! heartbeat; what it loses it gives up at once.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rand::RngExt;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +17,10 @@ use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
 use super::{finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
-use crate::interaction::{Outcome, Side};
-use crate::ledger::LedgerError;
+use crate::interaction::{Fence, Outcome, Side};
+use crate::ledger::{LedgerError, is_outage};
 use crate::metrics::Metrics;
+use crate::observer::{Dequeue, Observer, Seen, Sighting};
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -36,7 +39,7 @@ pub struct WorkerOptions {
 
 /// The Postgres side's worker.
 pub struct Worker {
-    shared: Arc<Shared>,
+    shared: Shared,
     executor: Arc<dyn Executor>,
 }
 
@@ -47,6 +50,7 @@ pub(super) struct Shared {
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
+    pub observer: Observer,
     /// Something may have become ready.
     pub wake: Arc<Notify>,
     /// A slot has become free.
@@ -63,14 +67,20 @@ impl Worker {
         wake: Arc<Notify>,
     ) -> Self {
         let held = Held::new(options.slots);
-        let shared = Shared { id: Uuid::new_v4(), queue, held, options, metrics, wake, room: Notify::new() };
-        Self { shared: Arc::new(shared), executor }
+        let (id, room, observer) = (Uuid::new_v4(), Notify::new(), Observer::none());
+        Self { shared: Shared { id, queue, held, options, metrics, observer, wake, room }, executor }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(mut self, observer: Observer) -> Self {
+        self.shared.observer = observer;
+        self
     }
 
     /// Works until `stop`, then drains: claims nothing more, lets what runs end within the grace, hands rehearsals
     /// back, and reports every end.
     pub async fn run(self, stop: CancellationToken) {
-        let shared = self.shared;
+        let shared = Arc::new(self.shared);
         info!(worker = %shared.id, slots = shared.options.slots, "the Postgres worker works");
         let (ends, receiver) = mpsc::channel(shared.options.slots * 2);
         let beating = CancellationToken::new();
@@ -111,13 +121,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Puts back what this worker claimed and will not end: its rehearsals, and what a claim took that was cut off.
 async fn hand_back(shared: &Shared) {
-    let rehearsals: Vec<Key> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
-    let ending: Vec<Key> = shared.held.keys().into_iter().filter(|key| !rehearsals.contains(key)).collect();
-    if let Err(error) = shared.queue.release_unknown(shared.id, &ending).await {
-        shared.metrics.queue_errors.with_label_values(&["release"]).inc();
-        warn!(%error, "what is not ended here can't be handed back; it is taken over when its lease ends");
+    let rehearsals: Vec<Claimed> = shared.held.rehearsals().into_iter().map(|r| r.claimed).collect();
+    let handed_back: HashSet<Key> = rehearsals.iter().map(Claimed::key).collect();
+    let ending: Vec<Key> = shared.held.keys().into_iter().filter(|key| !handed_back.contains(key)).collect();
+    match shared.queue.release_unknown(shared.id, &ending).await {
+        Ok(_) => rehearsals.iter().for_each(|r| shared.see((r.envelope.id, r.fence, true), Utc::now(), Seen::Released)),
+        Err(error) => {
+            shared.failed("release", &error);
+            warn!(%error, "what is not ended here can't be handed back; it is taken over when its lease ends");
+        }
     }
-    rehearsals.into_iter().for_each(|key| shared.held.drop(key));
+    handed_back.into_iter().for_each(|key| shared.held.drop(key));
 }
 
 async fn claim_until(
@@ -158,6 +172,7 @@ async fn claim_until(
             match back {
                 Ok(copies) => info!(copies, "put back what a claim took whose answer was lost"),
                 Err(error) => {
+                    shared.failed("release", &error);
                     warn!(%error, "what a lost claim took can't be put back yet; trying again");
                     pause = TROUBLE.max(shared.options.poll);
                     continue;
@@ -175,7 +190,7 @@ async fn claim_until(
                 if full { Duration::ZERO } else { shared.options.poll }
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["claim"]).inc();
+                shared.failed("claim", &error);
                 warn!(%error, "nothing can be claimed; trying again");
                 unknown = true;
                 TROUBLE.max(shared.options.poll)
@@ -192,6 +207,13 @@ fn start(
     claimed: Claimed,
 ) {
     shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
+    shared.observer.dequeued(Dequeue {
+        envelope: &claimed.envelope,
+        side: Side::Postgres,
+        attempt: claimed.fence.attempt,
+        rehearsal: claimed.rehearsal,
+        due_at: claimed.due_at,
+    });
     if claimed.rehearsal && !overslept(&claimed) {
         return shared.held.rehearse(claimed);
     }
@@ -219,15 +241,8 @@ fn start(
 
 async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {
     if overslept(claimed) {
-        return Finish {
-            id: claimed.envelope.id,
-            attempt: claimed.fence.attempt,
-            outcome: Some(Outcome::Expired),
-            failure: None,
-            retry: None,
-            result: None,
-            error: Some("was due for longer than its start_timeout_ms before it could start".to_owned()),
-        };
+        let error = Some("was due for longer than its start_timeout_ms before it could start".to_owned());
+        return Finish { error, ..Finish::of(claimed, Some(Outcome::Expired)) };
     }
     let began = std::time::Instant::now();
     let call = Call::new(&claimed.envelope, Side::Postgres, claimed.fence.attempt);
@@ -243,23 +258,12 @@ fn overslept(claimed: &Claimed) -> bool {
 fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
     let (id, attempt) = (claimed.envelope.id, claimed.fence.attempt);
     match answer {
-        Answer::Done(result) => Finish {
-            id,
-            attempt,
-            outcome: Some(Outcome::Succeeded),
-            failure: None,
-            retry: None,
-            result: Some(result),
-            error: None,
-        },
+        Answer::Done(result) => Finish { result: Some(result), ..Finish::of(claimed, Some(Outcome::Succeeded)) },
         Answer::Failed { failure, error } => Finish {
-            id,
-            attempt,
-            outcome: Some(Outcome::Failed),
             retry: claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took).wait(),
             failure: Some(failure),
-            result: None,
             error: Some(error),
+            ..Finish::of(claimed, Some(Outcome::Failed))
         },
     }
 }
@@ -288,11 +292,11 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
         match answer {
             Ok(kept) => {
                 alive = sent;
-                let kept: std::collections::HashSet<Key> = kept.into_iter().collect();
+                let kept: HashSet<Key> = kept.into_iter().collect();
                 held.into_iter().filter(|key| !kept.contains(key)).for_each(|key| shared.lost(key));
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["heartbeat"]).inc();
+                shared.failed("heartbeat", &error);
                 warn!(%error, "the heartbeat did not get through; leases run on");
                 if alive.elapsed() + lease / 3 > lease {
                     let runs = shared.held.interrupt_series();
@@ -307,6 +311,19 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 impl Shared {
+    /// Counts a failed call of the storage.
+    pub(super) fn failed(&self, call: &'static str, error: &LedgerError) {
+        self.metrics.queue_errors.with_label_values(&[call]).inc();
+        if is_outage(error) {
+            self.observer.disturbed(Side::Postgres, "the queue's storage does not answer");
+        }
+    }
+
+    /// Hands in what was seen of an attempt, `at` by this process's clock.
+    pub(super) fn see(&self, (id, fence, rehearsal): (Uuid, Fence, bool), at: DateTime<Utc>, what: Seen) {
+        self.observer.see(Sighting { id, side: Side::Postgres, fence, rehearsal, at, what });
+    }
+
     fn lost(&self, (id, attempt): Key) {
         if self.held.lose((id, attempt)) {
             self.metrics.lost_leases.inc();

@@ -23,7 +23,7 @@ use deliver::Settled;
 
 use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
-use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
+use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
 use crate::metrics::Metrics;
 
 /// Where interactions come in. Cheap to share behind an `Arc`.
@@ -154,6 +154,7 @@ impl Router {
         let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
             .await
             .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
+            .inspect_err(|error| self.disturbed(error))
             .map_err(|error| not_pinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         let ticket = self.ticket(interaction, pinned)?;
@@ -257,6 +258,12 @@ impl Router {
     /// Where an interaction stands that was started without a pin: only Temporal knows. None: it doesn't either.
     pub async fn look_up_unpinned(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
         self.deliverer.look_up(id).await
+    }
+
+    fn disturbed(&self, error: &LedgerError) {
+        if is_outage(error) {
+            self.deliverer.observer().disturbed(Side::Postgres, "pins fail");
+        }
     }
 
     fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {

@@ -11,7 +11,9 @@ use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::Executor;
+use crate::interaction::Side;
 use crate::metrics::Metrics;
+use crate::observer::Observer;
 
 use super::activities::{Activities, LEDGER_WITHIN};
 use super::ledger::Ledger;
@@ -67,13 +69,20 @@ pub struct TemporalWorker {
     executor: Arc<dyn Executor>,
     ledger: Arc<dyn Ledger>,
     unrecorded: Arc<Unrecorded>,
+    observer: Observer,
     metrics: Option<Arc<Metrics>>,
 }
 
 impl TemporalWorker {
     /// Puts it together; nothing runs yet.
     pub fn new(settings: WorkerSettings, executor: Arc<dyn Executor>, ledger: Arc<dyn Ledger>) -> Self {
-        Self { settings, executor, ledger, unrecorded: Arc::default(), metrics: None }
+        let (observer, unrecorded) = (Observer::none(), Arc::default());
+        Self { settings, executor, ledger, unrecorded, observer, metrics: None }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(self, observer: Observer) -> Self {
+        Self { observer, ..self }
     }
 
     /// The same, measured: what the SDK counts of client and worker shows in `metrics`.
@@ -124,7 +133,10 @@ impl TemporalWorker {
             let began = std::time::Instant::now();
             match self.run_once(&core, &url, &shutdown).await {
                 Ok(()) => continue,
-                Err(error) => tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again"),
+                Err(error) => {
+                    self.observer.disturbed(Side::Temporal, "its worker can't work");
+                    tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again");
+                }
             }
             if began.elapsed() > Duration::from_secs(30) {
                 pause = Duration::from_millis(100);
@@ -190,6 +202,7 @@ impl TemporalWorker {
             executor: self.executor.clone(),
             ledger: self.ledger.clone(),
             unrecorded: self.unrecorded.clone(),
+            observer: self.observer.clone(),
             stopping: shutdown.clone(),
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())

@@ -47,6 +47,49 @@ fn the_page_of_commands_is_the_programs_own_help() {
 }
 
 #[test]
+fn the_page_of_settings_is_the_example_file_in_tables() {
+    let example = std::fs::read_to_string(root().join("crossover.example.toml")).unwrap();
+    same("docs/configuration.md", &settings(&example));
+}
+
+/// The example file as a page: a table a section, with the default, the variable and the comment of every key.
+fn settings(example: &str) -> String {
+    let mut page =
+        "# Configuration\n\nGenerated from `crossover.example.toml`. Every fault of a file is reported at once by \
+                    `crossover doctor`; an unknown key is a fault.\n"
+            .to_owned();
+    let table = "\n| key | default | variable | what it is |\n| --- | --- | --- | --- |\n";
+    let (mut section, mut comment) = (String::new(), String::new());
+    let mut open = false;
+    for line in example.lines() {
+        let key = line.trim_start_matches('#').split_once(" = ").filter(|_| !line.starts_with("# "));
+        if let Some(name) = line.trim_start_matches('#').strip_prefix('[').filter(|_| !line.starts_with("# ")) {
+            section = name.trim_matches(['[', ']']).to_owned();
+            page += &format!("\n## `{}`\n", line.trim_start_matches('#'));
+            if !comment.is_empty() {
+                page += &format!("\n{comment}\n");
+            }
+            (open, comment) = (false, String::new());
+        } else if let Some((key, default)) = key {
+            if !open {
+                page += table;
+                open = true;
+            }
+            let path = if section.is_empty() { key.to_owned() } else { format!("{section}_{key}") };
+            let variable = format!("CROSSOVER_{}", path.replace('.', "_").to_uppercase());
+            let default = if line.starts_with('#') { "–".to_owned() } else { format!("`{default}`") };
+            page += &format!("| `{key}` | {default} | `{variable}` | {} |\n", comment.replace('|', "\\|"));
+            comment.clear();
+        } else if let Some(text) = line.strip_prefix("# ") {
+            comment = [comment.as_str(), text].join(" ").trim().to_owned();
+        } else {
+            comment.clear();
+        }
+    }
+    page
+}
+
+#[test]
 fn every_command_in_the_readme_and_the_docs_is_one() {
     let mut pages = vec![root().join("README.md")];
     pages.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));

@@ -7,7 +7,10 @@ mod config;
 mod dashboards;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;
