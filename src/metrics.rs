@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod flags;
 mod groups;
 pub mod observer;
 mod pools;
@@ -14,6 +15,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use flags::FlagMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
@@ -76,6 +78,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy. Shown only by a process that has one, hence a family without labels.
     pub flags_healthy: IntGaugeVec,
+    /// The flags' source.
+    pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
     /// Temporal's own.
@@ -247,6 +251,7 @@ impl Metrics {
                 "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken. Only routers have one.",
                 &[],
             )?,
+            flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,

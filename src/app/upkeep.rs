@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Parts;
+use crate::comparator::latency;
 use crate::flags::Flags;
 use crate::interaction::Side;
 use crate::ledger::LedgerError;
@@ -98,8 +100,10 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
             m.pools.show(name, pool.size(), pool.num_idle(), pool.options().get_max_connections());
         }
         if let Some(flags) = &flags {
-            let healthy = flags.health().error.is_none();
-            m.flags_healthy.with_label_values::<&str>(&[]).set(i64::from(healthy));
+            let health = flags.health();
+            m.flags_healthy.with_label_values::<&str>(&[]).set(i64::from(health.error.is_none()));
+            m.flags.from_last_good.set(i64::from(health.from_last_good));
+            m.flags.age_seconds.set(health.age(Utc::now()).as_secs_f64());
         }
     }
 }
@@ -161,5 +165,20 @@ pub(super) async fn unrecorded_gauges(
         let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
         metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
         metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
+    }
+}
+
+/// Forgets latencies of days that are older than `keep`, every hour.
+pub(super) async fn forget_latencies(parts: Parts, keep: Duration, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match stop.run_until_cancelled(latency::storage::forget(&parts.ledger, keep)).await {
+            None => return,
+            Some(Ok(rows)) => info!(rows, "old latencies are forgotten"),
+            Some(Err(error)) => {
+                parts.metrics.ledger_errors.with_label_values(&["forget_latencies"]).inc();
+                warn!(%error, "old latencies can't be forgotten; it comes again in an hour");
+            }
+        }
     }
 }

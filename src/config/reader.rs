@@ -216,16 +216,17 @@ impl Reader {
         T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {key} fits its type"))
     }
 
-    /// A number from 0 to 1.
-    pub(super) fn share(&mut self, key: &'static str, default: &str) -> f64 {
+    /// A number between 0 and 1.
+    pub(super) fn share(&mut self, key: &'static str, default: &str, range: RangeInclusive<f64>) -> f64 {
         let otherwise = default.parse().expect("a share of ours");
         let Some(found) = self.take(key, default.to_owned()) else { return otherwise };
         let number = match &found.raw {
             Raw::Float(digits) | Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<f64>().ok(),
             Raw::Text(_) | Raw::Other(_) => None,
         };
-        number.filter(|n| (0.0..=1.0).contains(n)).unwrap_or_else(|| {
-            self.push(key, Some(found.origin), "must be a number from 0 to 1, without quotes");
+        number.filter(|n| range.contains(n)).unwrap_or_else(|| {
+            let problem = format!("must be a number from {} to {}, without quotes", range.start(), range.end());
+            self.push(key, Some(found.origin), problem);
             otherwise
         })
     }

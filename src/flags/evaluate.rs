@@ -28,12 +28,14 @@ impl Evaluator {
 
     /// The stage of (account, kind).
     pub(super) fn stage(&self, account: &str, kind: &str) -> Stage {
+        stage_of(|flag| self.is_on(flag, account, kind))
+    }
+
+    /// Whether one flag is on for (account, kind).
+    pub(super) fn is_on(&self, flag: Flag, account: &str, kind: &str) -> bool {
         let properties: PropertiesCow<'_> = HashMap::from([(Cow::Borrowed("kind"), Cow::Borrowed(kind))]);
-        stage_of(|flag| {
-            let context = context(flag, account, &properties);
-            // The schema has seen to it that all four are there.
-            self.0.check_enabled(&context).unwrap_or(false)
-        })
+        // The schema has seen to it that all four are there.
+        self.0.check_enabled(&context(flag, account, &properties)).unwrap_or(false)
     }
 }
 
@@ -53,7 +55,7 @@ fn context<'a>(flag: Flag, account: &'a str, properties: &'a PropertiesCow<'a>) 
 }
 
 /// The highest stage whose flag is on; the kill switch caps it at `shadow`.
-fn stage_of(is_on: impl Fn(Flag) -> bool) -> Stage {
+pub(super) fn stage_of(is_on: impl Fn(Flag) -> bool) -> Stage {
     let highest = [(Flag::Complete, Stage::Complete), (Flag::Live, Stage::Live), (Flag::Shadow, Stage::Shadow)]
         .into_iter()
         .find(|(flag, _)| is_on(*flag))

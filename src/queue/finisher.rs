@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 use uuid::Uuid;
 
+use super::faulty;
 use super::held::Key;
 use super::storage::Finish;
 use super::worker::Shared;
@@ -23,6 +24,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
     let mut batch = Vec::with_capacity(BATCH);
     while ends.recv_many(&mut batch, BATCH).await > 0 {
+        faulty::misreport(&mut batch);
         report(&shared, shared.id, &mut batch).await;
         batch.clear();
     }

@@ -4,6 +4,7 @@
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
 //! what a dead worker held.
 
+mod faulty;
 mod finisher;
 mod held;
 mod rehearsal;

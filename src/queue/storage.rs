@@ -386,6 +386,27 @@ impl Queue {
     }
 }
 
+/// What only a misbehaving test build does.
+#[cfg(feature = "faults")]
+impl Queue {
+    /// Forgets what `worker` holds, as if it had never been there.
+    pub(super) async fn forget(&self, worker: Uuid, id: Uuid) -> Result<(), LedgerError> {
+        let gone = sqlx::query("delete from crossover.running where worker = $1 and id = $2").bind(worker).bind(id);
+        within(gone.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Makes ready what is scheduled of `ids`; which that was.
+    pub(super) async fn hasten(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let moved = sqlx::query_scalar(
+            "with moved as (delete from crossover.scheduled where id = any ($1) returning *)
+             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select id, due_at, attempt, rank, execute, grp from moved returning id",
+        );
+        within(moved.bind(ids).fetch_all(&self.pool)).await
+    }
+}
+
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
     let rehearsal = !row.try_get::<bool, _>("execute").ok()?;

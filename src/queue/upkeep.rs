@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::finisher;
 use super::storage::{Claimed, Finish};
 use super::worker::Shared;
+use super::{faulty, finisher};
 use crate::interaction::Outcome;
 use crate::policy::Failure;
 
@@ -26,6 +26,7 @@ pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
+        faulty::hasten(&shared).await;
         let Some(promoted) = stop.run_until_cancelled(shared.queue.promote_due(BATCH)).await else { return };
         wait = match promoted {
             Ok((promoted, next)) => {

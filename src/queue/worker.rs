@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
-use super::{finisher, rehearsal, upkeep};
+use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
 use crate::ledger::{LedgerError, is_outage};
@@ -91,7 +91,9 @@ impl Worker {
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
 
-        claim_until(&shared, &self.executor, &ends, &running, &stop).await;
+        let (executor, running_here) = (self.executor, running.clone());
+        let starting = Starting { shared: shared.clone(), executor, ends, running: running_here };
+        claim_until(starting, &stop).await;
 
         let grace = shared.options.grace;
         parts.close();
@@ -100,7 +102,6 @@ impl Worker {
             let runs = shared.held.interrupt();
             warn!(runs, "the grace is over; what still runs is given up and will be run again");
         }
-        drop(ends);
         beating.cancel();
         finishing.close();
         let last_words = async {
@@ -134,13 +135,17 @@ async fn hand_back(shared: &Shared) {
     handed_back.into_iter().for_each(|key| shared.held.drop(key));
 }
 
-async fn claim_until(
-    shared: &Arc<Shared>,
-    executor: &Arc<dyn Executor>,
-    ends: &mpsc::Sender<Finish>,
-    running: &TaskTracker,
-    stop: &CancellationToken,
-) {
+/// Where what was claimed is started.
+#[derive(Clone)]
+pub(super) struct Starting {
+    pub shared: Arc<Shared>,
+    executor: Arc<dyn Executor>,
+    ends: mpsc::Sender<Finish>,
+    running: TaskTracker,
+}
+
+async fn claim_until(starting: Starting, stop: &CancellationToken) {
+    let shared = &starting.shared;
     let mut pause = Duration::ZERO;
     // A claim whose answer was lost may have taken what nobody here knows of.
     let mut unknown = false;
@@ -186,7 +191,7 @@ async fn claim_until(
             Ok(claimed) => {
                 shared.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
                 let full = claimed.len() == room.limit;
-                claimed.into_iter().for_each(|c| start(shared, executor, ends, running, c));
+                claimed.into_iter().for_each(|c| starting.start(c));
                 if full { Duration::ZERO } else { shared.options.poll }
             }
             Err(error) => {
@@ -199,44 +204,43 @@ async fn claim_until(
     }
 }
 
-fn start(
-    shared: &Arc<Shared>,
-    executor: &Arc<dyn Executor>,
-    ends: &mpsc::Sender<Finish>,
-    running: &TaskTracker,
-    claimed: Claimed,
-) {
-    shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
-    shared.observer.dequeued(Dequeue {
-        envelope: &claimed.envelope,
-        side: Side::Postgres,
-        attempt: claimed.fence.attempt,
-        rehearsal: claimed.rehearsal,
-        due_at: claimed.due_at,
-    });
-    if claimed.rehearsal && !overslept(&claimed) {
-        return shared.held.rehearse(claimed);
-    }
-    let id = claimed.envelope.id;
-    let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
-    let (executor, ends, shared) = (executor.clone(), ends.clone(), shared.clone());
-    let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
-        side = "postgres", fence = %claimed.fence);
-    let work = async move {
-        let finish = tokio::select! {
-            biased;
-            () = signals.lost.cancelled() => {
-                warn!("the lease was lost; the run is given up");
-                return;
-            }
-            () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
-            finish = execute(&*executor, &claimed) => finish,
+impl Starting {
+    /// Begins an attempt: runs it, or holds it as a rehearsal.
+    pub(super) fn start(&self, claimed: Claimed) {
+        let Some(claimed) = faulty::begin(self, claimed) else { return };
+        let shared = self.shared.clone();
+        shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
+        shared.observer.dequeued(Dequeue {
+            envelope: &claimed.envelope,
+            side: Side::Postgres,
+            attempt: claimed.fence.attempt,
+            rehearsal: claimed.rehearsal,
+            due_at: claimed.due_at,
+        });
+        if claimed.rehearsal && !overslept(&claimed) {
+            return shared.held.rehearse(claimed);
+        }
+        let id = claimed.envelope.id;
+        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
+        let (executor, ends) = (self.executor.clone(), self.ends.clone());
+        let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
+            side = "postgres", fence = %claimed.fence);
+        let work = async move {
+            let finish = tokio::select! {
+                biased;
+                () = signals.lost.cancelled() => {
+                    warn!("the lease was lost; the run is given up");
+                    return;
+                }
+                () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
+                finish = execute(&*executor, &claimed) => finish,
+            };
+            shared.held.reported(finish.key());
+            // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
+            let _ = ends.send(finish).await;
         };
-        shared.held.reported(finish.key());
-        // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
-        let _ = ends.send(finish).await;
-    };
-    running.spawn(work.instrument(span));
+        self.running.spawn(work.instrument(span));
+    }
 }
 
 async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {

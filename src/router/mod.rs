@@ -21,6 +21,7 @@ pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
 
+use crate::faults::{self, Whether};
 use crate::flags::Flags;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
@@ -288,6 +289,7 @@ impl Router {
             epoch: pin.epoch,
             how,
         };
+        let direct = direct || faults::is(Whether::ExtraCopy, Side::Temporal, pin.id);
         let delivery = (created && direct).then(|| {
             let envelope = envelope(interaction, Some(&pin), pin.owner, pin.epoch);
             Box::new(Envelope { behind, ..envelope })

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::executor::{self, Answer, Call, Executor};
+use crate::faults::{self, Whether};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side};
 use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, hashed};
 use crate::policy::{Failure, Next};
@@ -95,15 +96,17 @@ impl Activities {
         ctx: ActivityContext,
         input: Exact<Envelope>,
     ) -> Result<Exact<Attempt>, ActivityError> {
-        let Exact(envelope) = input;
+        let Exact(mut envelope) = input;
+        faults::alter(Side::Temporal, &mut envelope);
+        if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
+            wait.await;
+        }
         let call = Call::new(&envelope, Side::Temporal, number(ctx.info()));
-        self.observer.dequeued(Dequeue {
-            envelope: &envelope,
-            side: Side::Temporal,
-            attempt: call.fence.attempt,
-            rehearsal: false,
-            due_at: due_at(due_by(&envelope), ctx.info()),
-        });
+        self.begins(&envelope, ctx.info());
+        if faults::is(Whether::Twice, Side::Temporal, envelope.id) {
+            self.begins(&envelope, ctx.info());
+            executor::run(&*self.executor, &call, &envelope.policy).await;
+        }
         let answer = if too_late(&envelope, ctx.info()) {
             Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
         } else {
@@ -129,6 +132,9 @@ impl Activities {
     /// Occupies until [`super::mirror`] ends it with the real attempt's end. Runs nothing, and never writes a pin.
     #[activity(name = "rehearse")]
     pub async fn rehearse(self: Arc<Self>, ctx: ActivityContext, rehearsal: Rehearsal) -> Result<i32, ActivityError> {
+        if let Some(wait) = faults::hold(Side::Temporal, rehearsal.id) {
+            wait.await;
+        }
         let info = ctx.info();
         let dequeued_at = at(info.started_time);
         let open = OpenRehearsal {
@@ -218,6 +224,17 @@ impl Activities {
         self.ended(envelope, &report);
         let failure = ApplicationFailure::builder("its worker was stopped, on its last attempt");
         ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+    }
+
+    /// Sees that an execution begins.
+    fn begins(&self, envelope: &Envelope, info: &ActivityInfo) {
+        self.observer.dequeued(Dequeue {
+            envelope,
+            side: Side::Temporal,
+            attempt: number(info),
+            rehearsal: false,
+            due_at: due_at(due_by(envelope), info),
+        });
     }
 
     /// Sees the end of an attempt. What has no pin is compared with nothing.

@@ -58,7 +58,14 @@ impl Ledger for OnPostgres {
         let settled = self.ledger.settle(end.id, fence, end.outcome, end.reason.as_deref(), report).await;
         if self.told("settle", settled)? {
             self.wake_queue.notify_one();
-            report.into_iter().for_each(|attempt| self.attempted(attempt));
+            match report {
+                Some(attempt) => self.attempted(attempt),
+                // No attempt could tell: none began, or the last one was lost with its worker.
+                None => {
+                    let what = observer::ended(Some(end.outcome), None, end.reason.as_deref());
+                    self.see(end.id, fence, false, Utc::now(), what);
+                }
+            }
         } else if self.told("settle", self.ledger.ended_otherwise(end.id, fence, end.outcome).await)? {
             tracing::warn!(id = %end.id, %fence, outcome = %end.outcome, "an end was refused: its pin has another one, or is not Temporal's under this epoch");
             self.see(end.id, fence, false, Utc::now(), Seen::Refused);

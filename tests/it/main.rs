@@ -7,6 +7,7 @@ mod config;
 mod dashboards;
 mod demo;
 mod docs;
+mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
 mod provision;

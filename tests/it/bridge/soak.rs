@@ -143,7 +143,8 @@ async fn an_hours_worth_of_clean_shadow_traffic_shows_no_divergence() {
     }
     work.kill().unwrap();
     relay.kill().unwrap();
-    (work.wait().unwrap(), relay.wait().unwrap());
+    work.wait().unwrap();
+    relay.wait().unwrap();
     assert!(status.success(), "the replay broke a promise");
     assert!(judged().await.is_some(), "not everything was judged");
     assert!(diverged.is_empty(), "{} false divergences", diverged.len());

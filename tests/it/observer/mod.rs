@@ -1,17 +1,20 @@
 //! What both sides are seen to do, on the real servers.
 
 mod clean;
+mod faults;
+mod loss;
+mod sampling;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use crossover::interaction::{Outcome, Side};
 use crossover::metrics::Metrics;
 use crossover::observer::{Log, Recorded, Seen};
-use uuid::Uuid;
 
 use crate::bridge::until;
-use crate::bridge::world::World;
+use crate::bridge::world::{ROUTER, WORKER, World};
 
 fn log(world: &World) -> Log {
     Log::new(world.pool().clone())
