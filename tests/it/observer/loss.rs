@@ -195,29 +195,68 @@ async fn a_killed_process_is_a_gap_and_one_that_ended_is_none() {
     assert!(log.gaps(gaps[0].until + TimeDelta::milliseconds(1)).await.unwrap().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_killed_under_work_loses_no_sighting_and_doubles_none() {
-    let mut postgres = own_postgres().await;
-    let world = World::with(Some(postgres.url.clone()), None, Stage::Shadow).await;
+/// Two dozen interactions are under way when a server is `killed` and comes back. Each attempt of either side is seen to
+/// begin and to end exactly once.
+async fn is_seen_once(world: &World, killed: impl AsyncFnOnce()) {
     let node = world.node().await;
     world.runner.pace(Duration::from_millis(30));
     let keys: Vec<String> = (0..24).map(|n| format!("k{n}")).collect();
     for key in &keys {
         node.accepts(&world.request(key), 201).await;
     }
-    postgres.server.kill().await.unwrap();
-    postgres.server.restart().await.unwrap();
+    killed().await;
     for key in &keys {
         world.succeeded(key).await;
-        let both = |found: &[Recorded]| Side::ALL.iter().all(|side| count(found, *side, "ended") >= 1);
-        let found = seen(&world, key, "both sides have ended", both).await;
-        for side in Side::ALL {
-            let counts = ["dequeued", "ended", "refused"].map(|what| count(&found, *side, what));
+        let both = |found: &[Recorded]| Side::ALL.iter().all(|side| succeeded(found, *side));
+        let found = seen(world, key, "both sides have succeeded", both).await;
+        let mut fences: Vec<_> = found.iter().map(|r| (r.sighting.side, r.sighting.fence)).collect();
+        fences.retain(|(_, fence)| fence.attempt > 0);
+        fences.sort();
+        fences.dedup();
+        for (side, fence) in fences {
+            let one: Vec<_> = found.iter().filter(|r| r.sighting.fence == fence).cloned().collect();
+            let counts = ["dequeued", "ended", "refused"].map(|what| count(&one, side, what));
             assert_eq!(counts, [1, 1, 0], "{key} on {side}: {found:#?}");
         }
     }
     node.stop().await;
+}
+
+fn succeeded(found: &[Recorded], side: Side) -> bool {
+    of(found, side, "ended").any(|r| matches!(r.sighting.what, Seen::Ended { outcome: Some(Outcome::Succeeded), .. }))
+}
+
+async fn a_killed_postgres_in(stage: Stage) {
+    let mut postgres = own_postgres().await;
+    let world = World::with(Some(postgres.url.clone()), None, stage).await;
+    is_seen_once(&world, async || {
+        postgres.server.kill().await.unwrap();
+        postgres.server.restart().await.unwrap();
+    })
+    .await;
     postgres.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_killed_under_work_in_shadow_loses_no_sighting_and_doubles_none() {
+    a_killed_postgres_in(Stage::Shadow).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_killed_under_work_in_live_loses_no_sighting_and_doubles_none() {
+    a_killed_postgres_in(Stage::Live).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_temporal_killed_under_work_loses_no_sighting_and_doubles_none() {
+    let mut temporal = provision::temporal(&servers::options()).await.unwrap();
+    let world = World::with(None, Some(temporal.address.clone()), Stage::Shadow).await;
+    is_seen_once(&world, async || {
+        temporal.server.kill().await.unwrap();
+        temporal.server.restart().await.unwrap();
+    })
+    .await;
+    temporal.server.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
