@@ -79,8 +79,8 @@ pub struct Metrics {
     pub ledger_errors: IntCounterVec,
     /// Copies that Temporal has under another owner.
     pub owner_conflicts: IntCounter,
-    /// 1 while the flag source is healthy.
-    pub flags_healthy: IntGauge,
+    /// 1 while the flag source is healthy. Shown only by a process that has one, hence a family without labels.
+    pub flags_healthy: IntGaugeVec,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
     /// The flags' source.
@@ -252,10 +252,11 @@ impl Metrics {
                     "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.",
                 )?,
             )?,
-            flags_healthy: gauge(
+            flags_healthy: gauges(
                 &mut r,
                 "crossover_flags_healthy",
-                "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.",
+                "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken. Only routers have one.",
+                &[],
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,

@@ -101,7 +101,7 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
         }
         if let Some(flags) = &flags {
             let health = flags.health();
-            m.flags_healthy.set(i64::from(health.error.is_none()));
+            m.flags_healthy.with_label_values::<&str>(&[]).set(i64::from(health.error.is_none()));
             m.flags.from_last_good.set(i64::from(health.from_last_good));
             m.flags.age_seconds.set(health.age(Utc::now()).as_secs_f64());
         }

@@ -12,7 +12,7 @@ fn root() -> &'static Path {
 }
 
 /// Compares a generated page with the committed one.
-fn same(page: &str, wanted: &str) {
+pub fn same(page: &str, wanted: &str) {
     let path = root().join(page);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, wanted).unwrap();
