@@ -37,6 +37,12 @@ fn order(facts: &Facts, before: &Neighbour, side: Side, context: &Context<'_>, f
     if passes && facts.sides.of(side).first().is_some_and(|t| t.rehearsal) {
         return;
     }
+    // After a flip the member before it may only be rehearsed here: its rehearsal neither holds an execution up nor keeps
+    // its place before one. Whether the executions overlapped is judged across both sides.
+    let executes = |at: &SideFacts| at.first().is_some_and(|t| !t.rehearsal);
+    if executes(facts.sides.of(side)) && !executes(before.sides.of(side)) {
+        return;
+    }
     // One that is only recorded may have begun before, unseen, and been handed back.
     if !own.sighted || !earlier.sighted || own.at + slack(own, earlier, context) >= earlier.at {
         return;

@@ -436,6 +436,15 @@ fn what_began_before_it_was_due_is_early() {
 // Order and overlap ------------------------------------------------------------------------------------------
 
 #[test]
+fn an_execution_after_a_flip_may_begin_before_the_rehearsal_of_the_member_before_it() {
+    let mut second = member(Stage::Live);
+    let first = &mut second.before.as_mut().unwrap().sides;
+    first.temporal.tries[0] = attempt(1, false, -600, -590, -490);
+    first.postgres.tries[0] = attempt(1, true, -600, 40, 60);
+    is(&judged(&second), Verdict::Matched);
+}
+
+#[test]
 fn a_member_that_began_before_the_one_before_it_is_out_of_order_and_that_one_is_not() {
     let mut second = member(Stage::Shadow);
     let first = &mut second.before.as_mut().unwrap().sides.postgres;
