@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod executor;
 pub mod flags;
+pub mod flips;
 pub mod http;
 pub mod interaction;
 pub mod ledger;

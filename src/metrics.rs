@@ -1,11 +1,15 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod flips;
+
 use chrono::TimeDelta;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+
+pub use flips::FlipMetrics;
 
 use crate::interaction::{Outcome, Side, Stage};
 use crate::queue::Finish;
@@ -60,6 +64,8 @@ pub struct Metrics {
     pub flags_healthy: IntGauge,
     /// Pool connections, by state.
     pub pool_connections: GaugeVec,
+    /// Flips, routers, overrides.
+    pub flips: FlipMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -104,6 +110,7 @@ impl Metrics {
             owner_conflicts: register(&mut r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
             flags_healthy: gauge(&mut r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
             pool_connections: register(&mut r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
+            flips: FlipMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -1,5 +1,6 @@
 //! The composition root: builds the parts that a process's roles need, runs them, drains them.
 
+mod flips;
 mod servers;
 mod upkeep;
 
@@ -18,6 +19,7 @@ pub use servers::Servers;
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
+use crate::flips::Decider;
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
@@ -125,7 +127,13 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = flags.clone().map(|flags| parts.router(config, flags));
+        let router = match flags.clone() {
+            Some(flags) => {
+                let decider = flips::spawn(config, &servers, address, flags, &parts.metrics, &working).await?;
+                Some(parts.router(config, decider))
+            }
+            None => None,
+        };
         let api = Api {
             router,
             flags: flags.clone(),
@@ -221,11 +229,11 @@ impl Parts {
         Ok(Self { ledger, intake, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
     }
 
-    fn router(&self, config: &Config, flags: Arc<Flags>) -> Router {
+    fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
             self.intake.clone(),
-            flags,
+            decider,
             self.deliverer.clone(),
             self.metrics.clone(),
             options,

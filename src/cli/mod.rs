@@ -52,14 +52,23 @@ macro_rules! commands {
     };
 }
 
+mod flip;
 mod proof;
 
 commands! {
+    Complete = complete,
+    Cutover = cutover,
+    Decisions = decisions,
     Demo = demo if "temporal",
     Doctor = doctor,
     Migrate = migrate,
+    Override = over_ride,
+    Preview = preview,
     Replay = replay,
+    Rollback = rollback,
+    Routers = routers,
     Serve = serve,
+    Shadow = shadow,
     Status = status,
     #[command(hide = true)]
     Servers = servers,

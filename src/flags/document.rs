@@ -97,6 +97,17 @@ impl Document {
         self.evaluator.stage(account, kind)
     }
 
+    /// Whether one flag is on for (account, kind).
+    pub(super) fn is_on(&self, flag: Flag, account: &str, kind: &str) -> bool {
+        self.evaluator.is_on(flag, account, kind)
+    }
+
+    /// The stage as if there were no kill switch.
+    pub(super) fn highest(&self, account: &str, kind: &str) -> Stage {
+        let on = |stage: &&Stage| Flag::of(**stage).is_some_and(|flag| self.is_on(flag, account, kind));
+        Stage::ALL.iter().rev().find(on).copied().unwrap_or(Stage::Off)
+    }
+
     /// `file:` and the first 12 hex digits of the text's SHA-256.
     pub fn revision(&self) -> &str {
         &self.revision

@@ -28,12 +28,14 @@ impl Evaluator {
 
     /// The stage of (account, kind).
     pub(super) fn stage(&self, account: &str, kind: &str) -> Stage {
+        stage_of(|flag| self.is_on(flag, account, kind))
+    }
+
+    /// Whether one flag is on for (account, kind).
+    pub(super) fn is_on(&self, flag: Flag, account: &str, kind: &str) -> bool {
         let properties: PropertiesCow<'_> = HashMap::from([(Cow::Borrowed("kind"), Cow::Borrowed(kind))]);
-        stage_of(|flag| {
-            let context = context(flag, account, &properties);
-            // The schema has seen to it that all four are there.
-            self.0.check_enabled(&context).unwrap_or(false)
-        })
+        // The schema has seen to it that all four are there.
+        self.0.check_enabled(&context(flag, account, &properties)).unwrap_or(false)
     }
 }
 

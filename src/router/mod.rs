@@ -21,7 +21,7 @@ pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
 
-use crate::flags::Flags;
+use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
 use crate::metrics::Metrics;
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 /// Where interactions come in. Cheap to share behind an `Arc`.
 pub struct Router {
     ledger: Ledger,
-    flags: Arc<Flags>,
+    decider: Arc<Decider>,
     deliverer: Deliverer,
     metrics: Arc<Metrics>,
     options: RouterOptions,
@@ -129,7 +129,7 @@ impl Router {
     /// A router over these parts.
     pub fn new(
         ledger: Ledger,
-        flags: Arc<Flags>,
+        decider: Arc<Decider>,
         deliverer: Deliverer,
         metrics: Arc<Metrics>,
         options: RouterOptions,
@@ -137,13 +137,13 @@ impl Router {
         wake_relay: Arc<Notify>,
     ) -> Self {
         let unpinned = Default::default();
-        Self { ledger, flags, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
+        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
     pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
         valid(interaction)?;
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
             return self.start_unpinned(interaction).await;
         }
@@ -171,7 +171,7 @@ impl Router {
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
         valid(interaction)?;
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;

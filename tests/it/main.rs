@@ -5,6 +5,8 @@ mod bridge;
 mod config;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod flips_by_command;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]

@@ -3,7 +3,7 @@
 
 mod bounds;
 mod chain;
-mod child;
+pub mod child;
 mod crashes;
 mod delivery;
 mod flips;
@@ -13,7 +13,7 @@ mod proxy;
 mod rehearsals;
 mod runner;
 mod stages;
-mod world;
+pub mod world;
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use world::{ALL, Answer, Node, ROUTER, WORKER, World};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks again and again, for nothing rings where the condition is another process's or a database's.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let wait = async {
         loop {
             match look().await {
