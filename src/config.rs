@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use reader::{ConfigFaults, Fault};
-pub use secret::SecretUrl;
+pub use secret::{Secret, SecretUrl};
 
 use reader::Reader;
 
 /// Read where no file is named, if it exists.
 const DEFAULT_FILE: &str = "crossover.toml";
+
+/// The four flags, as `flags.accept_missing` may name them.
+const FLAGS: [&str; 4] = ["crossover-shadow", "crossover-live", "crossover-complete", "crossover-kill"];
 
 /// Everything that can be set, checked.
 #[derive(Debug, Clone)]
@@ -76,10 +79,41 @@ pub struct Temporal {
 /// `[flags]`
 #[derive(Debug, Clone)]
 pub struct Flags {
+    /// Which of the two is followed.
+    pub source: FlagSource,
     /// A document in Unleash's client-features format.
     pub file: PathBuf,
     /// How often to look whether it changed.
     pub poll: Duration,
+    /// Where Unleash is, without `/api`. Needed to follow it.
+    pub url: Option<SecretUrl>,
+    /// A backend token of Unleash. Needed to follow it.
+    pub token: Option<Secret>,
+    /// The environment of Unleash in which the flags are switched.
+    pub environment: String,
+    /// The project of Unleash that holds the flags.
+    pub project: String,
+    /// What Unleash knows this program as.
+    pub app_name: String,
+    /// How often Unleash is asked.
+    pub interval: Duration,
+    /// An answer that takes longer is none.
+    pub timeout: Duration,
+    /// How often what was counted is reported to Unleash.
+    pub report: Duration,
+    /// Flags whose absence from Unleash is meant: they are off. Others keep their last definition.
+    pub accept_missing: Vec<&'static str>,
+    /// Unleash's answers must be older than the flags in force for so long before they are believed.
+    pub accept_older: Duration,
+}
+
+/// Where the flags come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlagSource {
+    /// `flags.file`
+    File,
+    /// The Unleash at `flags.url`
+    Unleash,
 }
 
 /// `[runner]`
@@ -207,6 +241,20 @@ impl Config {
             flags: Flags {
                 file: r.path("flags.file", "flags/crossover.json"),
                 poll: r.duration("flags.poll", "1s", "10ms", "1h"),
+                source: match r.choice("flags.source", &["file", "unleash"]) {
+                    "unleash" => FlagSource::Unleash,
+                    _ => FlagSource::File,
+                },
+                url: r.url("flags.url", &["http", "https"]),
+                token: r.secret("flags.token"),
+                environment: r.name("flags.environment", "development"),
+                project: r.name("flags.project", "default"),
+                app_name: r.name("flags.app_name", "crossover"),
+                interval: r.duration("flags.interval", "2s", "10ms", "1h"),
+                timeout: r.duration("flags.timeout", "5s", "10ms", "1m"),
+                report: r.duration("flags.report", "60s", "10ms", "1h"),
+                accept_missing: r.choices("flags.accept_missing", &FLAGS),
+                accept_older: r.duration("flags.accept_older", "10m", "0s", "24h"),
             },
             runner: Runner {
                 url: r.url("runner.url", &["http", "https"]),
@@ -251,6 +299,36 @@ impl Config {
     fn check_together(&self, r: &mut Reader) {
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
+        }
+        if self.flags.source == FlagSource::Unleash {
+            self.flags.check_unleash(r);
+        }
+    }
+}
+
+impl Flags {
+    /// What following Unleash needs.
+    fn check_unleash(&self, r: &mut Reader) {
+        if self.url.is_none() {
+            r.fault(
+                "flags.url",
+                "is needed with flags.source = \"unleash\": where Unleash is, like https://unleash.example.com",
+            );
+        }
+        let Some(token) = &self.token else {
+            r.fault(
+                "flags.token",
+                "is needed with flags.source = \"unleash\": a backend token, made in Unleash for its flags.environment",
+            );
+            return;
+        };
+        // `project:environment.secret`; older ones are one word.
+        let environment = token.expose().split_once(':').and_then(|(_, rest)| rest.split_once('.')).map(|(it, _)| it);
+        if environment.is_some_and(|it| it != "*" && it != self.environment) {
+            r.fault(
+                "flags.token",
+                "is for another environment than flags.environment says; make one for that, or mend flags.environment",
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod flags;
 mod flips;
 
 use chrono::TimeDelta;
@@ -9,8 +10,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-pub use flips::FlipMetrics;
-
+pub use self::flags::FlagMetrics;
+pub use self::flips::FlipMetrics;
 use crate::interaction::{Outcome, Side, Stage};
 use crate::queue::Finish;
 
@@ -62,6 +63,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy.
     pub flags_healthy: IntGauge,
+    /// The flags' source.
+    pub flags: FlagMetrics,
     /// Pool connections, by state.
     pub pool_connections: GaugeVec,
     /// Flips, routers, overrides.
@@ -109,6 +112,7 @@ impl Metrics {
             ledger_errors: counters(&mut r, "crossover_ledger_errors_total", "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.", &["call"])?,
             owner_conflicts: register(&mut r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
             flags_healthy: gauge(&mut r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
+            flags: FlagMetrics::new(&mut r)?,
             pool_connections: register(&mut r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
             flips: FlipMetrics::new(&mut r)?,
             registry: r.registry,

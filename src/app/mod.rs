@@ -1,5 +1,6 @@
 //! The composition root: builds the parts that a process's roles need, runs them, drains them.
 
+mod flags;
 mod flips;
 mod servers;
 mod upkeep;
@@ -108,13 +109,7 @@ impl App {
     ) -> Result<Self, AppError> {
         let parts = Parts::build(config, &servers).await?;
         let flags = match roles.router {
-            true => {
-                let (file, state) = (config.flags.file.clone(), config.state_dir.clone());
-                let poll = config.flags.poll;
-                // The first look at the flags reads and writes files.
-                let opened = tokio::task::spawn_blocking(move || Flags::open(&file, &state, poll)).await;
-                Some(Arc::new(opened.map_err(|e| AppError::Part(e.to_string()))??))
-            }
+            true => Some(flags::open(config, &parts.metrics).await?),
             false => None,
         };
         let executor = match roles.worker {
@@ -191,6 +186,9 @@ impl App {
             stop.cancel();
             tasks.close();
             tasks.wait().await;
+        }
+        if let Some(flags) = &self.flags {
+            flags.close().await;
         }
         // What the router still has out is delivered again by a relay.
         let closing = async { tokio::join!(self.ledger.pool().close(), self.intake.pool().close()) };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -72,7 +73,10 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
         m.pool_connections.with_label_values(&["idle"]).set(idle);
         m.pool_connections.with_label_values(&["busy"]).set((f64::from(pool.size()) - idle).max(0.0));
         if let Some(flags) = &flags {
-            m.flags_healthy.set(i64::from(flags.health().error.is_none()));
+            let health = flags.health();
+            m.flags_healthy.set(i64::from(health.error.is_none()));
+            m.flags.from_last_good.set(i64::from(health.from_last_good));
+            m.flags.age_seconds.set(health.age(Utc::now()).as_secs_f64());
         }
     }
 }

@@ -15,6 +15,9 @@ pub struct Args {
     /// Keep the data where `provision.data_dir` says, instead of removing it in the end
     #[arg(long)]
     keep: bool,
+    /// Start an Unleash too (needs node)
+    #[arg(long)]
+    unleash: bool,
 }
 
 /// See [`Args`].
@@ -36,8 +39,22 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         shown.insert("temporal".into(), found);
         temporal
     };
+    let mut unleash = match args.unleash {
+        true => Some(crate::provision::unleash(&options, &postgres.database("unleash").await?).await?),
+        false => None,
+    };
+    if let Some(unleash) = &unleash {
+        let (pid, ports, environment) = (unleash.server.pid, &unleash.server.ports, &unleash.environment);
+        let (url, admin, password) = (&unleash.url, &unleash.admin_token, &unleash.admin_password);
+        let found = json!({ "url": url, "token": unleash.backend_token, "admin_token": admin, "admin_password": password,
+            "environment": environment, "project": unleash.project, "pid": pid, "ports": ports });
+        shown.insert("unleash".into(), found);
+    }
     print_json(&shown)?;
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    if let Some(unleash) = &mut unleash {
+        unleash.server.stop().await?;
+    }
     postgres.server.stop().await?;
     #[cfg(feature = "temporal")]
     temporal.server.stop().await?;

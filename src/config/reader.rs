@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::SecretUrl;
+use super::{Secret, SecretUrl};
 
 const ENV_PREFIX: &str = "CROSSOVER_";
 
@@ -252,6 +252,25 @@ impl Reader {
                 .ok_or_else(|| format!("`{text}` is not one of {}", of.join(", ")))
         });
         parsed.unwrap_or(of[0])
+    }
+
+    /// Any of `of`, in one string with commas between them; none unless set.
+    pub(super) fn choices(&mut self, key: &'static str, of: &[&'static str]) -> Vec<&'static str> {
+        let one = |name: &str| of.iter().copied().find(|known| *known == name);
+        let parsed = self.text(key, String::new(), |text| {
+            let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+            names.map(|name| one(name).ok_or_else(|| format!("`{name}` is not one of {}", of.join(", ")))).collect()
+        });
+        parsed.unwrap_or_default()
+    }
+
+    /// Something that goes into a header.
+    pub(super) fn secret(&mut self, key: &'static str) -> Option<Secret> {
+        self.text(key, String::new(), |text| match text.trim() {
+            "" => Err("must not be empty".to_owned()),
+            secret if secret.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Secret::new(secret)),
+            _ => Err("holds what no token holds (spaces or characters beyond ASCII)".to_owned()),
+        })
     }
 
     pub(super) fn listen(&mut self, key: &'static str, default: &str) -> SocketAddr {

@@ -109,3 +109,16 @@ fn a_poll_slower_than_the_lease_is_a_fault() {
     let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
     assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");
 }
+
+#[test]
+fn following_unleash_needs_its_address_and_a_token_for_its_environment() {
+    let text = faults("[flags]\nsource = \"unleash\"", &[]).join("\n");
+    assert!(text.contains("flags.url: is needed") && text.contains("flags.token: is needed"), "{text}");
+    let file = "[flags]\nsource = \"unleash\"\nurl = \"http://u\"\naccept_missing = \"crossover-kill, crossover-life\"";
+    let text = faults(file, &[("CROSSOVER_FLAGS_TOKEN", "default:production.hunter2")]).join("\n");
+    assert!(text.contains("flags.token: is for another environment"), "{text}");
+    assert!(text.contains("`crossover-life` is not one of crossover-shadow"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    let config = load("", &[("CROSSOVER_FLAGS_TOKEN", "*:development.hunter2")]).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+}

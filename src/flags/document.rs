@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::evaluate::Evaluator;
+use super::evaluate::{Evaluator, stage_of};
 use super::json::Node;
 use super::{schema, store};
 use crate::interaction::Stage;
@@ -75,6 +75,7 @@ impl fmt::Display for Fault {
 pub struct Document {
     text: String,
     revision: String,
+    server_revision: Option<u64>,
     evaluator: Evaluator,
 }
 
@@ -86,10 +87,25 @@ impl Document {
 
     /// Checks a whole document and reports every fault in it at once.
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
-        let root: Node = serde_json::from_str(text).map_err(|error| vec![not_json(&error)])?;
+        Self::compile(text.to_owned(), format!("file:{}", hash(text, 6)), None)
+    }
+
+    /// The same for the four flags as a server has told them, under the number that it gives its revisions.
+    pub(super) fn of_server(text: String, revision: Option<u64>) -> Result<Self, Vec<Fault>> {
+        let name = match revision {
+            // With the hash, because a server's flags may be newer than the number that comes with them, and some of
+            // them may be older, kept here.
+            Some(number) => format!("unleash:{number}:{}", hash(&text, 4)),
+            None => format!("unleash:{}", hash(&text, 6)),
+        };
+        Self::compile(text, name, revision)
+    }
+
+    fn compile(text: String, revision: String, server_revision: Option<u64>) -> Result<Self, Vec<Fault>> {
+        let root: Node = serde_json::from_str(&text).map_err(|error| vec![not_json(&error)])?;
         schema::check(&root)?;
-        let evaluator = Evaluator::compile(text)?;
-        Ok(Self { text: text.to_owned(), revision: revision_of(text), evaluator })
+        let evaluator = Evaluator::compile(&text)?;
+        Ok(Self { text, revision, server_revision, evaluator })
     }
 
     /// Where (account, kind) stands. Pure: the same document always gives the same answer.
@@ -108,12 +124,27 @@ impl Document {
         Stage::ALL.iter().rev().find(on).copied().unwrap_or(Stage::Off)
     }
 
-    /// `file:` and the first 12 hex digits of the text's SHA-256.
+    /// The same, telling `asked` each flag that was asked and its answer.
+    pub(super) fn stage_asking(&self, account: &str, kind: &str, asked: impl Fn(Flag, bool)) -> Stage {
+        stage_of(|flag| {
+            let on = self.evaluator.is_on(flag, account, kind);
+            asked(flag, on);
+            on
+        })
+    }
+
+    /// Names what the document says. From a file: `file:` and the first 12 hex digits of the text's SHA-256. From Unleash:
+    /// `unleash:`, its revision and the first 8 of the four flags' SHA-256, with a colon between.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// The text as it was read.
+    /// The revision's number, where a server numbers them. It grows with every change there, of other flags too.
+    pub fn server_revision(&self) -> Option<u64> {
+        self.server_revision
+    }
+
+    /// The text as it was read; of a server's the four flags alone, as a file would hold them.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -130,10 +161,9 @@ impl fmt::Debug for Document {
     }
 }
 
-fn revision_of(text: &str) -> String {
-    let digest = Sha256::digest(text);
-    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("file:{hex}")
+/// The first bytes of the text's SHA-256 in hex.
+fn hash(text: &str, bytes: usize) -> String {
+    Sha256::digest(text).iter().take(bytes).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn not_json(error: &serde_json::Error) -> Fault {

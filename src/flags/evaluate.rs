@@ -55,7 +55,7 @@ fn context<'a>(flag: Flag, account: &'a str, properties: &'a PropertiesCow<'a>) 
 }
 
 /// The highest stage whose flag is on; the kill switch caps it at `shadow`.
-fn stage_of(is_on: impl Fn(Flag) -> bool) -> Stage {
+pub(super) fn stage_of(is_on: impl Fn(Flag) -> bool) -> Stage {
     let highest = [(Flag::Complete, Stage::Complete), (Flag::Live, Stage::Live), (Flag::Shadow, Stage::Shadow)]
         .into_iter()
         .find(|(flag, _)| is_on(*flag))

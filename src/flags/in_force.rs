@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use super::Health;
@@ -17,11 +17,14 @@ pub(super) struct InForce {
 }
 
 impl InForce {
-    pub(super) fn new(document: Document, from_last_good: bool) -> Self {
+    /// `good_at` is when `source` said so; another time than now only for the stored copy.
+    pub(super) fn new(source: String, document: Document, good_at: DateTime<Utc>, from_last_good: bool) -> Self {
         let revision = document.revision().to_owned();
         let health = Health {
+            source,
             revision: revision.clone(),
             loaded_at: Utc::now(),
+            good_at,
             error: None,
             error_since: None,
             from_last_good,
@@ -43,13 +46,22 @@ impl InForce {
         !self.health.borrow().from_last_good && self.document().text() == text
     }
 
-    /// Puts a document from the file in force; the revision is told when decisions already go by it.
+    /// The source says again what is in force. Nobody is told but for the end of a stored copy.
+    pub(super) fn confirmed(&self) {
+        self.health.send_if_modified(|health| {
+            health.good_at = Utc::now();
+            std::mem::replace(&mut health.from_last_good, false)
+        });
+    }
+
+    /// Puts a document from the source in force; the revision is told when decisions already go by it.
     pub(super) fn put(&self, document: Document) {
         let revision = document.revision().to_owned();
         self.document.store(Arc::new(document));
         self.health.send_modify(|health| {
-            *health =
-                Health { revision: revision.clone(), loaded_at: Utc::now(), from_last_good: false, ..health.clone() };
+            let now = Utc::now();
+            (health.loaded_at, health.good_at, health.from_last_good) = (now, now, false);
+            health.revision.clone_from(&revision);
         });
         tracing::info!(revision, "flags in force");
         self.revision.send_if_modified(|now| std::mem::replace(now, revision.clone()) != revision);
@@ -73,7 +85,7 @@ impl InForce {
             let was_bad = health.error.take().is_some();
             if was_bad {
                 health.error_since = None;
-                tracing::info!(revision = health.revision, "the flags file is good again");
+                tracing::info!(revision = health.revision, "{} is good again", health.source);
             }
             was_bad
         });

@@ -37,6 +37,14 @@ pub(super) fn check(root: &Node) -> Result<(), Vec<Fault>> {
     if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
 }
 
+/// Reports every fault of one feature alone, with paths that begin at `name`. It has no segments to refer to.
+pub(super) fn check_feature(name: &str, root: &Node) -> Result<(), Vec<Fault>> {
+    let mut faults = Faults::default();
+    let place = Place { path: name.to_owned(), node: root };
+    feature(&mut faults, &place, &BTreeSet::new(), &mut BTreeSet::new());
+    if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
+}
+
 fn document(faults: &mut Faults, place: &Place<'_>) {
     let Some(fields) = faults.object(place, &DOCUMENT) else { return };
     let version = fields.get("version");

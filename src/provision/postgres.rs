@@ -42,6 +42,15 @@ pub struct Postgres {
     pub server: Server,
 }
 
+impl Postgres {
+    /// The URL of another database on this server, which is made if it isn't there. `name` is a plain word.
+    pub async fn database(&self, name: &str) -> Result<String> {
+        make_database(self.server.ports[0], name).await.map_err(Error::Database)?;
+        let (server, _) = self.url.rsplit_once('/').unwrap_or((&self.url, ""));
+        Ok(format!("{server}/{name}"))
+    }
+}
+
 /// Starts a Postgres, on the data that is there or on an empty database.
 pub async fn postgres(options: &Options) -> Result<Postgres> {
     let bin = match &options.postgres_bin_dir {
@@ -65,7 +74,7 @@ async fn start(bin: &Path, home: &Home) -> Result<Postgres> {
     make_cluster(bin, home).await?;
     let plan = |[port]: [u16; 1]| Ok((launch(bin, home, port), Box::new(Ready { port }) as _));
     let (server, [port]) = Server::start(plan).await?;
-    make_database(port).await.map_err(Error::Database)?;
+    make_database(port, NAME).await.map_err(Error::Database)?;
     Ok(Postgres { url: format!("postgres://{NAME}@127.0.0.1:{port}/{NAME}"), server })
 }
 
@@ -82,7 +91,8 @@ async fn make_cluster(bin: &Path, home: &Home) -> Result<()> {
         args.push("--no-sync".into());
     }
     let (program, home) = (bin.join("initdb"), home.clone());
-    run_to_end(&Launch { name: "initdb", program, args, home, stop_signal: "TERM" }, INITDB).await?;
+    run_to_end(&Launch { name: "initdb", program, args, variables: Vec::new(), home, stop_signal: "TERM" }, INITDB)
+        .await?;
     std::fs::rename(&aside, &data).map_err(Error::io("move into place", data))
 }
 
@@ -91,7 +101,8 @@ fn launch(bin: &Path, home: &Home, port: u16) -> Launch {
     args.extend(["-h", "127.0.0.1", "-p", &port.to_string()].map(OsString::from));
     args.extend(SETTINGS.iter().flat_map(|setting| ["-c", *setting]).map(OsString::from));
     // INT is the fast shutdown: it doesn't wait for clients to leave.
-    Launch { name: "Postgres", program: bin.join("postgres"), args, home: home.clone(), stop_signal: "INT" }
+    let (program, home) = (bin.join("postgres"), home.clone());
+    Launch { name: "Postgres", program, args, variables: Vec::new(), home, stop_signal: "INT" }
 }
 
 #[derive(Debug)]
@@ -116,12 +127,13 @@ async fn connect(port: u16) -> sqlx::Result<PgConnection> {
     options.ssl_mode(sqlx::postgres::PgSslMode::Disable).connect().await
 }
 
-async fn make_database(port: u16) -> sqlx::Result<()> {
+async fn make_database(port: u16, name: &str) -> sqlx::Result<()> {
     let mut connection = connect(port).await?;
-    let there = sqlx::query("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)").bind(NAME);
+    let there = sqlx::query("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)").bind(name);
     let there: bool = there.fetch_one(&mut connection).await?.get(0);
     if !there {
-        connection.execute("CREATE DATABASE crossover").await?;
+        // A word of ours: a name can't be a parameter.
+        connection.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).await?;
     }
     connection.close().await
 }

@@ -71,8 +71,8 @@ fn launch(program: &Path, home: &Home, namespace: &str, [port, http, metrics]: [
     if namespace != DEFAULT_NAMESPACE {
         args.extend(["--namespace".into(), namespace.into()]);
     }
-    let program = PathBuf::from(program);
-    Launch { name: "Temporal", program, args, home: home.clone(), stop_signal: "TERM" }
+    let (program, home) = (PathBuf::from(program), home.clone());
+    Launch { name: "Temporal", program, args, variables: Vec::new(), home, stop_signal: "TERM" }
 }
 
 #[derive(Debug)]

@@ -11,3 +11,4 @@ mod provision;
 mod servers;
 #[cfg(feature = "temporal")]
 mod temporal_side;
+mod unleash;

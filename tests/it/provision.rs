@@ -15,20 +15,20 @@ use tempfile::TempDir;
 use crate::servers;
 
 /// A folder in which the unprivileged user can make and remove things too.
-fn shared_folder() -> TempDir {
+pub fn shared_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
     folder
 }
 
 /// `crossover servers` in a process of its own, which can be killed.
-struct Parent {
+pub struct Parent {
     process: Child,
     shown: Value,
 }
 
 impl Parent {
-    fn start(temp: &Path, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Self {
+    pub fn start(temp: &Path, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
         command.args(["servers", "--json"]).env("TMPDIR", temp).env("CROSSOVER_STATE_DIR", temp.join("state"));
         command.env("CROSSOVER_PROVISION_CACHE_DIR", servers::cache_dir());
@@ -41,23 +41,23 @@ impl Parent {
         Self { process, shown }
     }
 
-    fn ports(&self) -> Vec<u16> {
+    pub fn ports(&self) -> Vec<u16> {
         let ports = self.shown.as_object().unwrap().values().flat_map(|server| server["ports"].as_array().unwrap());
         ports.map(|port| port.as_u64().unwrap().try_into().unwrap()).collect()
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 }
 
-fn accepts(port: u16) -> bool {
+pub fn accepts(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
 /// Nothing tells a stranger that a process has ended, so this looks again and again.
-fn wait_until(what: &str, seen: impl Fn() -> bool) {
+pub fn wait_until(what: &str, seen: impl Fn() -> bool) {
     let begun = Instant::now();
     while !seen() {
         assert!(begun.elapsed() < Duration::from_secs(30), "waited too long until {what}");
@@ -65,7 +65,7 @@ fn wait_until(what: &str, seen: impl Fn() -> bool) {
     }
 }
 
-fn is_empty(folder: &Path) -> bool {
+pub fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 

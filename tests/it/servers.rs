@@ -1,4 +1,4 @@
-//! One Postgres and one Temporal for the whole run. They start with the first test that asks and end with the
+//! One Postgres, one Temporal and one Unleash for the whole run. They start with the first test that asks and end with the
 //! process, for their guardians see its pipes close. Nothing here belongs to a test's runtime.
 
 // Each module of this binary takes what it needs.
@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossover::config::default_cache_dir;
-use crossover::provision::{self, Options, Postgres};
+use crossover::provision::{self, Options, Postgres, Unleash};
+use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
 
 static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
 #[cfg(feature = "temporal")]
 static TEMPORAL: OnceCell<provision::Temporal> = OnceCell::const_new();
+static UNLEASH: OnceCell<Unleash> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// How tests start servers of their own.
@@ -36,6 +38,40 @@ pub async fn postgres() -> &'static Postgres {
 #[cfg(feature = "temporal")]
 pub async fn temporal() -> &'static provision::Temporal {
     TEMPORAL.get_or_init(async || provision::temporal(&options()).await.unwrap_or_else(|error| panic!("{error}"))).await
+}
+
+/// The shared Unleash, with the four flags of `flags/unleash-import.json`. All tests see the same flags: use accounts of
+/// your own, or an Unleash of your own ([`own_unleash`]).
+pub async fn unleash() -> &'static Unleash {
+    UNLEASH.get_or_init(own_unleash).await
+}
+
+/// An Unleash of a test's own, with the four flags in it.
+pub async fn own_unleash() -> Unleash {
+    let unleash = empty_unleash(&database().await).await;
+    import_flags(&unleash).await;
+    unleash
+}
+
+/// An Unleash without the flags, on a database of the shared Postgres.
+pub async fn empty_unleash(database: &str) -> Unleash {
+    provision::unleash(&options(), database).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Imports the four flags as `docs/flags.md` says. Unleash wants a person for that, not a token.
+pub async fn import_flags(unleash: &Unleash) {
+    let flags: Value = serde_json::from_str(include_str!("../../flags/unleash-import.json")).unwrap();
+    let person = json!({ "username": "admin", "password": unleash.admin_password });
+    let login = posted(reqwest::Client::new().post(format!("{}/auth/simple/login", unleash.url)), &person).await;
+    let session = login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap();
+    let import = reqwest::Client::new().post(format!("{}/api/admin/features-batch/import", unleash.url));
+    let body = json!({ "project": unleash.project, "environment": unleash.environment, "data": flags });
+    posted(import.header("Cookie", session), &body).await;
+}
+
+async fn posted(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Response {
+    let answer = request.json(body).send().await.unwrap();
+    if answer.status().is_success() { answer } else { panic!("{}", answer.text().await.unwrap()) }
 }
 
 /// The URL of a fresh, empty database on the shared Postgres.

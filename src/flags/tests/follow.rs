@@ -149,7 +149,7 @@ async fn a_directory_that_comes_later_is_found_by_polling() {
 fn with_neither_a_file_nor_a_last_good_one_there_is_no_answer() {
     let place = Place::new();
     let error = place.open(NEVER).err().unwrap();
-    assert!(error.file.contains("flags.json: can't be read"), "{error}");
+    assert!(error.from.contains("flags.json: can't be read"), "{error}");
     assert!(error.last_good.contains("flags-last-good.json: can't be read"), "{error}");
 
     fs::write(place.file(), "{}").unwrap();

@@ -1,0 +1,3 @@
+//! Unleash as a source of flags, on the real server.
+
+mod server;
