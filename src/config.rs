@@ -89,6 +89,10 @@ pub struct Flags {
     pub url: Option<SecretUrl>,
     /// A backend token of Unleash. Needed to follow it.
     pub token: Option<Secret>,
+    /// An admin token of Unleash, or one of a service account that may update strategies. Commands that flip need it.
+    pub admin_token: Option<Secret>,
+    /// Where Unleash's admin API is, if not at `url`.
+    pub admin_url: Option<SecretUrl>,
     /// The environment of Unleash in which the flags are switched.
     pub environment: String,
     /// The project of Unleash that holds the flags.
@@ -247,6 +251,8 @@ impl Config {
                 },
                 url: r.url("flags.url", &["http", "https"]),
                 token: r.secret("flags.token"),
+                admin_token: r.secret("flags.admin_token"),
+                admin_url: r.url("flags.admin_url", &["http", "https"]),
                 environment: r.name("flags.environment", "development"),
                 project: r.name("flags.project", "default"),
                 app_name: r.name("flags.app_name", "crossover"),

@@ -104,7 +104,7 @@ impl Record {
 /// Plans, shows, asks, does and waits.
 pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> Outcome {
     let config = context.load()?;
-    let place = place(&config);
+    let place = Place::of(&config.flags)?;
     let record = Record::read(&config, &order.account).await;
     let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
     let flip = place.plan(&wish(&order, to), &known).await?;
@@ -117,7 +117,7 @@ pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> 
     let by = (config.operator.as_str(), order.reason.as_deref());
     let flipped = flips::flip(&place, store, flip, &known, by, order.timeout).await?;
     report.done = true;
-    report.revision = Some(flipped.revision);
+    report.revision = flipped.revision;
     if let Some(error) = flipped.unrecorded {
         report.notes.push(format!("who and why are not recorded: {error}"));
     }
@@ -133,17 +133,13 @@ pub(super) async fn preview(order: Order, to: Stage, context: Context) -> Outcom
     let config = context.load()?;
     let record = Record::read(&config, &order.account).await;
     let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
-    let flip = place(&config).plan(&wish(&order, to), &known).await?;
+    let flip = Place::of(&config.flags)?.plan(&wish(&order, to), &known).await?;
     let report = report(&flip, &record);
     match context.json {
         true => print_json(&report)?,
         false => show(&report),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn place(config: &Config) -> Place {
-    Place::File(config.flags.file.clone())
 }
 
 fn wish(order: &Order, stage: Stage) -> Wish {

@@ -9,12 +9,16 @@ use uuid::Uuid;
 
 use super::SILENT_AFTER;
 use super::storage::{FlipStore, NewFlip, RouterRow};
+use crate::config::{self, FlagSource};
 use crate::flags::edit::{Known, Plan, Refusal, Wish};
+use crate::flags::unleash;
+use crate::flags::unleash::admin::{Admin, AdminError, Stored};
 use crate::flags::{Document, FileError, FlagsFile};
+use crate::interaction::Stage;
 use crate::ledger::LedgerError;
 
 /// An edit by others in between is planned around so often.
-const TRIES: u32 = 5;
+const TRIES: u32 = 10;
 /// How often the registry is asked who has acknowledged.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -23,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub enum Place {
     /// A file on this machine.
     File(PathBuf),
+    /// Unleash: its admin API, and the settings by which routers follow it.
+    Unleash(Admin, unleash::Settings),
 }
 
 /// A plan, and the flags that it was made for.
@@ -32,7 +38,22 @@ pub struct Flip {
     pub wish: Wish,
     /// What has to change.
     pub plan: Plan,
-    before: Document,
+    before: Before,
+}
+
+#[derive(Debug)]
+enum Before {
+    File(Document),
+    Unleash(Stored),
+}
+
+impl Before {
+    fn document(&self) -> &Document {
+        match self {
+            Before::File(document) => document,
+            Before::Unleash(stored) => &stored.document,
+        }
+    }
 }
 
 /// Why a flip was not made.
@@ -44,6 +65,12 @@ pub enum FlipError {
     /// The file was not changed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Unleash did not do it.
+    #[error(transparent)]
+    Unleash(#[from] AdminError),
+    /// Others change the same flags all the time.
+    #[error("the flags were changed by others each of {TRIES} times in between; repeat the command")]
+    Crowded,
     /// The stage is no longer what was shown.
     #[error(
         "{wish} was in {shown} and is in {now} since somebody changed the flags; nothing was changed, repeat the command"
@@ -52,9 +79,9 @@ pub enum FlipError {
         /// What was asked for.
         wish: Wish,
         /// The stage that the operator agreed to leave.
-        shown: crate::interaction::Stage,
+        shown: Stage,
         /// The stage now.
-        now: crate::interaction::Stage,
+        now: Stage,
     },
     /// The system.
     #[error("the flags were not changed: {0}")]
@@ -66,8 +93,8 @@ pub enum FlipError {
 pub struct Flipped {
     /// Its id, where Postgres took it down.
     pub id: Option<Uuid>,
-    /// The flags as they are called since.
-    pub revision: String,
+    /// The flags as they are called since, where that is known.
+    pub revision: Option<String>,
     /// Why Postgres has not taken it down.
     pub unrecorded: Option<LedgerError>,
 }
@@ -101,33 +128,82 @@ impl Waiting {
 }
 
 impl Place {
-    /// What has to change for `wish`; `known` are accounts and kinds that must not be touched by it.
-    pub async fn plan(&self, wish: &Wish, known: &Known) -> Result<Flip, FlipError> {
-        let Place::File(path) = self;
-        let (path, wish, known) = (path.clone(), wish.clone(), known.clone());
-        tokio::task::spawn_blocking(move || {
-            let before = FlagsFile::at(&path)?.read()?;
-            let plan = before.plan(&wish, &known)?;
-            Ok(Flip { wish, plan, before })
+    /// Where the configuration says.
+    pub fn of(config: &config::Flags) -> Result<Self, AdminError> {
+        Ok(match config.source {
+            FlagSource::File => Self::File(config.file.clone()),
+            FlagSource::Unleash => {
+                let settings = unleash::Settings::of(config).map_err(AdminError::Setting)?;
+                Self::Unleash(Admin::new(config)?, settings)
+            }
         })
-        .await?
     }
 
-    /// Makes the change; false: the flags are not those that it was planned for.
-    async fn write(&self, flip: Flip) -> Result<(Flip, bool), FlipError> {
-        let Place::File(path) = self;
-        let path = path.clone();
-        tokio::task::spawn_blocking(move || match FlagsFile::at(&path)?.replace(&flip.before, &flip.plan.after) {
-            Ok(()) => Ok((flip, true)),
-            Err(FileError::Changed(_)) => Ok((flip, false)),
-            Err(error) => Err(error.into()),
-        })
-        .await?
+    /// What has to change for `wish`; `known` are accounts and kinds that must not be touched by it.
+    pub async fn plan(&self, wish: &Wish, known: &Known) -> Result<Flip, FlipError> {
+        match self {
+            Place::File(path) => {
+                let (path, wish, known) = (path.clone(), wish.clone(), known.clone());
+                tokio::task::spawn_blocking(move || {
+                    let before = FlagsFile::at(&path)?.read()?;
+                    let plan = before.plan(&wish, &known)?;
+                    Ok(Flip { wish, plan, before: Before::File(before) })
+                })
+                .await?
+            }
+            Place::Unleash(admin, _) => {
+                let stored = admin.read().await?;
+                let plan = stored.document.plan_on_server(wish, known)?;
+                Ok(Flip { wish: wish.clone(), plan, before: Before::Unleash(stored) })
+            }
+        }
+    }
+
+    /// Makes the changes in their order. It may end before the last: then the flags are not those that it was planned for.
+    async fn write(&self, flip: Flip) -> Result<(), FlipError> {
+        match (self, flip.before) {
+            (Place::File(path), Before::File(before)) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || {
+                    match FlagsFile::at(&path)?.replace(&before, &flip.plan.after) {
+                        // The next plan is made for what stands there now.
+                        Err(FileError::Changed(_)) => Ok(()),
+                        other => other.map_err(FlipError::from),
+                    }
+                })
+                .await?
+            }
+            (Place::Unleash(admin, _), Before::Unleash(stored)) => {
+                for change in &flip.plan.changes {
+                    if !admin.apply(&stored, change).await? {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            // A flip is carried out where it was planned.
+            _ => Err(FlipError::Crowded),
+        }
+    }
+
+    /// What the change will be called: of a file its text says it, Unleash numbers its revisions itself.
+    fn revision_of(&self, plan: &Plan) -> Option<String> {
+        match self {
+            Place::File(_) => Some(plan.after.revision().to_owned()),
+            Place::Unleash(..) => None,
+        }
+    }
+
+    async fn revision_now(&self, plan: &Plan) -> Option<String> {
+        match self {
+            Place::File(_) => self.revision_of(plan),
+            Place::Unleash(_, settings) => unleash::look(settings).await.ok().map(|flags| flags.revision().to_owned()),
+        }
     }
 }
 
-/// Carries a planned flip out: writes down who wants it and why, where Postgres can be reached, and changes the flags.
-/// Repeating it is harmless, and finishes what a crash left half done.
+/// Carries a planned flip out: writes down who wants it and why, where Postgres can be reached, changes the flags, and
+/// reads them again. Repeating it is harmless, and finishes what a crash left half done.
 pub async fn flip(
     place: &Place,
     store: Option<&FlipStore>,
@@ -136,58 +212,56 @@ pub async fn flip(
     (who, why): (&str, Option<&str>),
     within: Duration,
 ) -> Result<Flipped, FlipError> {
-    let shown = flip.plan.from;
+    let (shown, wish) = (flip.plan.from, flip.wish.clone());
     let mut asked = None;
-    for _ in 1..=TRIES {
-        let revision = flip.plan.after.revision().to_owned();
-        asked = match store {
-            Some(store) => Some(ask(store, &flip, (who, why), within).await),
-            None => None,
-        };
+    for n in 0..=TRIES {
+        // Each writes what it plans down; of a file only the last comes true, which has its name.
+        if let Some(store) =
+            store.filter(|_| n == 0 || !flip.plan.changes.is_empty() && place.revision_of(&flip.plan).is_some())
+        {
+            asked = Some(ask(place, store, &flip, (who, why), within).await);
+        }
         if flip.plan.changes.is_empty() {
-            return Ok(flipped(asked, revision));
+            let revision = place.revision_now(&flip.plan).await;
+            let (id, unrecorded) = match asked {
+                Some(Ok(id)) => (Some(id), None),
+                Some(Err(error)) => (None, Some(error)),
+                None => (None, None),
+            };
+            return Ok(Flipped { id, revision, unrecorded });
         }
-        let (tried, written) = place.write(flip).await?;
-        if written {
-            return Ok(flipped(asked, revision));
-        }
-        flip = place.plan(&tried.wish, known).await?;
-        if flip.plan.from != shown {
-            return Err(FlipError::Moved { wish: flip.wish, shown, now: flip.plan.from });
+        if n < TRIES {
+            place.write(flip).await?;
+            flip = place.plan(&wish, known).await?;
+            // Own changes lead from the stage that was shown to the one that was asked for.
+            if !(shown.min(wish.stage)..=shown.max(wish.stage)).contains(&flip.plan.from) {
+                return Err(FlipError::Moved { wish, shown, now: flip.plan.from });
+            }
         }
     }
-    let Place::File(path) = place;
-    drop(asked);
-    Err(FileError::Changed(path.clone()).into())
-}
-
-fn flipped(asked: Option<Result<Uuid, LedgerError>>, revision: String) -> Flipped {
-    match asked {
-        Some(Ok(id)) => Flipped { id: Some(id), revision, unrecorded: None },
-        Some(Err(error)) => Flipped { id: None, revision, unrecorded: Some(error) },
-        None => Flipped { id: None, revision, unrecorded: None },
-    }
+    Err(FlipError::Crowded)
 }
 
 /// Before the change, so that the first router to see it knows whose it is.
 async fn ask(
+    place: &Place,
     store: &FlipStore,
     flip: &Flip,
     (who, why): (&str, Option<&str>),
     within: Duration,
 ) -> Result<Uuid, LedgerError> {
-    let wish = &flip.wish;
+    let (wish, before) = (&flip.wish, flip.before.document());
     // An account that no router has decided for yet would change without a decision.
-    store.note(&wish.account, None, flip.before.stage(&wish.account, ""), flip.before.revision()).await?;
+    store.note(&wish.account, None, before.stage(&wish.account, ""), before.revision()).await?;
     if let Some(kind) = &wish.kind {
-        store.note(&wish.account, Some(kind), flip.plan.from, flip.before.revision()).await?;
+        store.note(&wish.account, Some(kind), flip.plan.from, before.revision()).await?;
     }
     let new = NewFlip {
         account: wish.account.clone(),
         kind: wish.kind.clone(),
         from: Some(flip.plan.from),
         to: wish.stage,
-        revision: Some(flip.plan.after.revision().to_owned()),
+        revision: place.revision_of(&flip.plan),
         who: who.to_owned(),
         why: why.map(str::to_owned),
         within,

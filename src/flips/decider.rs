@@ -52,7 +52,10 @@ impl Decider {
     /// Where (account, kind) stands, and by what.
     pub fn decide(&self, account: &str, kind: &str) -> Decision {
         self.note(account, kind);
-        self.see(account, kind).decision
+        match self.overrides.of(account, kind) {
+            Some((id, stage)) => Decision { stage, revision: revision(id) },
+            None => self.flags.decide(account, kind),
+        }
     }
 
     /// The flags below.
@@ -65,12 +68,15 @@ impl Decider {
         &self.overrides
     }
 
+    /// The same, not for work: Unleash is not told of it.
     pub(super) fn see(&self, account: &str, kind: &str) -> Seen {
         match self.overrides.of(account, kind) {
-            Some((id, stage)) => {
-                Seen { decision: Decision { stage, revision: format!("override:{id}") }, by: Some(id) }
+            Some((id, stage)) => Seen { decision: Decision { stage, revision: revision(id) }, by: Some(id) },
+            None => {
+                let document = self.flags.document();
+                let (stage, revision) = (document.stage(account, kind), document.revision().to_owned());
+                Seen { decision: Decision { stage, revision }, by: None }
             }
-            None => Seen { decision: self.flags.decide(account, kind), by: None },
         }
     }
 
@@ -99,4 +105,9 @@ impl Decider {
         noted.kinds.entry(account.to_owned()).or_default().insert(kind.to_owned());
         noted.count += 1;
     }
+}
+
+/// What a decision by an override is recorded with.
+fn revision(id: i64) -> String {
+    format!("override:{id}")
 }

@@ -1,6 +1,9 @@
 //! Flips by command, on the real servers: the flags file changed where it lives, routers that follow, decisions,
 //! overrides, and routers that don't answer.
 
+mod measure;
+mod unleash;
+
 use std::process::{Command, Output};
 
 use crossover::flags::{Document, DocumentBuilder};
@@ -12,10 +15,16 @@ use crate::bridge::until;
 use crate::bridge::world::{Node, ROUTER, World};
 
 /// The program, as an operator runs it in this world.
-pub async fn run(world: &World, arguments: &[&str]) -> (i32, Value) {
+async fn run(world: &World, arguments: &[&str]) -> (i32, Value) {
+    run_with(world, arguments, &[]).await
+}
+
+/// The same with more variables.
+async fn run_with(world: &World, arguments: &[&str], set: &[(&str, &str)]) -> (i32, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
     command.args(arguments).arg("--json").envs(world.variables()).env("CROSSOVER_OPERATOR", "ana@bastion");
     command.env("CROSSOVER_STATE_DIR", world.fresh("operator")).current_dir(world.flags.parent().unwrap());
+    command.envs(set.iter().copied());
     let Output { status, stdout, stderr } =
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let said = serde_json::from_slice(&stdout)
@@ -24,7 +33,7 @@ pub async fn run(world: &World, arguments: &[&str]) -> (i32, Value) {
 }
 
 /// A world whose flags name accounts, not everybody.
-pub async fn world() -> World {
+async fn world() -> World {
     let world = World::new(Stage::Off).await;
     let document = DocumentBuilder::default().account(Stage::Shadow, &world.account).build().unwrap();
     document.write_to(&world.flags).unwrap();
@@ -232,14 +241,12 @@ async fn a_rollback_works_without_postgres_and_says_what_it_could_not_do() {
     let account = world.account.clone();
     let (code, _) = run(&world, &["cutover", &account, "--yes"]).await;
     assert_eq!(code, 0);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
-    command.args(["rollback", &account, "--yes", "--json"]).envs(world.variables());
-    command
-        .env("CROSSOVER_POSTGRES_URL", "postgres://nobody@127.0.0.1:9/none")
-        .env("CROSSOVER_POSTGRES_CONNECT_TIMEOUT", "200ms");
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((output.status.code(), &said["done"]), (Some(3), &Value::Bool(true)), "{said}");
+    let away = [
+        ("CROSSOVER_POSTGRES_URL", "postgres://nobody@127.0.0.1:9/none"),
+        ("CROSSOVER_POSTGRES_CONNECT_TIMEOUT", "200ms"),
+    ];
+    let (code, said) = run_with(&world, &["rollback", &account, "--yes"], &away).await;
+    assert_eq!((code, &said["done"]), (3, &Value::Bool(true)), "{said}");
     assert!(said["notes"].to_string().contains("Postgres can't be asked"), "{said}");
     assert_eq!(Document::read(&world.flags).unwrap().stage(&account, "sync"), Stage::Shadow);
 }

@@ -63,9 +63,10 @@ impl Entry {
         self.accounts.iter().any(|listed| listed == account)
     }
 
-    /// Whether the account can be written into its list.
-    pub(super) fn can_take(&self, account: &str) -> bool {
-        matches!(self.list, List::Constraint(_)) || (!account.contains(',') && account.trim() == account)
+    /// Whether the account can be written into its list, which has room for so many.
+    pub(super) fn can_take(&self, account: &str, room: usize) -> bool {
+        let fits = matches!(self.list, List::Constraint(_)) || (!account.contains(',') && account.trim() == account);
+        fits && self.accounts.len() < room
     }
 
     pub(super) fn with(&self, account: &str) -> Vec<String> {

@@ -29,6 +29,11 @@ use super::constraint::matchable;
 use super::document::{Document, Flag};
 use crate::interaction::Stage;
 
+/// Stands in a list of Unleash that would be empty otherwise, as in `flags/unleash-import.json`. No account.
+pub const NOBODY: &str = "crossover:nobody";
+/// Unleash takes so many names in a list, unless it is told otherwise.
+const SERVERS_ROOM: usize = 250;
+
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
@@ -137,7 +142,15 @@ impl Document {
     /// What has to change so that `wish` comes true, and the document that results. `known` are the accounts and kinds
     /// that are known to exist; those that the document names are looked at too.
     pub fn plan(&self, wish: &Wish, known: &Known) -> Result<Plan, Refusal> {
-        let features = Features::of(self);
+        self.planned(wish, known, Features::of(self))
+    }
+
+    /// The same for flags that live in Unleash: lists are bounded there, and none is left empty.
+    pub fn plan_on_server(&self, wish: &Wish, known: &Known) -> Result<Plan, Refusal> {
+        self.planned(wish, known, Features { room: SERVERS_ROOM, server: true, ..Features::of(self) })
+    }
+
+    fn planned(&self, wish: &Wish, known: &Known, features: Features) -> Result<Plan, Refusal> {
         let changes = features.changes(self, wish)?;
         let text = text::apply(self.text(), &changes);
         let after = Document::parse(&text).map_err(Refusal::Broken)?;
@@ -150,12 +163,15 @@ impl Document {
 /// The flags' strategies as values.
 struct Features {
     root: Value,
+    /// So many names go into a list.
+    room: usize,
+    server: bool,
 }
 
 impl Features {
     fn of(document: &Document) -> Self {
         // A document that was parsed is JSON; no flags is what the check then complains about.
-        Self { root: serde_json::from_str(document.text()).unwrap_or(Value::Null) }
+        Self { root: serde_json::from_str(document.text()).unwrap_or(Value::Null), room: usize::MAX, server: false }
     }
 
     fn feature(&self, flag: Flag) -> &Value {
@@ -192,6 +208,15 @@ impl Features {
         for (flag, _) in flags.into_iter().rev().filter(|(_, stage)| *stage > wish.stage) {
             changes.extend(self.turn_off(flag, wish));
         }
+        if self.server {
+            for change in &mut changes {
+                if let Change::Names { after, .. } = change
+                    && after.is_empty()
+                {
+                    after.push(NOBODY.to_owned());
+                }
+            }
+        }
         Ok(changes)
     }
 
@@ -206,14 +231,15 @@ impl Features {
         let entries = self.entries(flag);
         let enabled = self.enabled(flag);
         if !enabled {
-            let own = |entry: &Entry| entry.accounts.iter().all(|account| *account == wish.account);
+            let own =
+                |entry: &Entry| entry.accounts.iter().all(|account| *account == wish.account || account == NOBODY);
             if entries.len() < self.strategies(flag).len() || !entries.iter().all(|(_, entry)| own(entry)) {
                 return Err(Refusal::Disabled { flag });
             }
         }
         // What a disabled flag lists has not been on.
         let now = if enabled { kinds_of(&entries, &wish.account) } else { Kinds::none() };
-        let mut changes = rewrite(flag, &entries, &wish.account, &now.with(&Kinds::of(wish.kind.as_deref())));
+        let mut changes = self.rewrite(flag, &entries, &wish.account, &now.with(&Kinds::of(wish.kind.as_deref())));
         if !enabled {
             changes.push(Change::Enable { flag });
         }
@@ -224,7 +250,29 @@ impl Features {
         let entries = self.entries(flag);
         let now = kinds_of(&entries, &wish.account);
         let then = now.without(&Kinds::of(wish.kind.as_deref()));
-        if now == then && !then.is_none() { Vec::new() } else { rewrite(flag, &entries, &wish.account, &then) }
+        if now == then && !then.is_none() { Vec::new() } else { self.rewrite(flag, &entries, &wish.account, &then) }
+    }
+
+    /// Has the account listed once, for exactly these kinds.
+    fn rewrite(&self, flag: Flag, entries: &[(usize, Entry)], account: &str, kinds: &Kinds) -> Vec<Change> {
+        let fits = |(_, entry): &&(usize, Entry)| !kinds.is_none() && entry.kinds == *kinds;
+        let there = entries.iter().filter(fits).find(|(_, entry)| entry.lists(account));
+        let home = there.or_else(|| entries.iter().filter(fits).find(|(_, entry)| entry.can_take(account, self.room)));
+        let names = |n: usize, entry: &Entry, after| Change::Names {
+            flag,
+            strategy: n,
+            list: entry.list,
+            before: entry.accounts.clone(),
+            after,
+        };
+        let added = match home {
+            _ if kinds.is_none() || there.is_some() => None,
+            Some((n, entry)) => Some(names(*n, entry, entry.with(account))),
+            None => Some(Change::Add { flag, strategy: entry::write(account, kinds) }),
+        };
+        let stays = home.map(|(n, _)| *n);
+        let elsewhere = entries.iter().filter(|(n, entry)| Some(*n) != stays && entry.lists(account));
+        added.into_iter().chain(elsewhere.map(|(n, entry)| names(*n, entry, entry.without(account)))).collect()
     }
 }
 
@@ -232,26 +280,4 @@ impl Features {
 fn kinds_of(entries: &[(usize, Entry)], account: &str) -> Kinds {
     let listing = entries.iter().filter(|(_, entry)| entry.lists(account));
     listing.fold(Kinds::none(), |all, (_, entry)| all.with(&entry.kinds))
-}
-
-/// Has the account listed once, for exactly these kinds.
-fn rewrite(flag: Flag, entries: &[(usize, Entry)], account: &str, kinds: &Kinds) -> Vec<Change> {
-    let fits = |(_, entry): &&(usize, Entry)| !kinds.is_none() && entry.kinds == *kinds;
-    let there = entries.iter().filter(fits).find(|(_, entry)| entry.lists(account));
-    let home = there.or_else(|| entries.iter().filter(fits).find(|(_, entry)| entry.can_take(account)));
-    let names = |n: usize, entry: &Entry, after| Change::Names {
-        flag,
-        strategy: n,
-        list: entry.list,
-        before: entry.accounts.clone(),
-        after,
-    };
-    let added = match home {
-        _ if kinds.is_none() || there.is_some() => None,
-        Some((n, entry)) => Some(names(*n, entry, entry.with(account))),
-        None => Some(Change::Add { flag, strategy: entry::write(account, kinds) }),
-    };
-    let stays = home.map(|(n, _)| *n);
-    let elsewhere = entries.iter().filter(|(n, entry)| Some(*n) != stays && entry.lists(account));
-    added.into_iter().chain(elsewhere.map(|(n, entry)| names(*n, entry, entry.without(account)))).collect()
 }
