@@ -127,6 +127,15 @@ comment on column crossover.decisions.flip is 'The command that asked for it.';
 create index decisions_account on crossover.decisions (account, at);
 create index decisions_at on crossover.decisions (at);
 
+-- Whether a step from one stage to another is a step of a flip: the same direction, and not past its end.
+create function crossover.leads(p_from text, p_to text, p_flip_from text, p_flip_to text) returns boolean
+language sql immutable as $$
+    select sign(b - a) = sign(d - coalesce(c, a)) and b between least(coalesce(c, a), d) and greatest(coalesce(c, a), d)
+    from (select array_position(stages, p_from) as a, array_position(stages, p_to) as b,
+            array_position(stages, p_flip_from) as c, array_position(stages, p_flip_to) as d
+          from (select array['off', 'shadow', 'live', 'complete'] as stages) s) ranks
+$$;
+
 -- Notes what a router now sees of these accounts and kinds. A change that another router has written meanwhile is
 -- left out. Returns how many decisions were written, by stage and source.
 create function crossover.change_standings(
@@ -164,9 +173,13 @@ begin
         left join crossover.overrides o on o.id = coalesce(t.override, t.from_override)
         left join lateral (
             select f.id, f.who, f.why from crossover.flips f
-            where t.override is null and t.from_override is null and f.account = t.account and f.to_stage = t.to_stage
+            where t.override is null and t.from_override is null and f.account = t.account
                 and (f.kind is null or f.kind = t.kind) and (f.revision is null or f.revision = t.revision)
                 and f.at > clock_timestamp() - interval '15 minutes'
+                and crossover.leads(t.from_stage, t.to_stage, f.from_stage, f.to_stage)
+                -- Whoever comes back there later is somebody else.
+                and not exists (select from crossover.decisions d where d.flip = f.id and d.to_stage = t.to_stage
+                    and (d.kind is null or d.kind = t.kind))
             order by f.at desc limit 1) f on true
         returning d.to_stage, d.source)
     select w.to_stage, w.source, count(*) from written w group by w.to_stage, w.source;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
 use crate::flags::Document;
+use crate::flips::{FlipStore, OverrideRow};
 use crate::interaction::Stage;
 use crate::ledger::{AccountMarks, OutboxDepth};
 use crate::queue::{Depth, Queue};
@@ -22,6 +23,8 @@ struct Status {
     flags: FlagStatus,
     outbox: OutboxDepth,
     queue: Depth,
+    /// Loud: while one is in force, the flags don't say where its account stands.
+    overrides: Vec<OverrideRow>,
     accounts: Vec<Line>,
 }
 
@@ -73,6 +76,7 @@ pub async fn run(_: Args, context: Context) -> Outcome {
         flags,
         outbox: ledger.outbox_depth().await?,
         queue: Queue::new(ledger.pool().clone()).depth().await?,
+        overrides: FlipStore::new(ledger.pool().clone()).overrides().await?,
     };
     match context.json {
         true => print_json(&status)?,
@@ -115,6 +119,11 @@ fn effective(flag: Option<Stage>, marks: &AccountMarks) -> (Option<Stage>, Optio
 }
 
 fn show(status: &Status) {
+    for o in &status.overrides {
+        let kind = o.kind.as_ref().map_or_else(String::new, |kind| format!(", kind {kind},"));
+        let until = o.until_at.format("%F %T UTC");
+        println!("OVERRIDE  {}{kind} is in {} until {until}, whatever the flags say: {} ({})", o.account, o.stage, o.why, o.who);
+    }
     let FlagStatus { file, revision, error } = &status.flags;
     match error {
         None => println!("flags     {file}, revision {}", revision.as_deref().unwrap_or("-")),

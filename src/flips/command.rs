@@ -19,6 +19,8 @@ use crate::ledger::LedgerError;
 
 /// An edit by others in between is planned around so often.
 const TRIES: u32 = 10;
+/// A change of flags that takes longer has failed.
+const WRITING: Duration = Duration::from_secs(60);
 /// How often the registry is asked who has acknowledged.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -264,7 +266,8 @@ async fn ask(
         revision: place.revision_of(&flip.plan),
         who: who.to_owned(),
         why: why.map(str::to_owned),
-        within,
+        // The change itself takes time, too.
+        within: within + WRITING,
     };
     store.ask(&new).await
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, RwLock};
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::overrides::Overrides;
-use crate::flags::{Decision, Flags};
+use super::overrides::{self, Overrides};
+use crate::flags::{Decision, Document, Flags};
 use crate::interaction::Stage;
 use crate::metrics::Metrics;
 
@@ -28,6 +28,12 @@ pub struct Decider {
 struct Noted {
     kinds: HashMap<String, HashSet<String>>,
     count: usize,
+}
+
+/// What a decider decides by at one moment.
+pub(super) struct View {
+    flags: Arc<Document>,
+    overrides: Arc<overrides::Known>,
 }
 
 /// A decision, and the override that made it.
@@ -68,16 +74,9 @@ impl Decider {
         &self.overrides
     }
 
-    /// The same, not for work: Unleash is not told of it.
-    pub(super) fn see(&self, account: &str, kind: &str) -> Seen {
-        match self.overrides.of(account, kind) {
-            Some((id, stage)) => Seen { decision: Decision { stage, revision: revision(id) }, by: Some(id) },
-            None => {
-                let document = self.flags.document();
-                let (stage, revision) = (document.stage(account, kind), document.revision().to_owned());
-                Seen { decision: Decision { stage, revision }, by: None }
-            }
-        }
+    /// What it decides by at this moment, for many questions that belong together. Unleash is not told of them.
+    pub(super) fn view(&self) -> View {
+        View { flags: self.flags.document(), overrides: self.overrides.snapshot() }
     }
 
     pub(super) fn stage(&self, account: &str, kind: &str) -> Stage {
@@ -104,6 +103,25 @@ impl Decider {
         }
         noted.kinds.entry(account.to_owned()).or_default().insert(kind.to_owned());
         noted.count += 1;
+    }
+}
+
+impl View {
+    pub(super) fn see(&self, account: &str, kind: &str) -> Seen {
+        match overrides::of(&self.overrides, account, kind) {
+            Some((id, stage)) => Seen { decision: Decision { stage, revision: revision(id) }, by: Some(id) },
+            None => Seen { decision: self.by_flags(account, kind), by: None },
+        }
+    }
+
+    /// The same as if there were no overrides.
+    pub(super) fn by_flags(&self, account: &str, kind: &str) -> Decision {
+        Decision { stage: self.flags.stage(account, kind), revision: self.flags.revision().to_owned() }
+    }
+
+    /// Whom overrides are for: account, and kind where it isn't all.
+    pub(super) fn overridden(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.overrides.iter().flat_map(|(account, list)| list.iter().map(|one| (account.as_str(), one.kind.as_deref())))
     }
 }
 

@@ -20,17 +20,27 @@ const EVERY: Duration = Duration::from_millis(500);
 
 /// The overrides in force, as this process knows them.
 pub struct Overrides {
-    known: ArcSwap<HashMap<String, Vec<InForce>>>,
+    known: ArcSwap<Known>,
     /// Grows with each begin and end.
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Clone)]
-struct InForce {
+pub(super) struct InForce {
     id: i64,
-    kind: Option<String>,
+    pub(super) kind: Option<String>,
     stage: Stage,
     until: Instant,
+}
+
+/// By account.
+pub(super) type Known = HashMap<String, Vec<InForce>>;
+
+/// One for the kind comes before one for the whole account; none counts past its time.
+pub(super) fn of(known: &Known, account: &str, kind: &str) -> Option<(i64, Stage)> {
+    let now = Instant::now();
+    let own = known.get(account)?.iter().filter(|o| o.until > now && o.kind.as_deref().is_none_or(|k| k == kind));
+    own.max_by_key(|o| o.kind.is_some()).map(|o| (o.id, o.stage))
 }
 
 impl Default for Overrides {
@@ -42,10 +52,12 @@ impl Default for Overrides {
 impl Overrides {
     /// The override of (account, kind), as its id and stage: one for the kind before one for the whole account.
     pub fn of(&self, account: &str, kind: &str) -> Option<(i64, Stage)> {
-        let known = self.known.load();
-        let now = Instant::now();
-        let own = known.get(account)?.iter().filter(|o| o.until > now && o.kind.as_deref().is_none_or(|k| k == kind));
-        own.max_by_key(|o| o.kind.is_some()).map(|o| (o.id, o.stage))
+        of(&self.known.load(), account, kind)
+    }
+
+    /// Those known now, for more than one question.
+    pub(super) fn snapshot(&self) -> Arc<Known> {
+        self.known.load_full()
     }
 
     /// Those in force.
@@ -88,7 +100,7 @@ impl Overrides {
                     let until = asked_at + Duration::from_millis(row.remaining_ms.max(0) as u64);
                     (row.account.clone(), InForce { id: row.id, kind: row.kind.clone(), stage: row.stage, until })
                 });
-                let mut next: HashMap<String, Vec<InForce>> = HashMap::new();
+                let mut next: Known = HashMap::new();
                 rows.for_each(|(account, one)| next.entry(account).or_default().push(one));
                 next
             }
@@ -101,11 +113,11 @@ impl Overrides {
         })
     }
 
-    fn put(&self, mut next: HashMap<String, Vec<InForce>>, metrics: &Metrics) {
+    fn put(&self, mut next: Known, metrics: &Metrics) {
         let now = Instant::now();
         next.values_mut().for_each(|list| list.retain(|one| one.until > now));
         next.retain(|_, list| !list.is_empty());
-        let ids = |known: &HashMap<String, Vec<InForce>>| {
+        let ids = |known: &Known| {
             let mut ids: Vec<_> =
                 known.iter().flat_map(|(a, list)| list.iter().map(move |one| (one.id, a.clone(), one.stage))).collect();
             ids.sort();

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::decider::Decider;
+use super::decider::{Decider, View};
 use super::storage::{Change, FlipStore, Standing};
+use crate::flags::Decision;
 use crate::ledger::LedgerError;
 use crate::metrics::Metrics;
 
@@ -49,13 +50,15 @@ impl Recorder {
     /// Records until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let (mut flags, mut overrides) = (self.decider.flags().changed(), self.decider.overrides().changed());
-        // What changed while no router looked. A stored copy says nothing new.
-        let mut look = !self.decider.flags().health().from_last_good;
+        // What changed while no router looked.
+        let mut look = true;
         let mut waiting: Vec<(String, String)> = Vec::new();
         while !stop.is_cancelled() {
             let working = async {
                 if look {
-                    self.look_through().await?
+                    let view = self.decider.view();
+                    self.know_overridden(&view).await?;
+                    self.look_through(&view).await?;
                 }
                 self.know(&mut waiting).await
             };
@@ -97,25 +100,29 @@ impl Recorder {
             .collect();
         pairs.sort();
         pairs.dedup();
-        let standings: Vec<Standing> = pairs.into_iter().map(|(account, kind)| self.standing(account, kind)).collect();
+        let view = self.decider.view();
+        let standings: Vec<Standing> =
+            pairs.into_iter().map(|(account, kind)| standing(&view, account, kind)).collect();
         self.store.know(&standings).await?;
         waiting.clear();
         Ok(())
     }
 
-    fn standing(&self, account: &str, kind: &str) -> Standing {
-        let seen = self.decider.see(account, kind);
-        Standing {
-            account: account.to_owned(),
-            kind: kind.to_owned(),
-            stage: seen.decision.stage,
-            override_id: seen.by,
-            revision: seen.decision.revision,
-        }
+    /// An account may be overridden before anything was decided for it; it stands where the flags say until then.
+    async fn know_overridden(&self, view: &View) -> Result<(), LedgerError> {
+        let standing = |(account, kind): (&str, Option<&str>)| {
+            let kind = kind.unwrap_or("");
+            let Decision { stage, revision } = view.by_flags(account, kind);
+            Standing { account: account.to_owned(), kind: kind.to_owned(), stage, override_id: None, revision }
+        };
+        let standings: Vec<_> = view.overridden().map(standing).collect();
+        if standings.is_empty() { Ok(()) } else { self.store.know(&standings).await }
     }
 
     /// Compares all that is known with what this router decides.
-    async fn look_through(&self) -> Result<(), LedgerError> {
+    async fn look_through(&self, view: &View) -> Result<(), LedgerError> {
+        // A stored copy may be older than what others have written; only overrides are news then.
+        let stale = self.decider.flags().health().from_last_good;
         let mut after = (String::new(), None);
         loop {
             let page = self.store.standings(&after.0, after.1.as_deref(), PAGE).await?;
@@ -124,8 +131,8 @@ impl Recorder {
             let full = page.len() as i64 == PAGE;
             let changes: Vec<Change> = page
                 .into_iter()
-                .map(|before| Change { after: self.standing(&before.account, &before.kind), before })
-                .filter(|c| (c.before.stage, c.before.override_id) != (c.after.stage, c.after.override_id))
+                .map(|before| Change { after: standing(view, &before.account, &before.kind), before })
+                .filter(|c| c.before.override_id != c.after.override_id || (!stale && c.before.stage != c.after.stage))
                 .collect();
             self.write(&changes).await?;
             if !full {
@@ -144,5 +151,16 @@ impl Recorder {
             info!(stage, source, count, "stages changed");
         }
         Ok(())
+    }
+}
+
+fn standing(view: &View, account: &str, kind: &str) -> Standing {
+    let seen = view.see(account, kind);
+    Standing {
+        account: account.to_owned(),
+        kind: kind.to_owned(),
+        stage: seen.decision.stage,
+        override_id: seen.by,
+        revision: seen.decision.revision,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Features, Refusal, Wish};
+use super::{Features, NOBODY, Refusal, Wish};
 use crate::flags::document::{Document, Flag};
 use crate::flags::evaluate::Evaluator;
 use crate::interaction::Stage;
@@ -125,6 +125,7 @@ fn others(
     let features = Features::of(before);
     let (mut accounts, kinds) = (named(&features, "userId"), named(&features, "kind"));
     accounts.extend([ANYBODY.to_owned(), wish.account.clone()]);
+    accounts.remove(NOBODY);
     let mut everybody = known.clone();
     for account in &accounts {
         for kind in kinds.iter().map(String::as_str).chain([ANY_OTHER]) {

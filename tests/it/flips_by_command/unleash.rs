@@ -40,7 +40,8 @@ fn place(unleash: &Unleash) -> Place {
 async fn admin(unleash: &Unleash, method: Method, path: &str, body: Value) -> Value {
     let url = format!("{}/api/admin/projects/default/features/{path}", unleash.url);
     let request = reqwest::Client::new().request(method, url).header("Authorization", &unleash.admin_token);
-    let answer = request.json(&body).send().await.unwrap();
+    let request = if body.is_null() { request } else { request.json(&body) };
+    let answer = request.send().await.unwrap();
     let (status, text) = (answer.status(), answer.text().await.unwrap());
     assert!(status.is_success(), "{status} {text}");
     serde_json::from_str(&text).unwrap_or_default()
