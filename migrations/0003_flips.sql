@@ -157,9 +157,10 @@ begin
         returning c.*),
     -- An account whose kinds changed alike is one decision.
     told as (
-        select * from changed c where c.kind = '' or not exists (
-            select from changed w where w.account = c.account and w.kind = '' and w.from_stage = c.from_stage
-                and w.to_stage = c.to_stage and w.override is not distinct from c.override)),
+        select c.* from (
+            select *, bool_or(x.kind = '') over (partition by x.account, x.from_stage, x.to_stage, x.override) as whole
+            from changed x) c
+        where c.kind = '' or not c.whole),
     written as (
         insert into crossover.decisions as d (account, kind, from_stage, to_stage, revision, source, router, flip, override, who, why)
         select t.account, nullif(t.kind, ''), t.from_stage, t.to_stage, t.revision, split_part(t.revision, ':', 1), p_router,

@@ -165,10 +165,17 @@ pub struct DecisionFilter {
 /// A call that takes longer is given up: the next one comes soon.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// For thousands of rows at once.
+const PATIENCE_FOR_MANY: Duration = Duration::from_secs(20);
+
 async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
-    match tokio::time::timeout(PATIENCE, call).await {
+    bounded(PATIENCE, call).await
+}
+
+async fn bounded<T>(patience: Duration, call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(patience, call).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(LedgerError::InDoubt(format!("no answer within {PATIENCE:?}"))),
+        Err(_) => Err(LedgerError::InDoubt(format!("no answer within {patience:?}"))),
     }
 }
 
@@ -280,7 +287,8 @@ impl FlipStore {
             "insert into crossover.standings (account, kind, stage, override, revision)
              select * from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[]) on conflict do nothing",
         );
-        within(
+        bounded(
+            PATIENCE_FOR_MANY,
             known.bind(c.accounts).bind(c.kinds).bind(c.stages).bind(c.overrides).bind(c.revisions).execute(&self.pool),
         )
         .await
@@ -298,7 +306,7 @@ impl FlipStore {
             "select account, kind, stage, override, revision from crossover.standings
              where $2::text is null or (account, kind) > ($1, $2) order by account, kind limit $3",
         );
-        let rows = within(rows.bind(account).bind(kind).bind(limit).fetch_all(&self.pool)).await?;
+        let rows = bounded(PATIENCE_FOR_MANY, rows.bind(account).bind(kind).bind(limit).fetch_all(&self.pool)).await?;
         rows.into_iter()
             .map(|(account, kind, stage, override_id, revision)| {
                 Ok(Standing { account, kind, stage: stage_of(&stage)?, override_id, revision })
@@ -309,7 +317,11 @@ impl FlipStore {
 
     /// Every account and kind that is known.
     pub async fn known(&self) -> Result<Vec<(String, String)>, LedgerError> {
-        within(sqlx::query_as("select account, kind from crossover.standings").fetch_all(&self.pool)).await
+        bounded(
+            PATIENCE_FOR_MANY,
+            sqlx::query_as("select account, kind from crossover.standings").fetch_all(&self.pool),
+        )
+        .await
     }
 
     /// Writes changes that nobody has written yet; the decisions made of them, by stage and source.
@@ -321,7 +333,8 @@ impl FlipStore {
         let (before, after) =
             (Columns::of(changes.iter().map(|c| &c.before)), Columns::of(changes.iter().map(|c| &c.after)));
         let changed = sqlx::query_as("select * from crossover.change_standings($1, $2, $3, $4, $5, $6, $7, $8)");
-        within(
+        bounded(
+            PATIENCE_FOR_MANY,
             changed
                 .bind(router)
                 .bind(before.accounts)
