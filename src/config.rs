@@ -44,6 +44,12 @@ pub struct Config {
     pub relay: Relay,
     /// The side that runs nothing.
     pub rehearsal: Rehearsal,
+    /// The recorder of what both sides do.
+    pub observer: Observer,
+    /// What compares both sides.
+    pub comparator: Comparator,
+    /// How latencies in pairs are judged.
+    pub latency: Latency,
     /// How long keys are remembered.
     pub window: Window,
     /// What is logged, and how.
@@ -173,6 +179,39 @@ pub struct Rehearsal {
     pub bound: Duration,
 }
 
+/// `[observer]`
+#[derive(Debug, Clone)]
+pub struct Observer {
+    /// Sightings that wait in this process at most.
+    pub buffer: usize,
+    /// Sightings are kept for so long.
+    pub keep: Duration,
+}
+
+/// `[comparator]`
+#[derive(Debug, Clone)]
+pub struct Comparator {
+    /// 0 to 1: the share of interactions that is compared.
+    pub sample: f64,
+}
+
+/// `[latency]`: what the sequential test of [`crate::comparator::latency`] asks, and when it may answer.
+#[derive(Debug, Clone)]
+pub struct Latency {
+    /// A pair is slow where Postgres starts it so much later than Temporal does.
+    pub margin: Duration,
+    /// The share of pairs that must not be slow, between 0 and 1.
+    pub quantile: f64,
+    /// How sure an answer has to be, between 0 and 1.
+    pub confidence: f64,
+    /// Fewer pairs are always inconclusive.
+    pub min_pairs: u64,
+    /// So many neighbouring pairs may share a cause; together they count as one.
+    pub burst: u32,
+    /// Days older than this are forgotten.
+    pub keep: Duration,
+}
+
 /// `[window]`
 #[derive(Debug, Clone)]
 pub struct Window {
@@ -285,6 +324,19 @@ impl Config {
                 sweep_after: r.duration("relay.sweep_after", "5m", "1s", "24h"),
             },
             rehearsal: Rehearsal { bound: r.duration("rehearsal.bound", "60s", "100ms", "24h") },
+            observer: Observer {
+                buffer: r.integer("observer.buffer", 50_000, 100..=1_000_000),
+                keep: r.duration("observer.keep", "14days", "1day", "366days"),
+            },
+            comparator: Comparator { sample: r.share("comparator.sample", "1.0", 0.0..=1.0) },
+            latency: Latency {
+                margin: r.duration("latency.margin", "50ms", "0s", "1h"),
+                quantile: r.share("latency.quantile", "0.95", 0.5..=0.999),
+                confidence: r.share("latency.confidence", "0.99", 0.5..=0.9999),
+                min_pairs: r.integer("latency.min_pairs", 200, 1..=1_000_000_000),
+                burst: r.integer("latency.burst", 5, 1..=10_000),
+                keep: r.duration("latency.keep", "30days", "1day", "10years"),
+            },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
             log: Log {
                 filter: r

@@ -4,8 +4,10 @@
 
 pub mod app;
 pub mod cli;
+pub mod comparator;
 pub mod config;
 pub mod executor;
+pub mod faults;
 pub mod flags;
 pub mod flips;
 pub mod http;

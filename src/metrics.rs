@@ -2,6 +2,12 @@
 
 mod flags;
 mod flips;
+mod groups;
+pub mod observer;
+mod pools;
+mod process;
+#[cfg(feature = "temporal")]
+mod temporal;
 
 use chrono::TimeDelta;
 use prometheus::core::Collector;
@@ -10,8 +16,13 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-pub use self::flags::FlagMetrics;
-pub use self::flips::FlipMetrics;
+pub use flags::FlagMetrics;
+pub use flips::FlipMetrics;
+pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use pools::PoolMetrics;
+#[cfg(feature = "temporal")]
+pub use temporal::TemporalMetrics;
+
 use crate::interaction::{Outcome, Side, Stage};
 use crate::queue::Finish;
 
@@ -41,6 +52,10 @@ pub struct Metrics {
     pub queue_rows: IntGaugeVec,
     /// Since when the oldest ready copy has been due.
     pub queue_oldest_seconds: Gauge,
+    /// The ready set by group.
+    pub groups: GroupMetrics,
+    /// When the gauges that Postgres is asked for were last right.
+    pub gauges_updated: Gauge,
     /// One claim.
     pub claim_seconds: Histogram,
     /// From due to dequeued, by side and mode.
@@ -49,6 +64,8 @@ pub struct Metrics {
     pub attempts: IntCounterVec,
     /// Attempts that another follows.
     pub retries: IntCounterVec,
+    /// Interactions that have ended, by the side that ran them and outcome.
+    pub ends: IntCounterVec,
     /// Refused late results, by side.
     pub late_results: IntCounterVec,
     /// Leases that this process lost.
@@ -65,8 +82,13 @@ pub struct Metrics {
     pub flags_healthy: IntGauge,
     /// The flags' source.
     pub flags: FlagMetrics,
-    /// Pool connections, by state.
-    pub pool_connections: GaugeVec,
+    /// Connections to Postgres.
+    pub pools: PoolMetrics,
+    /// Temporal's own.
+    #[cfg(feature = "temporal")]
+    pub temporal: TemporalMetrics,
+    /// The recorder's.
+    pub observer: observer::ObserverMetrics,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
 }
@@ -89,31 +111,154 @@ impl Metrics {
     /// Registers every metric.
     pub fn new() -> Result<Self, prometheus::Error> {
         let mut r = Registering::default();
+        process::register_all(&mut r)?;
         Ok(Self {
-            enqueues: counters(&mut r, "crossover_enqueues_total", "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.", &["stage", "owner", "answer"])?,
-            pin_seconds: histogram(&mut r, "crossover_pin_seconds", "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.")?,
-            deliveries: counters(&mut r, "crossover_deliveries_total", "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.", &["outcome"])?,
-            relayed: counters(&mut r, "crossover_relayed_total", "Copies that the relay took from the outbox, by what became of them: delivered (or tried), ended (nothing left to deliver). Rises when routers crash, Temporal is away, or a series is delivered in order.", &["outcome"])?,
-            swept: register(&mut r, IntCounter::new("crossover_swept_total", "Interactions that Temporal should long have ended, delivered to it again. A steady rise: see whether its workers run, or who ends workflows by hand.")?)?,
-            unrecorded: gauges(&mut r, "crossover_unrecorded", "Records of the Temporal side lost since the start of this process because Postgres did not take them in time, by record (attempts, rehearsals). Comparisons lack them; ends are never lost.", &["record"])?,
-            delivery_seconds: histogram(&mut r, "crossover_delivery_seconds", "Seconds that one delivery to Temporal took, whatever its outcome.")?,
-            outbox_rows: gauge(&mut r, "crossover_outbox_rows", "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.")?,
-            outbox_oldest_seconds: float_gauge(&mut r, "crossover_outbox_oldest_seconds", "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.")?,
-            queue_rows: gauges(&mut r, "crossover_queue_rows", "Copies on the Postgres side by place: ready to start, scheduled for later, running.", &["place"])?,
-            queue_oldest_seconds: float_gauge(&mut r, "crossover_queue_oldest_seconds", "Seconds for which the oldest ready copy has been due. Grows when workers are too few or stuck.")?,
-            claim_seconds: histogram(&mut r, "crossover_claim_seconds", "Seconds that one claim of the Postgres worker took.")?,
-            start_seconds: register(&mut r, HistogramVec::new(HistogramOpts::new("crossover_start_seconds", "Seconds from due to dequeued, by side and mode (execution, rehearsal). Compare the sides before a cutover.").buckets(SECONDS.to_vec()), &["side", "mode"])?)?,
-            attempts: counters(&mut r, "crossover_attempts_total", "Attempts that have ended, by side, mode (execution, rehearsal) and outcome; bounded is a rehearsal whose real run did not end in time.", &["side", "mode", "outcome"])?,
-            retries: counters(&mut r, "crossover_retries_total", "Attempts that failed and are followed by another, by side and mode.", &["side", "mode"])?,
-            late_results: counters(&mut r, "crossover_late_results_total", "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.", &["side"])?,
-            lost_leases: register(&mut r, IntCounter::new("crossover_lost_leases_total", "Runs given up here because their lease had run out. Points at stalls longer than worker.lease.")?)?,
-            taken_over: register(&mut r, IntCounter::new("crossover_taken_over_total", "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.")?)?,
-            queue_errors: counters(&mut r, "crossover_queue_errors_total", "Failed calls of the Postgres queue, by call. They are repeated; a steady rise means Postgres is away.", &["call"])?,
-            ledger_errors: counters(&mut r, "crossover_ledger_errors_total", "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.", &["call"])?,
-            owner_conflicts: register(&mut r, IntCounter::new("crossover_owner_conflicts_total", "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.")?)?,
-            flags_healthy: gauge(&mut r, "crossover_flags_healthy", "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.")?,
+            enqueues: counters(
+                &mut r,
+                "crossover_enqueues_total",
+                "Enqueues answered, by the stage and owner they were pinned with (none where there is no pin) and the HTTP status that stands for the answer.",
+                &["stage", "owner", "answer"],
+            )?,
+            pin_seconds: histogram(
+                &mut r,
+                "crossover_pin_seconds",
+                "Seconds that one pin transaction took, its commit included. Rises first when Postgres is in trouble.",
+            )?,
+            deliveries: counters(
+                &mut r,
+                "crossover_deliveries_total",
+                "Attempts to deliver a copy to Temporal, by outcome: started, already_there, conflict, in_doubt, refused.",
+                &["outcome"],
+            )?,
+            relayed: counters(
+                &mut r,
+                "crossover_relayed_total",
+                "Copies that the relay took from the outbox, by what became of them: delivered (or tried), ended (nothing left to deliver). Rises when routers crash, Temporal is away, or a series is delivered in order.",
+                &["outcome"],
+            )?,
+            swept: register(
+                &mut r,
+                IntCounter::new(
+                    "crossover_swept_total",
+                    "Interactions that Temporal should long have ended, delivered to it again. A steady rise: see whether its workers run, or who ends workflows by hand.",
+                )?,
+            )?,
+            unrecorded: gauges(
+                &mut r,
+                "crossover_unrecorded",
+                "Records of the Temporal side lost since the start of this process because Postgres did not take them in time, by record (attempts, rehearsals). Comparisons lack them; ends are never lost.",
+                &["record"],
+            )?,
+            delivery_seconds: histogram(
+                &mut r,
+                "crossover_delivery_seconds",
+                "Seconds that one delivery to Temporal took, whatever its outcome.",
+            )?,
+            outbox_rows: gauge(
+                &mut r,
+                "crossover_outbox_rows",
+                "Copies pinned but not delivered to Temporal yet. Grows while Temporal is away; the relay delivers them.",
+            )?,
+            outbox_oldest_seconds: float_gauge(
+                &mut r,
+                "crossover_outbox_oldest_seconds",
+                "Seconds since the oldest undelivered copy was pinned. Over a minute: see whether the relay runs and Temporal answers.",
+            )?,
+            queue_rows: gauges(
+                &mut r,
+                "crossover_queue_rows",
+                "Copies on the Postgres side by place: ready to start, scheduled for later, running.",
+                &["place"],
+            )?,
+            queue_oldest_seconds: float_gauge(
+                &mut r,
+                "crossover_queue_oldest_seconds",
+                "Seconds for which the oldest ready copy has been due. Grows when workers are too few or stuck.",
+            )?,
+            groups: GroupMetrics::register(&mut r)?,
+            gauges_updated: float_gauge(
+                &mut r,
+                "crossover_gauges_updated_timestamp_seconds",
+                "When outbox, queue and group gauges were last read from Postgres, in seconds since 1970. Old: what they show is old too, because Postgres does not answer.",
+            )?,
+            claim_seconds: histogram(
+                &mut r,
+                "crossover_claim_seconds",
+                "Seconds that one claim of the Postgres worker took.",
+            )?,
+            start_seconds: histograms(
+                &mut r,
+                "crossover_start_seconds",
+                "Seconds from due to dequeued, by side and mode (execution, rehearsal). Compare the sides before a cutover. Its count is what each side took to run.",
+                &["side", "mode"],
+            )?,
+            attempts: counters(
+                &mut r,
+                "crossover_attempts_total",
+                "Attempts that have ended, by side, mode (execution, rehearsal) and outcome; bounded is a rehearsal whose real run did not end in time.",
+                &["side", "mode", "outcome"],
+            )?,
+            retries: counters(
+                &mut r,
+                "crossover_retries_total",
+                "Attempts that failed and are followed by another, by side and mode.",
+                &["side", "mode"],
+            )?,
+            ends: counters(
+                &mut r,
+                "crossover_ends_total",
+                "Executions that ended for good (no attempt follows), by the side that ran them and outcome. Rehearsals are not among them.",
+                &["side", "outcome"],
+            )?,
+            late_results: counters(
+                &mut r,
+                "crossover_late_results_total",
+                "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.",
+                &["side"],
+            )?,
+            lost_leases: register(
+                &mut r,
+                IntCounter::new(
+                    "crossover_lost_leases_total",
+                    "Runs given up here because their lease had run out. Points at stalls longer than worker.lease.",
+                )?,
+            )?,
+            taken_over: register(
+                &mut r,
+                IntCounter::new(
+                    "crossover_taken_over_total",
+                    "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.",
+                )?,
+            )?,
+            queue_errors: counters(
+                &mut r,
+                "crossover_queue_errors_total",
+                "Failed calls of the Postgres queue, by call. They are repeated; a steady rise means Postgres is away.",
+                &["call"],
+            )?,
+            ledger_errors: counters(
+                &mut r,
+                "crossover_ledger_errors_total",
+                "Failed reports of the Temporal side to the ledger, by call. Ends are repeated until they are in.",
+                &["call"],
+            )?,
+            owner_conflicts: register(
+                &mut r,
+                IntCounter::new(
+                    "crossover_owner_conflicts_total",
+                    "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.",
+                )?,
+            )?,
+            flags_healthy: gauge(
+                &mut r,
+                "crossover_flags_healthy",
+                "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.",
+            )?,
             flags: FlagMetrics::new(&mut r)?,
-            pool_connections: register(&mut r, GaugeVec::new(Opts::new("crossover_pool_connections", "Connections of this process to Postgres by state (idle, busy). No idle ones for long: raise postgres.max_connections."), &["state"])?)?,
+            pools: PoolMetrics::register(&mut r)?,
+            #[cfg(feature = "temporal")]
+            temporal: TemporalMetrics::register(&mut r)?,
+            observer: observer::ObserverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
@@ -148,6 +293,8 @@ impl Metrics {
         self.attempts.with_label_values(&[side.as_str(), mode(rehearsal), outcome]).inc();
         if retried {
             self.retries.with_label_values(&[side.as_str(), mode(rehearsal)]).inc();
+        } else if !rehearsal {
+            self.ends.with_label_values(&[side.as_str(), outcome]).inc();
         }
     }
 
@@ -184,6 +331,10 @@ fn gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Resul
     register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
+fn float_gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+    register(r, GaugeVec::new(Opts::new(name, help), labels)?)
+}
+
 fn gauge(r: &mut Registering, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     register(r, IntGauge::new(name, help)?)
 }
@@ -194,4 +345,8 @@ fn float_gauge(r: &mut Registering, name: &str, help: &str) -> Result<Gauge, pro
 
 fn histogram(r: &mut Registering, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?)
+}
+
+fn histograms(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
+    register(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?)
 }

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ use crate::flips::Decider;
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
+use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
 use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
@@ -87,6 +89,7 @@ pub struct App {
     intake: Ledger,
     flags: Option<Arc<Flags>>,
     metrics: Arc<Metrics>,
+    observer: Observer,
     /// Taken first: nothing new comes in.
     incoming: (CancellationToken, TaskTracker),
     /// Taken last: what came in is delivered, run, reported.
@@ -149,10 +152,10 @@ impl App {
         if roles.relay {
             parts.spawn_relay(config, &working);
         }
-        working.1.spawn(upkeep::gauge(parts.clone(), flags.clone(), working.0.clone()));
+        parts.spawn_gauges(flags.clone(), &working);
         info!(%address, ?roles, "crossover serves");
-        let Parts { ledger, intake, metrics, .. } = parts;
-        Ok(Self { address, ledger, intake, flags, metrics, incoming, working, _servers: servers })
+        let Parts { ledger, intake, metrics, observer, .. } = parts;
+        Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, _servers: servers })
     }
 
     /// Where HTTP is served.
@@ -175,6 +178,11 @@ impl App {
         &self.metrics
     }
 
+    /// What sees the work of this process.
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
     /// The servers that it works on.
     pub fn servers(&self) -> &Servers {
         &self._servers
@@ -190,6 +198,8 @@ impl App {
         if let Some(flags) = &self.flags {
             flags.close().await;
         }
+        // After all that it may see.
+        self.observer.stop().await;
         // What the router still has out is delivered again by a relay.
         let closing = async { tokio::join!(self.ledger.pool().close(), self.intake.pool().close()) };
         if tokio::time::timeout(Duration::from_secs(5), closing).await.is_err() {
@@ -198,6 +208,9 @@ impl App {
     }
 }
 
+/// Connections of the observer, which must take none from routers and workers: one writes, one is for when that hangs.
+const OBSERVERS: u32 = 2;
+
 /// What all roles share.
 #[derive(Clone)]
 struct Parts {
@@ -205,6 +218,8 @@ struct Parts {
     /// The routers' own connections: callers that wait for a lock must not keep workers from reporting.
     intake: Ledger,
     metrics: Arc<Metrics>,
+    log: Log,
+    observer: Observer,
     deliverer: Deliverer,
     wake_queue: Arc<Notify>,
     wake_relay: Arc<Notify>,
@@ -212,19 +227,32 @@ struct Parts {
 
 impl Parts {
     async fn build(config: &Config, servers: &Servers) -> Result<Self, AppError> {
-        let connect = || {
-            let (most, patience) = (config.postgres.max_connections, config.postgres.connect_timeout);
-            ledger::pool(&servers.postgres_url, most, patience).map(Ledger::new).map_err(AppError::Pool)
-        };
-        let (ledger, intake) = (connect()?, connect()?);
+        let connect =
+            |most| ledger::pool(&servers.postgres_url, most, config.postgres.connect_timeout).map_err(AppError::Pool);
+        let most = config.postgres.max_connections;
+        let (ledger, intake) = (Ledger::new(connect(most)?), Ledger::new(connect(most)?));
         // A database of our own has nobody else who could migrate it.
         match servers.postgres {
             Some(_) => drop(ledger.migrate().await?),
             None => ledger.check_schema().await?,
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
-        let deliverer = Deliverer::new(target(config, servers)?, ledger.clone(), metrics.clone());
-        Ok(Self { ledger, intake, metrics, deliverer, wake_queue: Arc::default(), wake_relay: Arc::default() })
+        let target = target(config, servers, &metrics)?;
+        let options =
+            ObserverOptions { name: identity(), buffer: config.observer.buffer, share: config.comparator.sample };
+        let log = Log::new(connect(OBSERVERS)?);
+        let observer = Observer::start(log.clone(), options, metrics.clone());
+        let deliverer = Deliverer::new(target, ledger.clone(), metrics.clone()).seen_by(observer.clone());
+        Ok(Self {
+            ledger,
+            intake,
+            metrics,
+            log,
+            observer,
+            deliverer,
+            wake_queue: Arc::default(),
+            wake_relay: Arc::default(),
+        })
     }
 
     fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
@@ -255,7 +283,8 @@ impl Parts {
             grace: config.worker.shutdown_grace,
         };
         let queue = Queue::new(self.ledger.pool().clone());
-        let worker = Worker::new(queue, executor.clone(), options, self.metrics.clone(), self.wake_queue.clone());
+        let worker = Worker::new(queue, executor.clone(), options, self.metrics.clone(), self.wake_queue.clone())
+            .seen_by(self.observer.clone());
         tasks.spawn(worker.run(stop.clone()));
         self.spawn_temporal_worker(config, servers, executor, (stop, tasks));
         Ok(())
@@ -282,7 +311,10 @@ impl Parts {
             mirror_batch: 500,
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
-        let worker = TemporalWorker::new(settings, executor, Arc::new(OnPostgres { ledger, metrics, wake_queue }));
+        let ledger = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
+        let worker = TemporalWorker::new(settings, executor, Arc::new(ledger))
+            .seen_by(self.observer.clone())
+            .metered(&self.metrics);
         let unrecorded = worker.unrecorded();
         tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
         let stop = stop.clone();
@@ -303,6 +335,19 @@ impl Parts {
     ) {
     }
 
+    /// The pools by the names that metrics have for them.
+    fn pools(&self) -> [(&'static str, PgPool); 2] {
+        [("work", self.ledger.pool().clone()), ("intake", self.intake.pool().clone())]
+    }
+
+    fn spawn_gauges(&self, flags: Option<Arc<Flags>>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        tasks.spawn(upkeep::gauge(self.clone(), flags, stop.clone()));
+        tasks.spawn(upkeep::gauge_postgres(self.clone(), stop.clone()));
+        for (name, pool) in self.pools() {
+            tasks.spawn(upkeep::probe_pool(name, pool, self.metrics.clone(), stop.clone()));
+        }
+    }
+
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
         let options = RelayOptions {
             poll: config.relay.poll,
@@ -317,7 +362,9 @@ impl Parts {
             self.wake_relay.clone(),
         );
         tasks.spawn(relay.run(stop.clone()));
-        tasks.spawn(upkeep::keep_house(self.clone(), stop.clone()));
+        tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
+        tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
+        tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
@@ -334,7 +381,7 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
 }
 
 #[cfg(feature = "temporal")]
-fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     use crate::temporal::client::{ClientSettings, TemporalClient};
     use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
@@ -350,16 +397,16 @@ fn target(config: &Config, servers: &Servers) -> Result<Arc<dyn Deliver>, AppErr
         window: config.window.idempotency,
         series_items_a_run: 200,
     };
-    Ok(Arc::new(Delivers(TemporalClient::lazy(settings).map_err(AppError::Part)?)))
+    let client = TemporalClient::lazy(settings).map_err(AppError::Part)?;
+    Ok(Arc::new(Delivers(client.metered(metrics))))
 }
 
 #[cfg(not(feature = "temporal"))]
-fn target(_: &Config, _: &Servers) -> Result<Arc<dyn Deliver>, AppError> {
+fn target(_: &Config, _: &Servers, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     Ok(Arc::new(crate::router::NoTemporal))
 }
 
-/// Who this process is, in Temporal's histories.
-#[cfg(feature = "temporal")]
+/// Who this process is, in Temporal's histories and among the observers.
 fn identity() -> String {
     format!("crossover@{}", std::process::id())
 }

@@ -1,20 +1,23 @@
-//! What a process does beside its work: partitions ahead, the sweep, gauges.
+//! What a process does beside its work: partitions ahead and behind, the sweep, a look whether both sides answer, gauges.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Parts;
+use crate::comparator::latency;
 use crate::flags::Flags;
-#[cfg(feature = "temporal")]
-use crate::metrics::Metrics;
+use crate::interaction::Side;
+use crate::ledger::LedgerError;
+use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::queue::Queue;
 
-/// Makes partitions ahead, and again every hour.
-pub(super) async fn keep_house(parts: Parts, stop: CancellationToken) {
+/// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
+pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(3_600));
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let Some(made) = stop.run_until_cancelled(parts.ledger.make_partitions()).await else { return };
@@ -25,6 +28,42 @@ pub(super) async fn keep_house(parts: Parts, stop: CancellationToken) {
                 warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
                 tick.reset_after(Duration::from_secs(60));
             }
+        }
+        let Some(dropped) = stop.run_until_cancelled(parts.log.retain(keep)).await else { return };
+        match dropped {
+            Ok(0) => {}
+            Ok(days) => info!(days, "old sightings are dropped"),
+            Err(error) => {
+                parts.metrics.queue_errors.with_label_values(&["drop_sightings"]).inc();
+                warn!(%error, "old sightings can't be dropped; they stay for another hour");
+            }
+        }
+    }
+}
+
+/// A side that takes longer to answer can't work as it should.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Asks both sides each second whether they are there. The comparator does not blame a rehearsal for what was late while
+/// one was not.
+pub(super) async fn watch_sides(parts: Parts, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let asked = async {
+            tokio::join!(
+                tokio::time::timeout(ANSWERS_WITHIN, parts.log.writable()),
+                tokio::time::timeout(ANSWERS_WITHIN, parts.deliverer.look_up(uuid::Uuid::nil()))
+            )
+        };
+        let Some((postgres, temporal)) = stop.run_until_cancelled(asked).await else { return };
+        match postgres {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => parts.observer.disturbed(Side::Postgres, "it recovers and takes no writes"),
+            Ok(Err(_)) | Err(_) => parts.observer.disturbed(Side::Postgres, "it does not answer"),
+        }
+        if !matches!(temporal, Ok(Ok(_))) {
+            parts.observer.disturbed(Side::Temporal, "it does not answer");
         }
     }
 }
@@ -49,35 +88,67 @@ pub(super) async fn sweep(parts: Parts, after: Duration, stop: CancellationToken
     }
 }
 
-/// Keeps the gauges current.
+/// How often gauges are read.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Keeps the gauges current that this process knows by itself: a scrape never waits for a server.
 pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: CancellationToken) {
-    let queue = Queue::new(parts.ledger.pool().clone());
-    let mut tick = tokio::time::interval(Duration::from_secs(5));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = tokio::time::interval(LOOK);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let m = &parts.metrics;
-        let looks = async { (queue.depth().await, parts.ledger.outbox_depth().await) };
-        let Some((depth, outbox)) = stop.run_until_cancelled(looks).await else { return };
-        if let Ok(depth) = depth {
-            for (place, rows) in [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)] {
-                m.queue_rows.with_label_values(&[place]).set(rows);
-            }
-            m.queue_oldest_seconds.set(depth.oldest_seconds);
+        for (name, pool) in parts.pools() {
+            m.pools.show(name, pool.size(), pool.num_idle(), pool.options().get_max_connections());
         }
-        if let Ok(outbox) = outbox {
-            m.outbox_rows.set(outbox.rows);
-            m.outbox_oldest_seconds.set(outbox.oldest_seconds);
-        }
-        let pool = parts.ledger.pool();
-        let idle = pool.num_idle() as f64;
-        m.pool_connections.with_label_values(&["idle"]).set(idle);
-        m.pool_connections.with_label_values(&["busy"]).set((f64::from(pool.size()) - idle).max(0.0));
         if let Some(flags) = &flags {
             let health = flags.health();
             m.flags_healthy.set(i64::from(health.error.is_none()));
             m.flags.from_last_good.set(i64::from(health.from_last_good));
             m.flags.age_seconds.set(health.age(Utc::now()).as_secs_f64());
         }
+    }
+}
+
+/// Keeps the gauges current that Postgres is asked for. While it gives no answer they keep their values, and their age grows.
+pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
+    let queue = Queue::new(parts.ledger.pool().clone());
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let looks = async {
+            let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
+            Ok::<_, LedgerError>((queues, parts.ledger.outbox_depth().await?))
+        };
+        let Some(looked) = stop.run_until_cancelled(looks).await else { return };
+        let m = &parts.metrics;
+        match looked {
+            Ok(((depth, groups), outbox)) => {
+                for (place, rows) in
+                    [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)]
+                {
+                    m.queue_rows.with_label_values(&[place]).set(rows);
+                }
+                m.queue_oldest_seconds.set(depth.oldest_seconds);
+                m.groups.show(&groups);
+                m.outbox_rows.set(outbox.rows);
+                m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+                m.gauges_updated.set(chrono::Utc::now().timestamp_millis() as f64 / 1_000.0);
+            }
+            Err(error) => {
+                m.queue_errors.with_label_values(&["depth"]).inc();
+                warn!(%error, "queue and outbox can't be looked at; their gauges are old");
+            }
+        }
+    }
+}
+
+/// Asks a pool for a connection now and then, as a caller does, and notes how long that took.
+pub(super) async fn probe_pool(name: &'static str, pool: PgPool, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let began = std::time::Instant::now();
+        let Some(got) = stop.run_until_cancelled(pool.acquire()).await else { return };
+        metrics.pools.probed(name, began.elapsed(), got.is_ok());
     }
 }
 
@@ -94,5 +165,20 @@ pub(super) async fn unrecorded_gauges(
         let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
         metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
         metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
+    }
+}
+
+/// Forgets latencies of days that are older than `keep`, every hour.
+pub(super) async fn forget_latencies(parts: Parts, keep: Duration, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        match stop.run_until_cancelled(latency::storage::forget(&parts.ledger, keep)).await {
+            None => return,
+            Some(Ok(rows)) => info!(rows, "old latencies are forgotten"),
+            Some(Err(error)) => {
+                parts.metrics.ledger_errors.with_label_values(&["forget_latencies"]).inc();
+                warn!(%error, "old latencies can't be forgotten; it comes again in an hour");
+            }
+        }
     }
 }

@@ -51,6 +51,7 @@ impl fmt::Display for ConfigFaults {
 enum Raw {
     Text(String),
     Integer(String),
+    Float(String),
     /// From the environment: may be read as either.
     Variable(String),
     Other(&'static str),
@@ -134,6 +135,7 @@ impl Reader {
             DeValue::String(text) => Raw::Text(text.to_string()),
             // Underscores are TOML's; another base stays text that no integer is made of.
             DeValue::Integer(number) if number.radix() == 10 => Raw::Integer(number.as_str().replace('_', "")),
+            DeValue::Float(number) => Raw::Float(number.as_str().replace('_', "")),
             other => Raw::Other(other.type_str()),
         };
         self.found.insert(key, Found { raw, origin: format!("line {line}") });
@@ -183,7 +185,7 @@ impl Reader {
         let found = self.take(key, default)?;
         let parsed = match &found.raw {
             Raw::Text(text) | Raw::Variable(text) => parse(text),
-            Raw::Integer(_) => Err("must be a string in quotes, not a bare number".to_owned()),
+            Raw::Integer(_) | Raw::Float(_) => Err("must be a string in quotes, not a bare number".to_owned()),
             Raw::Other(what) => Err(format!("must be a string, not {what}")),
         };
         parsed.map_err(|problem| self.push(key, Some(found.origin), problem)).ok()
@@ -198,7 +200,7 @@ impl Reader {
         let value = self.take(key, default.to_string()).map(|found| {
             let number = match &found.raw {
                 Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<i64>().ok(),
-                Raw::Text(_) | Raw::Other(_) => None,
+                Raw::Text(_) | Raw::Float(_) | Raw::Other(_) => None,
             };
             let problem = || format!("must be an integer from {} to {}, without quotes", range.start(), range.end());
             number.filter(|n| range.contains(n)).ok_or_else(|| (found.origin, problem()))
@@ -212,6 +214,21 @@ impl Reader {
             }
         };
         T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {key} fits its type"))
+    }
+
+    /// A number between 0 and 1.
+    pub(super) fn share(&mut self, key: &'static str, default: &str, range: RangeInclusive<f64>) -> f64 {
+        let otherwise = default.parse().expect("a share of ours");
+        let Some(found) = self.take(key, default.to_owned()) else { return otherwise };
+        let number = match &found.raw {
+            Raw::Float(digits) | Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<f64>().ok(),
+            Raw::Text(_) | Raw::Other(_) => None,
+        };
+        number.filter(|n| range.contains(n)).unwrap_or_else(|| {
+            let problem = format!("must be a number from {} to {}, without quotes", range.start(), range.end());
+            self.push(key, Some(found.origin), problem);
+            otherwise
+        })
     }
 
     pub(super) fn duration(&mut self, key: &'static str, default: &str, least: &str, most: &str) -> Duration {

@@ -122,3 +122,18 @@ fn following_unleash_needs_its_address_and_a_token_for_its_environment() {
     let config = load("", &[("CROSSOVER_FLAGS_TOKEN", "*:development.hunter2")]).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
 }
+
+#[test]
+fn a_share_is_a_plain_number_in_its_range() {
+    let config = load("[latency]\nquantile = 0.99", &[("CROSSOVER_LATENCY_CONFIDENCE", "0.999")]).unwrap();
+    assert_eq!((config.latency.quantile, config.latency.confidence), (0.99, 0.999));
+    assert_eq!(
+        faults("[latency]\nquantile = \"0.9\"\nconfidence = 1\nburst = 1.5", &[]),
+        [
+            "latency.quantile (line 2): must be a number from 0.5 to 0.999, without quotes",
+            "latency.confidence (line 3): must be a number from 0.5 to 0.9999, without quotes",
+            "latency.burst (line 4): must be an integer from 1 to 10000, without quotes",
+        ]
+    );
+    assert_eq!(faults("", &[("CROSSOVER_LATENCY_QUANTILE", "NaN")]).len(), 1);
+}

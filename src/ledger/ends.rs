@@ -48,7 +48,33 @@ pub struct FinishedRehearsal {
     pub run_at: DateTime<Utc>,
 }
 
+/// A rehearsal on Temporal whose end is recorded.
+#[derive(Debug, Clone)]
+pub struct RecordedRehearsal {
+    /// The interaction.
+    pub id: Uuid,
+    /// The rehearsed attempt.
+    pub fence: Fence,
+    /// How it ended; none where it was bounded.
+    pub outcome: Option<Outcome>,
+    /// Whether another attempt follows the real one.
+    pub retried: bool,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
 impl Ledger {
+    /// Whether the pin of `id` has ended in another way than this, or is not Temporal's under this epoch: then what
+    /// [`Ledger::settle`] was told is late, and not just told twice.
+    pub async fn ended_otherwise(&self, id: Uuid, fence: Fence, outcome: Outcome) -> Result<bool, LedgerError> {
+        let otherwise = sqlx::query_scalar(
+            "select exists (select from crossover.pins where id = $1
+                and not (owner = 'temporal' and epoch = $2 and attempts >= $3 and outcome is not distinct from $4))",
+        );
+        let otherwise = otherwise.bind(id).bind(fence.epoch).bind(fence.attempt).bind(outcome.as_str());
+        within(otherwise.fetch_one(&self.pool)).await
+    }
+
     /// Records the end of an interaction that Temporal owns, with its last attempt where one was made. Repeating it
     /// changes nothing. False: it had ended, or is not Temporal's under this epoch. A result that Postgres can't take is
     /// left out rather than the end.
@@ -174,12 +200,11 @@ impl Ledger {
 
     /// Records how rehearsals of Temporal ended, as (id, fence, whether they mirrored their real attempt; otherwise
     /// Temporal had bounded them before), and forgets their tokens.
-    ///
-    /// Answers the outcome of each (none: bounded), and whether another attempt follows.
+    /// Answers those that were not recorded before.
     pub async fn close_rehearsals(
         &self,
         closed: &[(Uuid, Fence, bool)],
-    ) -> Result<Vec<(Option<Outcome>, bool)>, LedgerError> {
+    ) -> Result<Vec<RecordedRehearsal>, LedgerError> {
         let rows = within(sqlx::query(
             "with gone as (
                 delete from crossover.rehearsals r
@@ -195,14 +220,22 @@ impl Ledger {
                 select * from crossover.attempts a
                 where a.id = g.id and a.ended_at >= p.created_at and a.side = 'postgres' and not a.rehearsal
                     and a.epoch = g.epoch and a.attempt = g.attempt limit 1) a on true
-             returning outcome, retry_ms is not null as retried",
+             returning id, epoch, attempt, outcome, retry_ms is not null as retried, error",
         )
         .bind(closed.iter().map(|c| c.0).collect::<Vec<_>>())
         .bind(closed.iter().map(|c| c.1.epoch).collect::<Vec<_>>())
         .bind(closed.iter().map(|c| c.1.attempt).collect::<Vec<_>>())
         .bind(closed.iter().map(|c| c.2).collect::<Vec<_>>())
         .fetch_all(&self.pool)).await?;
-        let read = |row: &sqlx::postgres::PgRow| Ok((named(row, "outcome")?, row.try_get("retried")?));
+        let read = |row: &sqlx::postgres::PgRow| {
+            Ok(RecordedRehearsal {
+                id: row.try_get("id")?,
+                fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
+                outcome: named(row, "outcome")?,
+                retried: row.try_get("retried")?,
+                error: row.try_get("error")?,
+            })
+        };
         Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
     }
 }

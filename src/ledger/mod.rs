@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
-pub use ends::{FinishedRehearsal, OpenRehearsal};
+pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
@@ -96,6 +96,14 @@ pub(crate) fn transient(error: &sqlx::Error) -> bool {
         let class = code.get(..2).unwrap_or_default();
         matches!(class, "40" | "53" | "55" | "57" | "58") || code == "25006"
     })
+}
+
+/// Whether Postgres itself is in trouble, rather than what it was asked.
+pub(crate) fn is_outage(error: &LedgerError) -> bool {
+    match error {
+        LedgerError::Unreachable(_) | LedgerError::InDoubt(_) => true,
+        LedgerError::Refused(error) => transient(error),
+    }
 }
 
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name

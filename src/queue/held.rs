@@ -163,11 +163,6 @@ impl Held {
         }
     }
 
-    /// Whether `key` is rehearsed here.
-    pub fn is_rehearsal(&self, key: Key) -> bool {
-        self.lock().rehearsals.contains_key(&key)
-    }
-
     /// Tells every execution to stop; how many there were.
     pub fn interrupt(&self) -> usize {
         let inner = self.lock();

@@ -4,6 +4,7 @@
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
 //! what a dead worker held.
 
+mod faulty;
 mod finisher;
 mod held;
 mod rehearsal;
@@ -11,5 +12,6 @@ mod storage;
 mod upkeep;
 mod worker;
 
-pub use storage::{Claim, Claimed, Depth, Finish, Mirrored, Queue};
+pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
+pub use upkeep::LOST;
 pub use worker::{Worker, WorkerOptions};

@@ -37,7 +37,7 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
         let mut finished = match mirrored {
             Ok(mirrored) => mirrored.into_iter().filter_map(|m| Some(step(waiting.get(&m.id)?, m))).collect(),
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["mirrored"]).inc();
+                shared.failed("mirrored", &error);
                 warn!(%error, "what became of the real runs can't be read; rehearsals wait on");
                 Vec::new()
             }
@@ -76,17 +76,10 @@ fn step(r: &Rehearsing, real: Mirrored) -> Finish {
         }
         _ => None,
     };
-    Finish { id, attempt, outcome: Some(real.outcome), failure: real.failure, retry, result: None, error: real.error }
+    Finish { failure: real.failure, retry, error: real.error, ..Finish::of(&r.claimed, Some(real.outcome)) }
 }
 
 fn bounded(r: &Rehearsing) -> Finish {
-    Finish {
-        id: r.claimed.envelope.id,
-        attempt: r.claimed.fence.attempt,
-        outcome: None,
-        failure: None,
-        retry: None,
-        result: None,
-        error: Some("bounded: the real run did not end in time".to_owned()),
-    }
+    let error = Some("bounded: the real run did not end in time".to_owned());
+    Finish { error, ..Finish::of(&r.claimed, None) }
 }

@@ -52,8 +52,14 @@ pub struct Claimed {
 pub struct Finish {
     /// The interaction.
     pub id: Uuid,
+    /// The epoch of its copy.
+    pub epoch: i32,
     /// The attempt.
     pub attempt: i32,
+    /// Nothing was run.
+    pub rehearsal: bool,
+    /// When that was known, by the clock of this process.
+    pub ended_at: DateTime<Utc>,
     /// What came of it; `None` for a rehearsal that was bounded.
     pub outcome: Option<Outcome>,
     /// Why it failed, where it did.
@@ -96,6 +102,17 @@ pub struct Depth {
     pub oldest_seconds: f64,
 }
 
+/// How much of a group is ready.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct GroupDepth {
+    /// The group.
+    pub name: String,
+    /// Can start now.
+    pub ready: i64,
+    /// Seconds for which the oldest of them has been due.
+    pub oldest_seconds: f64,
+}
+
 impl Claimed {
     /// Which attempt at which interaction it is.
     pub(super) fn key(&self) -> (Uuid, i32) {
@@ -104,6 +121,22 @@ impl Claimed {
 }
 
 impl Finish {
+    /// The end of `claimed`, now and with nothing to tell.
+    pub(super) fn of(claimed: &Claimed, outcome: Option<Outcome>) -> Self {
+        Self {
+            id: claimed.envelope.id,
+            epoch: claimed.fence.epoch,
+            attempt: claimed.fence.attempt,
+            rehearsal: claimed.rehearsal,
+            ended_at: Utc::now(),
+            outcome,
+            failure: None,
+            retry: None,
+            result: None,
+            error: None,
+        }
+    }
+
     /// Which attempt at which interaction it ends.
     pub(super) fn key(&self) -> (Uuid, i32) {
         (self.id, self.attempt)
@@ -214,6 +247,22 @@ impl Queue {
         within(kept.fetch_all(&self.pool)).await
     }
 
+    /// Which of `ends` are recorded as they are told here: where the answer to a [`Queue::finish`] was lost. One that was
+    /// taken over has another end.
+    pub async fn recorded(&self, ends: &[Finish]) -> Result<Vec<(Uuid, i32)>, LedgerError> {
+        let recorded = sqlx::query_as(
+            "select a.id, a.attempt from crossover.attempts a
+             join unnest($1::uuid[], $2::integer[], $3::integer[], $4::text[]) as e (id, epoch, attempt, error)
+                on a.id = e.id and a.epoch = e.epoch and a.attempt = e.attempt
+             where a.side = 'postgres' and a.error is not distinct from e.error",
+        )
+        .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.epoch).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.error.clone()).collect::<Vec<_>>());
+        within(recorded.fetch_all(&self.pool)).await
+    }
+
     /// Takes over what workers hold whose lease ran out, but not what this process's `worker` knows to hold (`held`): it is
     /// alive. They lose it at this moment: their results are late. After a start of Postgres every worker has a lease's
     /// time to report first.
@@ -320,14 +369,52 @@ impl Queue {
         );
         within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
     }
+
+    /// The `most` deepest groups of the ready set, and the rest under the name `others`. Reads the 50,000 next in line.
+    pub async fn groups(&self, most: i64, others: &str) -> Result<Vec<GroupDepth>, LedgerError> {
+        let groups = sqlx::query_as(
+            "with head as materialized (select grp, due_at from crossover.ready order by rank, seq limit 50000),
+             grouped as (
+                select grp, count(*) as ready, extract(epoch from clock_timestamp() - min(due_at))::float8 as oldest,
+                    row_number() over (order by count(*) desc, grp) as place
+                from head group by grp)
+             select case when place <= $1 then grp else $2 end as name, sum(ready)::bigint as ready,
+                max(oldest) as oldest_seconds
+             from grouped group by 1",
+        );
+        within(groups.bind(most).bind(others).fetch_all(&self.pool)).await
+    }
+}
+
+/// What only a misbehaving test build does.
+#[cfg(feature = "faults")]
+impl Queue {
+    /// Forgets what `worker` holds, as if it had never been there.
+    pub(super) async fn forget(&self, worker: Uuid, id: Uuid) -> Result<(), LedgerError> {
+        let gone = sqlx::query("delete from crossover.running where worker = $1 and id = $2").bind(worker).bind(id);
+        within(gone.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Makes ready what is scheduled of `ids`; which that was.
+    pub(super) async fn hasten(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let moved = sqlx::query_scalar(
+            "with moved as (delete from crossover.scheduled where id = any ($1) returning *)
+             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select id, due_at, attempt, rank, execute, grp from moved returning id",
+        );
+        within(moved.bind(ids).fetch_all(&self.pool)).await
+    }
 }
 
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
-    let (id, attempt) = (row.try_get("id").ok()?, row.try_get("attempt").ok()?);
+    let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
+    let rehearsal = !row.try_get::<bool, _>("execute").ok()?;
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
     tracing::error!(%id, error, "a copy has failed unread; see crossover.payloads");
     let (outcome, failure) = (Some(Outcome::Failed), Some(Failure::Permanent));
-    Some(Finish { id, attempt, outcome, failure, retry: None, result: None, error: Some(error) })
+    let (ended_at, retry, result, error) = (Utc::now(), None, None, Some(error));
+    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, result, error })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {

@@ -6,11 +6,15 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::finisher;
 use super::storage::{Claimed, Finish};
 use super::worker::Shared;
+use super::{faulty, finisher};
 use crate::interaction::Outcome;
 use crate::policy::Failure;
+
+/// The error of an attempt that was taken over from a dead worker. The other side's attempt of the same number need not
+/// have failed: it is no divergence of the queue.
+pub const LOST: &str = "its worker stopped reporting; whether it had an effect is unknown";
 
 const BATCH: i32 = 1_000;
 
@@ -22,6 +26,7 @@ pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
+        faulty::hasten(&shared).await;
         let Some(promoted) = stop.run_until_cancelled(shared.queue.promote_due(BATCH)).await else { return };
         wait = match promoted {
             Ok((promoted, next)) => {
@@ -31,7 +36,7 @@ pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
                 if promoted == i64::from(BATCH) { Duration::ZERO } else { next.unwrap_or(shared.options.poll) }
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["promote"]).inc();
+                shared.failed("promote", &error);
                 warn!(%error, "due work can't be made ready; trying again");
                 shared.options.poll
             }
@@ -53,7 +58,7 @@ pub(super) async fn take_over(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let Some(reaped) = stop.run_until_cancelled(reap(&shared, reaper)).await else { return };
         if let Err(error) = reaped {
-            shared.metrics.queue_errors.with_label_values(&["take_over"]).inc();
+            shared.failed("take_over", &error);
             warn!(%error, "work of dead workers can't be taken over; trying again");
         }
     }
@@ -78,13 +83,6 @@ fn after_loss(lost: &Claimed) -> Finish {
     let failure = Failure::RETRYABLE;
     let (id, attempt) = (lost.envelope.id, lost.fence.attempt);
     let retry = lost.envelope.policy.after(id, attempt, &failure, lost.age).wait();
-    Finish {
-        id,
-        attempt,
-        outcome: Some(Outcome::Failed),
-        failure: Some(failure),
-        retry,
-        result: None,
-        error: Some("its worker stopped reporting; whether it had an effect is unknown".to_owned()),
-    }
+    let error = Some(LOST.to_owned());
+    Finish { failure: Some(failure), retry, error, ..Finish::of(lost, Some(Outcome::Failed)) }
 }

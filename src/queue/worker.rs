@@ -1,9 +1,11 @@
 //! A worker: claims what there is room for, runs it, reports the ends. Everything it holds is kept alive by one
 //! heartbeat; what it loses it gives up at once.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rand::RngExt;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -13,11 +15,12 @@ use uuid::Uuid;
 
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
-use super::{finisher, rehearsal, upkeep};
+use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
-use crate::interaction::{Outcome, Side};
-use crate::ledger::LedgerError;
+use crate::interaction::{Fence, Outcome, Side};
+use crate::ledger::{LedgerError, is_outage};
 use crate::metrics::Metrics;
+use crate::observer::{Dequeue, Observer, Seen, Sighting};
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -36,7 +39,7 @@ pub struct WorkerOptions {
 
 /// The Postgres side's worker.
 pub struct Worker {
-    shared: Arc<Shared>,
+    shared: Shared,
     executor: Arc<dyn Executor>,
 }
 
@@ -47,6 +50,7 @@ pub(super) struct Shared {
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
+    pub observer: Observer,
     /// Something may have become ready.
     pub wake: Arc<Notify>,
     /// A slot has become free.
@@ -63,14 +67,20 @@ impl Worker {
         wake: Arc<Notify>,
     ) -> Self {
         let held = Held::new(options.slots);
-        let shared = Shared { id: Uuid::new_v4(), queue, held, options, metrics, wake, room: Notify::new() };
-        Self { shared: Arc::new(shared), executor }
+        let (id, room, observer) = (Uuid::new_v4(), Notify::new(), Observer::none());
+        Self { shared: Shared { id, queue, held, options, metrics, observer, wake, room }, executor }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(mut self, observer: Observer) -> Self {
+        self.shared.observer = observer;
+        self
     }
 
     /// Works until `stop`, then drains: claims nothing more, lets what runs end within the grace, hands rehearsals
     /// back, and reports every end.
     pub async fn run(self, stop: CancellationToken) {
-        let shared = self.shared;
+        let shared = Arc::new(self.shared);
         info!(worker = %shared.id, slots = shared.options.slots, "the Postgres worker works");
         let (ends, receiver) = mpsc::channel(shared.options.slots * 2);
         let beating = CancellationToken::new();
@@ -81,7 +91,9 @@ impl Worker {
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
 
-        claim_until(&shared, &self.executor, &ends, &running, &stop).await;
+        let (executor, running_here) = (self.executor, running.clone());
+        let starting = Starting { shared: shared.clone(), executor, ends, running: running_here };
+        claim_until(starting, &stop).await;
 
         let grace = shared.options.grace;
         parts.close();
@@ -90,7 +102,6 @@ impl Worker {
             let runs = shared.held.interrupt();
             warn!(runs, "the grace is over; what still runs is given up and will be run again");
         }
-        drop(ends);
         beating.cancel();
         finishing.close();
         let last_words = async {
@@ -111,22 +122,30 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Puts back what this worker claimed and will not end: its rehearsals, and what a claim took that was cut off.
 async fn hand_back(shared: &Shared) {
-    let rehearsals: Vec<Key> = shared.held.rehearsals().iter().map(|r| r.claimed.key()).collect();
-    let ending: Vec<Key> = shared.held.keys().into_iter().filter(|key| !rehearsals.contains(key)).collect();
-    if let Err(error) = shared.queue.release_unknown(shared.id, &ending).await {
-        shared.metrics.queue_errors.with_label_values(&["release"]).inc();
-        warn!(%error, "what is not ended here can't be handed back; it is taken over when its lease ends");
+    let rehearsals: Vec<Claimed> = shared.held.rehearsals().into_iter().map(|r| r.claimed).collect();
+    let handed_back: HashSet<Key> = rehearsals.iter().map(Claimed::key).collect();
+    let ending: Vec<Key> = shared.held.keys().into_iter().filter(|key| !handed_back.contains(key)).collect();
+    match shared.queue.release_unknown(shared.id, &ending).await {
+        Ok(_) => rehearsals.iter().for_each(|r| shared.see((r.envelope.id, r.fence, true), Utc::now(), Seen::Released)),
+        Err(error) => {
+            shared.failed("release", &error);
+            warn!(%error, "what is not ended here can't be handed back; it is taken over when its lease ends");
+        }
     }
-    rehearsals.into_iter().for_each(|key| shared.held.drop(key));
+    handed_back.into_iter().for_each(|key| shared.held.drop(key));
 }
 
-async fn claim_until(
-    shared: &Arc<Shared>,
-    executor: &Arc<dyn Executor>,
-    ends: &mpsc::Sender<Finish>,
-    running: &TaskTracker,
-    stop: &CancellationToken,
-) {
+/// Where what was claimed is started.
+#[derive(Clone)]
+pub(super) struct Starting {
+    pub shared: Arc<Shared>,
+    executor: Arc<dyn Executor>,
+    ends: mpsc::Sender<Finish>,
+    running: TaskTracker,
+}
+
+async fn claim_until(starting: Starting, stop: &CancellationToken) {
+    let shared = &starting.shared;
     let mut pause = Duration::ZERO;
     // A claim whose answer was lost may have taken what nobody here knows of.
     let mut unknown = false;
@@ -158,6 +177,7 @@ async fn claim_until(
             match back {
                 Ok(copies) => info!(copies, "put back what a claim took whose answer was lost"),
                 Err(error) => {
+                    shared.failed("release", &error);
                     warn!(%error, "what a lost claim took can't be put back yet; trying again");
                     pause = TROUBLE.max(shared.options.poll);
                     continue;
@@ -171,11 +191,11 @@ async fn claim_until(
             Ok(claimed) => {
                 shared.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
                 let full = claimed.len() == room.limit;
-                claimed.into_iter().for_each(|c| start(shared, executor, ends, running, c));
+                claimed.into_iter().for_each(|c| starting.start(c));
                 if full { Duration::ZERO } else { shared.options.poll }
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["claim"]).inc();
+                shared.failed("claim", &error);
                 warn!(%error, "nothing can be claimed; trying again");
                 unknown = true;
                 TROUBLE.max(shared.options.poll)
@@ -184,50 +204,49 @@ async fn claim_until(
     }
 }
 
-fn start(
-    shared: &Arc<Shared>,
-    executor: &Arc<dyn Executor>,
-    ends: &mpsc::Sender<Finish>,
-    running: &TaskTracker,
-    claimed: Claimed,
-) {
-    shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
-    if claimed.rehearsal && !overslept(&claimed) {
-        return shared.held.rehearse(claimed);
-    }
-    let id = claimed.envelope.id;
-    let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
-    let (executor, ends, shared) = (executor.clone(), ends.clone(), shared.clone());
-    let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
-        side = "postgres", fence = %claimed.fence);
-    let work = async move {
-        let finish = tokio::select! {
-            biased;
-            () = signals.lost.cancelled() => {
-                warn!("the lease was lost; the run is given up");
-                return;
-            }
-            () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
-            finish = execute(&*executor, &claimed) => finish,
+impl Starting {
+    /// Begins an attempt: runs it, or holds it as a rehearsal.
+    pub(super) fn start(&self, claimed: Claimed) {
+        let Some(claimed) = faulty::begin(self, claimed) else { return };
+        let shared = self.shared.clone();
+        shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
+        shared.observer.dequeued(Dequeue {
+            envelope: &claimed.envelope,
+            side: Side::Postgres,
+            attempt: claimed.fence.attempt,
+            rehearsal: claimed.rehearsal,
+            due_at: claimed.due_at,
+        });
+        if claimed.rehearsal && !overslept(&claimed) {
+            return shared.held.rehearse(claimed);
+        }
+        let id = claimed.envelope.id;
+        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
+        let (executor, ends) = (self.executor.clone(), self.ends.clone());
+        let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
+            side = "postgres", fence = %claimed.fence);
+        let work = async move {
+            let finish = tokio::select! {
+                biased;
+                () = signals.lost.cancelled() => {
+                    warn!("the lease was lost; the run is given up");
+                    return;
+                }
+                () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
+                finish = execute(&*executor, &claimed) => finish,
+            };
+            shared.held.reported(finish.key());
+            // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
+            let _ = ends.send(finish).await;
         };
-        shared.held.reported(finish.key());
-        // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
-        let _ = ends.send(finish).await;
-    };
-    running.spawn(work.instrument(span));
+        self.running.spawn(work.instrument(span));
+    }
 }
 
 async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {
     if overslept(claimed) {
-        return Finish {
-            id: claimed.envelope.id,
-            attempt: claimed.fence.attempt,
-            outcome: Some(Outcome::Expired),
-            failure: None,
-            retry: None,
-            result: None,
-            error: Some("was due for longer than its start_timeout_ms before it could start".to_owned()),
-        };
+        let error = Some("was due for longer than its start_timeout_ms before it could start".to_owned());
+        return Finish { error, ..Finish::of(claimed, Some(Outcome::Expired)) };
     }
     let began = std::time::Instant::now();
     let call = Call::new(&claimed.envelope, Side::Postgres, claimed.fence.attempt);
@@ -243,23 +262,12 @@ fn overslept(claimed: &Claimed) -> bool {
 fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
     let (id, attempt) = (claimed.envelope.id, claimed.fence.attempt);
     match answer {
-        Answer::Done(result) => Finish {
-            id,
-            attempt,
-            outcome: Some(Outcome::Succeeded),
-            failure: None,
-            retry: None,
-            result: Some(result),
-            error: None,
-        },
+        Answer::Done(result) => Finish { result: Some(result), ..Finish::of(claimed, Some(Outcome::Succeeded)) },
         Answer::Failed { failure, error } => Finish {
-            id,
-            attempt,
-            outcome: Some(Outcome::Failed),
             retry: claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took).wait(),
             failure: Some(failure),
-            result: None,
             error: Some(error),
+            ..Finish::of(claimed, Some(Outcome::Failed))
         },
     }
 }
@@ -288,11 +296,11 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
         match answer {
             Ok(kept) => {
                 alive = sent;
-                let kept: std::collections::HashSet<Key> = kept.into_iter().collect();
+                let kept: HashSet<Key> = kept.into_iter().collect();
                 held.into_iter().filter(|key| !kept.contains(key)).for_each(|key| shared.lost(key));
             }
             Err(error) => {
-                shared.metrics.queue_errors.with_label_values(&["heartbeat"]).inc();
+                shared.failed("heartbeat", &error);
                 warn!(%error, "the heartbeat did not get through; leases run on");
                 if alive.elapsed() + lease / 3 > lease {
                     let runs = shared.held.interrupt_series();
@@ -307,6 +315,19 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 impl Shared {
+    /// Counts a failed call of the storage.
+    pub(super) fn failed(&self, call: &'static str, error: &LedgerError) {
+        self.metrics.queue_errors.with_label_values(&[call]).inc();
+        if is_outage(error) {
+            self.observer.disturbed(Side::Postgres, "the queue's storage does not answer");
+        }
+    }
+
+    /// Hands in what was seen of an attempt, `at` by this process's clock.
+    pub(super) fn see(&self, (id, fence, rehearsal): (Uuid, Fence, bool), at: DateTime<Utc>, what: Seen) {
+        self.observer.see(Sighting { id, side: Side::Postgres, fence, rehearsal, at, what });
+    }
+
     fn lost(&self, (id, attempt): Key) {
         if self.held.lose((id, attempt)) {
             self.metrics.lost_leases.inc();

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use chrono::Utc;
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::executor::clean;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
+use crate::observer::{Observer, Seen, Sighting};
 
 /// Brings copies to Temporal.
 #[async_trait]
@@ -81,6 +83,7 @@ pub enum DeliveryError {
 pub struct Deliverer {
     target: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
+    observer: Observer,
     delivered: mpsc::Sender<Uuid>,
     /// Bounds the deliveries that no caller waits for; the relay does what finds no place.
     later: Arc<Semaphore>,
@@ -95,7 +98,17 @@ impl Deliverer {
     pub fn new(target: Arc<dyn Deliver>, ledger: Ledger, metrics: Arc<Metrics>) -> Self {
         let (delivered, receiver) = mpsc::channel(UNRECORDED);
         tokio::spawn(record(ledger, metrics.clone(), receiver));
-        Self { target, metrics, delivered, later: Arc::new(Semaphore::new(LATER)) }
+        Self { target, metrics, observer: Observer::none(), delivered, later: Arc::new(Semaphore::new(LATER)) }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(mut self, observer: Observer) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    pub(super) fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// Starts a copy and says what Temporal said.
@@ -111,10 +124,14 @@ impl Deliverer {
             Err(DeliveryError::Refused { .. }) => "refused",
         };
         self.metrics.deliveries.with_label_values(&[outcome]).inc();
+        if matches!(&answer, Err(DeliveryError::InDoubt(_) | DeliveryError::Refused { retryable: true, .. })) {
+            self.observer.disturbed(Side::Temporal, "deliveries fail");
+        }
         answer
     }
 
-    pub(super) async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
+    /// Where the copy of `id` stands, see [`Deliver::look_up`].
+    pub(crate) async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {
         self.target.look_up(id).await
     }
 
@@ -152,9 +169,13 @@ impl Deliverer {
     pub(super) async fn settle(&self, ledger: &Ledger, envelope: &Envelope, tries: i32) -> Settled {
         let recorded = match self.start(envelope).await {
             Ok(Delivery::Started | Delivery::AlreadyThere) => {
+                self.see(envelope, Seen::Delivered);
                 return Settled::Delivered;
             }
-            Ok(Delivery::Ended { outcome, last }) => end(ledger, envelope, outcome, &last).await,
+            Ok(Delivery::Ended { outcome, last }) => {
+                self.skipped(envelope, "its copy had ended on Temporal before its pin was delivered");
+                end(ledger, envelope, outcome, &last).await
+            }
             Err(DeliveryError::OwnerConflict(found)) => {
                 error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
                 self.metrics.owner_conflicts.inc();
@@ -163,7 +184,10 @@ impl Deliverer {
                     Err(error) => Err(error),
                 }
             }
-            Err(DeliveryError::Refused { retryable: false, reason }) => refuse(ledger, envelope, &reason).await,
+            Err(DeliveryError::Refused { retryable: false, reason }) => {
+                self.skipped(envelope, &reason);
+                refuse(ledger, envelope, &reason).await
+            }
             Err(error) => {
                 warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
                 let wait = Duration::from_millis(250 << tries.clamp(0, 7));
@@ -185,6 +209,25 @@ impl Deliverer {
     }
 }
 
+impl Deliverer {
+    /// Sees that there is nothing to deliver, or never will be.
+    pub(super) fn skipped(&self, envelope: &Envelope, why: &str) {
+        self.see(envelope, Seen::Skipped { why: why.to_owned() });
+    }
+
+    /// Sees what became of a copy that is pinned.
+    fn see(&self, envelope: &Envelope, what: Seen) {
+        self.observer.see(Sighting {
+            id: envelope.id,
+            side: Side::Temporal,
+            fence: Fence { epoch: envelope.epoch, attempt: 0 },
+            rehearsal: !envelope.executes_on(Side::Temporal),
+            at: Utc::now(),
+            what,
+        });
+    }
+}
+
 /// What became of a delivery, as far as its series is concerned.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Settled {
@@ -199,18 +242,13 @@ pub(super) enum Settled {
 }
 
 /// An unpinned copy had ended before its key was pinned: its end becomes the pin's.
-async fn end(
-    ledger: &Ledger,
-    e: &Envelope,
-    outcome: Outcome,
-    last: &Attempt,
-) -> Result<(), crate::ledger::LedgerError> {
+async fn end(ledger: &Ledger, e: &Envelope, outcome: Outcome, last: &Attempt) -> Result<(), LedgerError> {
     ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
     ledger.delivered(&[e.id]).await
 }
 
 /// Temporal will never take it. An execution has failed, and says why; a rehearsal is left out.
-async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), crate::ledger::LedgerError> {
+async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), LedgerError> {
     warn!(id = %e.id, reason, "Temporal refused a copy for good");
     if e.owner == Side::Temporal {
         let reason = clean(&format!("Temporal refused it: {reason}"));

@@ -21,9 +21,10 @@ pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
 
+use crate::faults::{self, Whether};
 use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
-use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned};
+use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
 use crate::metrics::Metrics;
 
 /// Where interactions come in. Cheap to share behind an `Arc`.
@@ -154,6 +155,7 @@ impl Router {
         let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
             .await
             .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
+            .inspect_err(|error| self.disturbed(error))
             .map_err(|error| not_pinned(interaction, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         let ticket = self.ticket(interaction, pinned)?;
@@ -259,6 +261,12 @@ impl Router {
         self.deliverer.look_up(id).await
     }
 
+    fn disturbed(&self, error: &LedgerError) {
+        if is_outage(error) {
+            self.deliverer.observer().disturbed(Side::Postgres, "pins fail");
+        }
+    }
+
     fn ticket(&self, interaction: &Interaction, pinned: Pinned) -> Result<Ticket, EnqueueError> {
         let Pinned { pin, created, direct, behind } = pinned;
         if pin.conflict.is_some() {
@@ -281,6 +289,7 @@ impl Router {
             epoch: pin.epoch,
             how,
         };
+        let direct = direct || faults::is(Whether::ExtraCopy, Side::Temporal, pin.id);
         let delivery = (created && direct).then(|| {
             let envelope = envelope(interaction, Some(&pin), pin.owner, pin.epoch);
             Box::new(Envelope { behind, ..envelope })

@@ -124,6 +124,7 @@ impl Relay {
         // Temporal forgets what has ended; the pin does not. Without this look an old row would run it again.
         if copy.ended {
             self.metrics.relayed.with_label_values(&["ended"]).inc();
+            self.deliverer.skipped(&copy.envelope, "its pin had ended before it could be delivered");
             return match self.ledger.delivered(&[copy.envelope.id]).await {
                 Ok(()) => Settled::Done,
                 Err(_) => Settled::Later,

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::executor::{self, Answer, Call, Executor};
-use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
+use crate::faults::{self, Whether};
+use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side};
+use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, hashed};
 use crate::policy::{Failure, Next};
 
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
@@ -26,7 +28,7 @@ pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
 const BEHIND_AT_MOST: Duration = Duration::from_secs(2);
 
 /// What a rehearsal needs to know of its interaction.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rehearsal {
     /// The interaction.
     pub id: Uuid,
@@ -36,6 +38,38 @@ pub struct Rehearsal {
     pub bound_ms: u64,
     /// When the interaction was due, where that is known better than by Temporal's schedule.
     pub due_at: Option<DateTime<Utc>>,
+    /// The copy, as far as the comparator looks at it. Absent in histories of an older version.
+    #[serde(default)]
+    pub read: Option<Read>,
+}
+
+/// What this side read of a copy that it does not run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Read {
+    kind: String,
+    group: Option<String>,
+    payload_hash: [u8; 32],
+    /// The payload's text, only where its hash is not the promised one.
+    payload: Option<String>,
+}
+
+impl Read {
+    /// What `envelope` says. Pure, so that a replay comes to the same.
+    pub fn of(envelope: &Envelope) -> Self {
+        let (payload_hash, other) = hashed(envelope.payload.clone(), &envelope.payload_hash);
+        let payload = other.map(|payload| payload.get().to_owned());
+        Self { kind: envelope.kind.clone(), group: envelope.group.clone(), payload_hash, payload }
+    }
+
+    fn dequeued(self, due_at: DateTime<Utc>) -> Seen {
+        Seen::Dequeued {
+            due_at,
+            kind: self.kind,
+            group: self.group.unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
+            payload_hash: self.payload_hash,
+            payload: self.payload.and_then(|text| Payload::parse(text).ok()),
+        }
+    }
 }
 
 /// The activities and what they reach.
@@ -46,6 +80,8 @@ pub struct Activities {
     pub ledger: Arc<dyn Ledger>,
     /// Rehearsals that the ledger hasn't heard of yet.
     pub unrecorded: Arc<Unrecorded>,
+    /// Sees what is done here.
+    pub observer: Observer,
     /// Set when this worker is to end.
     pub stopping: CancellationToken,
 }
@@ -60,8 +96,17 @@ impl Activities {
         ctx: ActivityContext,
         input: Exact<Envelope>,
     ) -> Result<Exact<Attempt>, ActivityError> {
-        let Exact(envelope) = input;
+        let Exact(mut envelope) = input;
+        faults::alter(Side::Temporal, &mut envelope);
+        if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
+            wait.await;
+        }
         let call = Call::new(&envelope, Side::Temporal, number(ctx.info()));
+        self.begins(&envelope, ctx.info());
+        if faults::is(Whether::Twice, Side::Temporal, envelope.id) {
+            self.begins(&envelope, ctx.info());
+            executor::run(&*self.executor, &call, &envelope.policy).await;
+        }
         let answer = if too_late(&envelope, ctx.info()) {
             Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
         } else {
@@ -74,7 +119,9 @@ impl Activities {
         let report = report(&envelope, ctx.info());
         match answer {
             Answer::Done(result) => {
-                Ok(Exact(Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report }))
+                let report = Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report };
+                self.ended(&envelope, &report);
+                Ok(Exact(report))
             }
             Answer::Failed { failure, error } => {
                 Err(self.next(&envelope, failed(report, failure.clone(), error), &failure, ctx.info()))
@@ -85,6 +132,9 @@ impl Activities {
     /// Occupies until [`super::mirror`] ends it with the real attempt's end. Runs nothing, and never writes a pin.
     #[activity(name = "rehearse")]
     pub async fn rehearse(self: Arc<Self>, ctx: ActivityContext, rehearsal: Rehearsal) -> Result<i32, ActivityError> {
+        if let Some(wait) = faults::hold(Side::Temporal, rehearsal.id) {
+            wait.await;
+        }
         let info = ctx.info();
         let dequeued_at = at(info.started_time);
         let open = OpenRehearsal {
@@ -95,8 +145,12 @@ impl Activities {
             dequeued_at,
             bound_at: dequeued_at + TimeDelta::milliseconds(rehearsal.bound_ms as i64),
         };
+        if let Some(read) = rehearsal.read {
+            let (id, fence, what) = (open.id, open.fence, read.dequeued(open.due_at));
+            self.observer.see(Sighting { id, side: Side::Temporal, fence, rehearsal: true, at: Utc::now(), what });
+        }
         // Without the ledger it occupies all the same; the slot is kept free for executions meanwhile.
-        if let Err(error) = within(self.ledger.rehearsal_dequeued(&open)).await {
+        if let Err(error) = self.within(self.ledger.rehearsal_dequeued(&open)).await {
             tracing::warn!(id = %open.id, fence = %open.fence, %error, "a rehearsal's dequeue isn't recorded yet");
             self.unrecorded.push(open);
         }
@@ -106,7 +160,7 @@ impl Activities {
     /// Looks once whether all these pins have ended. "Not yet" is a failure with a delay, which the server waits.
     #[activity(name = "behind")]
     pub async fn behind(self: Arc<Self>, ctx: ActivityContext, ids: Vec<Uuid>) -> Result<(), ActivityError> {
-        let why = match within(self.ledger.still_unended(&ids)).await {
+        let why = match self.within(self.ledger.still_unended(&ids)).await {
             Ok(open) if open.is_empty() => return Ok(()),
             Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
             Err(error) => format!("can't ask what is behind: {error}"),
@@ -119,7 +173,7 @@ impl Activities {
     #[activity(name = "settle")]
     pub async fn settle(self: Arc<Self>, _: ActivityContext, end: Exact<End>) -> Result<(), ActivityError> {
         let Exact(end) = end;
-        within(self.ledger.settle(&end)).await.map_err(|error| {
+        self.within(self.ledger.settle(&end)).await.map_err(|error| {
             tracing::warn!(id = %end.id, outcome = %end.outcome, %error, "an end isn't in its pin yet");
             ApplicationFailure::new(error).into()
         })
@@ -132,8 +186,9 @@ impl Activities {
         let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
         let age = (report.ended_at - due).to_std().unwrap_or_default();
         match envelope.policy.after(envelope.id, report.fence.attempt, failure, age) {
-            Next::Retry(delay) => self.retry(report, delay),
+            Next::Retry(delay) => self.retry(envelope, report, delay),
             Next::GiveUp => {
+                self.ended(envelope, &report);
                 let error = report.error.clone().unwrap_or_default();
                 let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
                 ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
@@ -141,9 +196,11 @@ impl Activities {
         }
     }
 
-    fn retry(&self, report: Attempt, delay: Duration) -> ActivityError {
+    fn retry(&self, envelope: &Envelope, report: Attempt, delay: Duration) -> ActivityError {
         let error = report.error.clone().unwrap_or_default();
-        self.record(Attempt { retry_ms: Some(delay.as_millis() as i64), ..report });
+        let report = Attempt { retry_ms: Some(delay.as_millis() as i64), ..report };
+        self.ended(envelope, &report);
+        self.record(report);
         // A delay of nothing would read as "none given".
         let delay = delay.max(Duration::from_millis(1));
         let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
@@ -156,22 +213,48 @@ impl Activities {
         if !self.stopping.is_cancelled() {
             let error = Some("its workflow was cancelled while it ran".to_owned());
             let report = Attempt { outcome: Some(Outcome::Cancelled), error, ..report };
+            self.ended(envelope, &report);
             return ActivityError::cancelled_with_details(Exact(report));
         }
         let failure = Failure::RETRYABLE;
         let report = failed(report, failure, "its worker was stopped".to_owned());
         if report.fence.attempt < envelope.policy.max_attempts {
-            return self.retry(report, Duration::ZERO);
+            return self.retry(envelope, report, Duration::ZERO);
         }
+        self.ended(envelope, &report);
         let failure = ApplicationFailure::builder("its worker was stopped, on its last attempt");
         ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
     }
 
+    /// Sees that an execution begins.
+    fn begins(&self, envelope: &Envelope, info: &ActivityInfo) {
+        self.observer.dequeued(Dequeue {
+            envelope,
+            side: Side::Temporal,
+            attempt: number(info),
+            rehearsal: false,
+            due_at: due_at(due_by(envelope), info),
+        });
+    }
+
+    /// Sees the end of an attempt. What has no pin is compared with nothing.
+    fn ended(&self, envelope: &Envelope, report: &Attempt) {
+        if envelope.pinned {
+            let Attempt { id, side, fence, rehearsal, ended_at: at, .. } = *report;
+            let what = observer::ended(report.outcome, report.retry_ms, report.error.as_deref());
+            self.observer.see(Sighting { id, side, fence, rehearsal, at, what });
+        }
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+        within(&self.observer, call).await
+    }
+
     /// Not awaited: a Postgres outage must not stretch the waits between attempts.
     fn record(&self, report: Attempt) {
-        let (ledger, unrecorded) = (self.ledger.clone(), self.unrecorded.clone());
+        let (ledger, unrecorded, observer) = (self.ledger.clone(), self.unrecorded.clone(), self.observer.clone());
         self.unrecorded.records.spawn(async move {
-            if let Err(error) = within(ledger.record_attempt(&report)).await {
+            if let Err(error) = within(&observer, ledger.record_attempt(&report)).await {
                 unrecorded.lost_attempts.fetch_add(1, Relaxed);
                 tracing::warn!(id = %report.id, fence = %report.fence, %error, "an attempt's record was lost");
             }
@@ -179,9 +262,11 @@ impl Activities {
     }
 }
 
-async fn within<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
-    let late = || format!("the ledger didn't answer within {LEDGER_WITHIN:?}").into();
-    tokio::time::timeout(LEDGER_WITHIN, call).await.unwrap_or_else(|_| Err(late()))
+async fn within<T>(observer: &Observer, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    tokio::time::timeout(LEDGER_WITHIN, call).await.unwrap_or_else(|_| {
+        observer.disturbed(Side::Postgres, "the ledger does not answer the Temporal side in time");
+        Err(format!("the ledger didn't answer within {LEDGER_WITHIN:?}").into())
+    })
 }
 
 /// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.

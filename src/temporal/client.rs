@@ -13,10 +13,14 @@ use temporalio_common::protos::temporal::api::query::v1::WorkflowQuery;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
     DescribeNamespaceRequest, DescribeWorkflowExecutionRequest, QueryWorkflowRequest,
 };
+use temporalio_common::telemetry::metrics::TemporalMeter;
 use tokio::sync::OnceCell;
+
+use crate::metrics::Metrics;
 
 use super::Terms;
 use super::deliver::DeliverError;
+use super::meter::meter;
 use super::series::SeriesStatus;
 use super::wire::{Memo, Target, from_json, series_workflow_id};
 
@@ -61,6 +65,7 @@ pub struct TemporalClient {
     url: Url,
     pub(super) target: Target,
     connection: Arc<OnceCell<Connection>>,
+    meter: Option<TemporalMeter>,
 }
 
 type Rpc<T> = Result<Response<T>, Status>;
@@ -75,7 +80,13 @@ impl TemporalClient {
             task_queue: settings.task_queue.clone(),
             identity: settings.identity.clone(),
         };
-        Ok(Self { settings: Arc::new(settings), url, target, connection: Arc::default() })
+        Ok(Self { settings: Arc::new(settings), url, target, connection: Arc::default(), meter: None })
+    }
+
+    /// The same, measured: its calls show in `metrics`.
+    pub fn metered(mut self, metrics: &Arc<Metrics>) -> Self {
+        self.meter = Some(meter(metrics));
+        self
     }
 
     /// What Temporal says of a workflow; absent where it knows none of that id.
@@ -151,23 +162,25 @@ impl TemporalClient {
 
     /// The raw service: the SDK's own client retries, and would hide an outage for ten seconds.
     pub(super) async fn service(&self) -> Result<Box<dyn WorkflowService>, DeliverError> {
-        let connection = self.connection.get_or_try_init(|| connect(&self.url, &self.settings)).await;
+        let connection = self.connection.get_or_try_init(|| self.connect()).await;
         connection.map(Connection::workflow_service).map_err(|error| DeliverError::Refused {
             retryable: true,
             reason: format!("no connection to {}: {error}", self.settings.address),
         })
     }
-}
 
-async fn connect(url: &Url, settings: &ClientSettings) -> Result<Connection, String> {
-    let options = ConnectionOptions::new(url.clone())
-        .identity(settings.identity.clone())
-        .connect_timeout(settings.timeout)
-        .retry_options(RetryOptions::no_retries())
-        .dns_load_balancing(None)
-        .build();
-    let connecting = tokio::time::timeout(settings.timeout, Connection::connect(options));
-    connecting.await.map_err(|_| "it took too long".to_owned())?.map_err(|error| error.to_string())
+    async fn connect(&self) -> Result<Connection, String> {
+        let timeout = self.settings.timeout;
+        let options = ConnectionOptions::new(self.url.clone())
+            .identity(self.settings.identity.clone())
+            .connect_timeout(timeout)
+            .retry_options(RetryOptions::no_retries())
+            .dns_load_balancing(None)
+            .maybe_metrics_meter(self.meter.clone())
+            .build();
+        let connecting = tokio::time::timeout(timeout, Connection::connect(options));
+        connecting.await.map_err(|_| "it took too long".to_owned())?.map_err(|error| error.to_string())
+    }
 }
 
 fn found<T>(answer: Rpc<T>) -> Result<Option<T>, DeliverError> {

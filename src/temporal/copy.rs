@@ -13,7 +13,7 @@ use crate::interaction::{Attempt, Envelope, Outcome, Payload, Side};
 use crate::policy::{Backoff, Listed, Policy};
 
 use super::Terms;
-use super::activities::{Activities, Rehearsal, due_by};
+use super::activities::{Activities, Read, Rehearsal, due_by};
 use super::ledger::End;
 use super::wire::Exact;
 
@@ -148,6 +148,7 @@ async fn rehearse<W>(
         epoch: envelope.epoch,
         bound_ms: terms.rehearsal_bound_ms,
         due_at: due_by(envelope),
+        read: Some(Read::of(envelope)),
     };
     match ctx.execute_activity(Activities::rehearse, rehearsal, options).await {
         Ok(attempt) => Closed { reason: None, ..Closed::new(true, Some(Outcome::Succeeded), attempt, "") },

@@ -70,6 +70,8 @@ pub struct ClosedRehearsal {
     /// False where Temporal no longer knew it: its bound had passed, its workflow was gone, or an earlier call had
     /// ended it and the answer was lost.
     pub mirrored: bool,
+    /// Its own retry machine makes another attempt after so long.
+    pub retry_ms: Option<i64>,
     /// When that was known.
     pub closed_at: DateTime<Utc>,
 }

@@ -26,6 +26,8 @@ const RPC_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Unrecorded {
     waiting: Mutex<VecDeque<OpenRehearsal>>,
+    /// Rehearsals that Temporal has ended and the ledger has not heard of: asked again, Temporal would know none of them.
+    closed: Mutex<Vec<ClosedRehearsal>>,
     /// Records on their way.
     pub(super) records: TaskTracker,
     /// Attempts whose record was lost.
@@ -47,6 +49,26 @@ impl Unrecorded {
 
     fn pop(&self) -> Option<OpenRehearsal> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Tells the ledger what has closed, now or when it failed before; as much as a few looks find is kept.
+    async fn close(&self, ledger: &dyn Ledger, closed: Vec<ClosedRehearsal>) -> Result<(), LedgerError> {
+        let mut all = std::mem::take(&mut *self.closed());
+        all.extend(closed);
+        if all.is_empty() {
+            return Ok(());
+        }
+        let told = ledger.close_rehearsals(&all).await;
+        if told.is_err() {
+            let mut kept = self.closed();
+            kept.extend(all);
+            kept.truncate(KEEP);
+        }
+        told
+    }
+
+    fn closed(&self) -> std::sync::MutexGuard<'_, Vec<ClosedRehearsal>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the ledger, until it fails or there is nothing left. What is past its bound has ended by itself.
@@ -98,6 +120,7 @@ impl Mirror {
     /// Ends one batch; answers how many it ended.
     async fn look(&self) -> Result<usize, LedgerError> {
         self.unrecorded.flush(&*self.ledger).await?;
+        self.unrecorded.close(&*self.ledger, Vec::new()).await?;
         let finished = self.ledger.finished_rehearsals(self.batch).await?;
         let closed: Vec<ClosedRehearsal> = futures::stream::iter(finished)
             .map(|f| self.end(f))
@@ -105,10 +128,9 @@ impl Mirror {
             .filter_map(async |c| c)
             .collect()
             .await;
-        if !closed.is_empty() {
-            self.ledger.close_rehearsals(&closed).await?;
-        }
-        Ok(closed.len())
+        let ended = closed.len();
+        self.unrecorded.close(&*self.ledger, closed).await?;
+        Ok(ended)
     }
 
     /// Absent where Temporal couldn't be told; it stays on the ledger's list.
@@ -117,6 +139,10 @@ impl Mirror {
         let handle =
             self.client.get_async_activity_handle(ActivityIdentifier::from_task_token(TaskToken::from(token.clone())));
         let once = RpcOptions::builder().timeout(RPC_WITHIN).retry_options(RetryOptions::no_retries()).build();
+        let retry_ms = match &step {
+            Step::Retry { delay } => Some(delay.as_millis() as i64),
+            Step::Succeeded(_) | Step::Failed(_) => None,
+        };
         let ended = match step {
             Step::Succeeded(_) => handle.complete(Some(fence.attempt), once).await,
             Step::Retry { delay } => handle.fail(retry(delay), None::<()>, once).await,
@@ -130,7 +156,7 @@ impl Mirror {
                 return None;
             }
         };
-        Some(ClosedRehearsal { token, id, fence, mirrored, closed_at: Utc::now() })
+        Some(ClosedRehearsal { token, id, fence, mirrored, retry_ms, closed_at: Utc::now() })
     }
 }
 

@@ -17,6 +17,7 @@ pub mod worker;
 pub mod workflow;
 
 mod backlog;
+mod meter;
 mod on_postgres;
 
 pub use on_postgres::{Delivers, OnPostgres};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::ledger::{self, Ledger as Postgres};
 use crate::metrics::Metrics;
+use crate::observer::{self, Observer, Seen, Sighting};
 use crate::policy::{Failure, Next};
 use crate::router::{Deliver, Delivery, DeliveryError};
 
@@ -24,14 +25,23 @@ pub struct OnPostgres {
     pub metrics: Arc<Metrics>,
     /// Rung when an end may have made the next of a series ready on the Postgres side.
     pub wake_queue: Arc<Notify>,
+    /// Sees what is refused, how rehearsals end, and that Postgres is away.
+    pub observer: Observer,
 }
 
 impl OnPostgres {
     fn told<T>(&self, call: &str, answer: Result<T, ledger::LedgerError>) -> Result<T, LedgerError> {
         answer.map_err(|error| {
             self.metrics.ledger_errors.with_label_values(&[call]).inc();
+            if ledger::is_outage(&error) {
+                self.observer.disturbed(Side::Postgres, "the ledger does not answer the Temporal side");
+            }
             error.into()
         })
+    }
+
+    fn see(&self, id: Uuid, fence: Fence, rehearsal: bool, at: DateTime<Utc>, what: Seen) {
+        self.observer.see(Sighting { id, side: Side::Temporal, fence, rehearsal, at, what });
     }
 
     fn attempted(&self, attempt: &Attempt) {
@@ -48,9 +58,17 @@ impl Ledger for OnPostgres {
         let settled = self.ledger.settle(end.id, fence, end.outcome, end.reason.as_deref(), report).await;
         if self.told("settle", settled)? {
             self.wake_queue.notify_one();
-            report.into_iter().for_each(|attempt| self.attempted(attempt));
-        } else {
-            tracing::debug!(id = %end.id, %fence, "this end was in its pin already, or is not Temporal's under this epoch");
+            match report {
+                Some(attempt) => self.attempted(attempt),
+                // No attempt could tell: none began, or the last one was lost with its worker.
+                None => {
+                    let what = observer::ended(Some(end.outcome), None, end.reason.as_deref());
+                    self.see(end.id, fence, false, Utc::now(), what);
+                }
+            }
+        } else if self.told("settle", self.ledger.ended_otherwise(end.id, fence, end.outcome).await)? {
+            tracing::warn!(id = %end.id, %fence, outcome = %end.outcome, "an end was refused: its pin has another one, or is not Temporal's under this epoch");
+            self.see(end.id, fence, false, Utc::now(), Seen::Refused);
         }
         Ok(())
     }
@@ -95,10 +113,14 @@ impl Ledger for OnPostgres {
 
     async fn close_rehearsals(&self, closed: &[ClosedRehearsal]) -> Result<(), LedgerError> {
         let ends: Vec<_> = closed.iter().map(|c| (c.id, c.fence, c.mirrored)).collect();
-        let outcomes = self.told("close_rehearsals", self.ledger.close_rehearsals(&ends).await)?;
-        outcomes.into_iter().for_each(|(outcome, retried)| {
-            self.metrics.attempted(Side::Temporal, true, outcome, retried);
-        });
+        let recorded = self.told("close_rehearsals", self.ledger.close_rehearsals(&ends).await)?;
+        for end in recorded {
+            self.metrics.attempted(Side::Temporal, true, end.outcome, end.retried);
+            let Some(closed) = closed.iter().find(|c| (c.id, c.fence) == (end.id, end.fence)) else { continue };
+            let retry_ms = closed.retry_ms.filter(|_| closed.mirrored);
+            let what = observer::ended(end.outcome, retry_ms, end.error.as_deref());
+            self.see(end.id, end.fence, true, closed.closed_at, what);
+        }
         Ok(())
     }
 }

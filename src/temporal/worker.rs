@@ -11,9 +11,13 @@ use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::Executor;
+use crate::interaction::Side;
+use crate::metrics::Metrics;
+use crate::observer::Observer;
 
 use super::activities::{Activities, LEDGER_WITHIN};
 use super::ledger::Ledger;
+use super::meter::{meter, telemetry};
 use super::mirror::{Mirror, Unrecorded};
 use super::series::SeriesWorkflow;
 use super::workflow::InteractionWorkflow;
@@ -65,12 +69,26 @@ pub struct TemporalWorker {
     executor: Arc<dyn Executor>,
     ledger: Arc<dyn Ledger>,
     unrecorded: Arc<Unrecorded>,
+    observer: Observer,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl TemporalWorker {
     /// Puts it together; nothing runs yet.
     pub fn new(settings: WorkerSettings, executor: Arc<dyn Executor>, ledger: Arc<dyn Ledger>) -> Self {
-        Self { settings, executor, ledger, unrecorded: Arc::default() }
+        let (observer, unrecorded) = (Observer::none(), Arc::default());
+        Self { settings, executor, ledger, unrecorded, observer, metrics: None }
+    }
+
+    /// The same, and `observer` sees what it does.
+    pub fn seen_by(self, observer: Observer) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// The same, measured: what the SDK counts of client and worker shows in `metrics`.
+    pub fn metered(mut self, metrics: &Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
     }
 
     /// What the ledger couldn't be told, for the metrics.
@@ -103,14 +121,22 @@ impl TemporalWorker {
 
     /// The SDK's pollers sit out an outage; what ends them anyway is answered with a new worker.
     async fn keep_running(self, url: Url, shutdown: CancellationToken) -> Result<(), WorkerError> {
-        let options = RuntimeOptions::builder().heartbeat_interval(None).build().map_err(WorkerError::Start)?;
+        let telemetry = self.metrics.as_ref().map(telemetry).unwrap_or_default();
+        let options = RuntimeOptions::builder()
+            .heartbeat_interval(None)
+            .telemetry_options(telemetry)
+            .build()
+            .map_err(WorkerError::Start)?;
         let core = Runtime::from_current_tokio(options).map_err(|error| WorkerError::Start(error.to_string()))?;
         let mut pause = Duration::from_millis(100);
         while !shutdown.is_cancelled() {
             let began = std::time::Instant::now();
             match self.run_once(&core, &url, &shutdown).await {
                 Ok(()) => continue,
-                Err(error) => tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again"),
+                Err(error) => {
+                    self.observer.disturbed(Side::Temporal, "its worker can't work");
+                    tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again");
+                }
             }
             if began.elapsed() > Duration::from_secs(30) {
                 pause = Duration::from_millis(100);
@@ -149,6 +175,7 @@ impl TemporalWorker {
             .identity(self.settings.identity.clone())
             .connect_timeout(Duration::from_secs(2))
             .dns_load_balancing(None)
+            .maybe_metrics_meter(self.metrics.as_ref().map(meter))
             .build();
         Ok(Connection::connect(options).await?)
     }
@@ -175,6 +202,7 @@ impl TemporalWorker {
             executor: self.executor.clone(),
             ledger: self.ledger.clone(),
             unrecorded: self.unrecorded.clone(),
+            observer: self.observer.clone(),
             stopping: shutdown.clone(),
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::{CommandFactory, Parser};
 use crossover::cli::Cli;
+#[cfg(feature = "temporal")]
 use crossover::metrics::Metrics;
 
 fn root() -> &'static Path {
@@ -20,6 +21,8 @@ fn same(page: &str, wanted: &str) {
     assert!(found == wanted, "{page} has drifted; UPDATE_DOCS=1 cargo test writes it anew");
 }
 
+// The page describes the program as it is built by default.
+#[cfg(feature = "temporal")]
 #[test]
 fn the_page_of_metrics_lists_every_metric_with_its_help() {
     let mut page =
@@ -41,6 +44,49 @@ fn the_page_of_commands_is_the_programs_own_help() {
         page += &format!("\n## crossover {name}\n\n```text\n{}```\n", command.render_long_help());
     }
     same("docs/commands.md", &page);
+}
+
+#[test]
+fn the_page_of_settings_is_the_example_file_in_tables() {
+    let example = std::fs::read_to_string(root().join("crossover.example.toml")).unwrap();
+    same("docs/configuration.md", &settings(&example));
+}
+
+/// The example file as a page: a table a section, with the default, the variable and the comment of every key.
+fn settings(example: &str) -> String {
+    let mut page =
+        "# Configuration\n\nGenerated from `crossover.example.toml`. Every fault of a file is reported at once by \
+                    `crossover doctor`; an unknown key is a fault.\n"
+            .to_owned();
+    let table = "\n| key | default | variable | what it is |\n| --- | --- | --- | --- |\n";
+    let (mut section, mut comment) = (String::new(), String::new());
+    let mut open = false;
+    for line in example.lines() {
+        let key = line.trim_start_matches('#').split_once(" = ").filter(|_| !line.starts_with("# "));
+        if let Some(name) = line.trim_start_matches('#').strip_prefix('[').filter(|_| !line.starts_with("# ")) {
+            section = name.trim_matches(['[', ']']).to_owned();
+            page += &format!("\n## `{}`\n", line.trim_start_matches('#'));
+            if !comment.is_empty() {
+                page += &format!("\n{comment}\n");
+            }
+            (open, comment) = (false, String::new());
+        } else if let Some((key, default)) = key {
+            if !open {
+                page += table;
+                open = true;
+            }
+            let path = if section.is_empty() { key.to_owned() } else { format!("{section}_{key}") };
+            let variable = format!("CROSSOVER_{}", path.replace('.', "_").to_uppercase());
+            let default = if line.starts_with('#') { "–".to_owned() } else { format!("`{default}`") };
+            page += &format!("| `{key}` | {default} | `{variable}` | {} |\n", comment.replace('|', "\\|"));
+            comment.clear();
+        } else if let Some(text) = line.strip_prefix("# ") {
+            comment = [comment.as_str(), text].join(" ").trim().to_owned();
+        } else {
+            comment.clear();
+        }
+    }
+    page
 }
 
 #[test]

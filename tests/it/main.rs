@@ -3,10 +3,15 @@
 #[cfg(feature = "temporal")]
 mod bridge;
 mod config;
+#[cfg(feature = "temporal")]
+mod dashboards;
 mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
+mod latency;
+#[cfg(feature = "temporal")]
+mod observer;
 mod provision;
 mod servers;
 #[cfg(feature = "temporal")]

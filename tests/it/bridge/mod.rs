@@ -9,9 +9,10 @@ mod delivery;
 mod flips;
 mod input;
 mod outages;
-mod proxy;
+pub mod proxy;
 mod rehearsals;
-mod runner;
+pub mod runner;
+mod soak;
 mod stages;
 pub mod world;
 
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 use world::{ALL, Answer, Node, ROUTER, WORKER, World};
 
 /// Nothing here takes so long unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks again and again, for nothing rings where the condition is another process's or a database's.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
