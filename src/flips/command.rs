@@ -30,7 +30,7 @@ pub enum Place {
     /// A file on this machine.
     File(PathBuf),
     /// Unleash: its admin API, and the settings by which routers follow it.
-    Unleash(Admin, unleash::Settings),
+    Unleash(Box<(Admin, unleash::Settings)>),
 }
 
 /// A plan, and the flags that it was made for.
@@ -136,7 +136,7 @@ impl Place {
             FlagSource::File => Self::File(config.file.clone()),
             FlagSource::Unleash => {
                 let settings = unleash::Settings::of(config).map_err(AdminError::Setting)?;
-                Self::Unleash(Admin::new(config)?, settings)
+                Self::Unleash(Box::new((Admin::new(config)?, settings)))
             }
         })
     }
@@ -153,8 +153,8 @@ impl Place {
                 })
                 .await?
             }
-            Place::Unleash(admin, _) => {
-                let stored = admin.read().await?;
+            Place::Unleash(unleash) => {
+                let stored = unleash.0.read().await?;
                 let plan = stored.document.plan_on_server(wish, known)?;
                 Ok(Flip { wish: wish.clone(), plan, before: Before::Unleash(stored) })
             }
@@ -175,9 +175,9 @@ impl Place {
                 })
                 .await?
             }
-            (Place::Unleash(admin, _), Before::Unleash(stored)) => {
+            (Place::Unleash(unleash), Before::Unleash(stored)) => {
                 for change in &flip.plan.changes {
-                    if !admin.apply(&stored, change).await? {
+                    if !unleash.0.apply(&stored, change).await? {
                         break;
                     }
                 }
@@ -192,14 +192,14 @@ impl Place {
     fn revision_of(&self, plan: &Plan) -> Option<String> {
         match self {
             Place::File(_) => Some(plan.after.revision().to_owned()),
-            Place::Unleash(..) => None,
+            Place::Unleash(_) => None,
         }
     }
 
     async fn revision_now(&self, plan: &Plan) -> Option<String> {
         match self {
             Place::File(_) => self.revision_of(plan),
-            Place::Unleash(_, settings) => unleash::look(settings).await.ok().map(|flags| flags.revision().to_owned()),
+            Place::Unleash(unleash) => unleash::look(&unleash.1).await.ok().map(|flags| flags.revision().to_owned()),
         }
     }
 }
