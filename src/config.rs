@@ -29,6 +29,8 @@ const FLAGS: [&str; 4] = ["crossover-shadow", "crossover-live", "crossover-compl
 pub struct Config {
     /// Where the process keeps what must outlive it (last flags, armed set, spool, servers).
     pub state_dir: PathBuf,
+    /// Who gives commands: recorded with every flip and override.
+    pub operator: String,
     /// The new side's database.
     pub postgres: Postgres,
     /// The old side's server.
@@ -100,6 +102,10 @@ pub struct Flags {
     pub url: Option<SecretUrl>,
     /// A backend token of Unleash. Needed to follow it.
     pub token: Option<Secret>,
+    /// An admin token of Unleash, or one of a service account that may update strategies. Commands that flip need it.
+    pub admin_token: Option<Secret>,
+    /// Where Unleash's admin API is, if not at `url`.
+    pub admin_url: Option<SecretUrl>,
     /// The environment of Unleash in which the flags are switched.
     pub environment: String,
     /// The project of Unleash that holds the flags.
@@ -312,6 +318,7 @@ impl Config {
     fn take(r: &mut Reader) -> Self {
         let state_dir = r.path("state_dir", ".crossover");
         Self {
+            operator: r.derived_name("operator", default_operator()),
             postgres: Postgres {
                 url: r.url("postgres.url", &["postgres", "postgresql"]),
                 max_connections: r.integer("postgres.max_connections", 20, 2..=1000),
@@ -332,6 +339,8 @@ impl Config {
                 },
                 url: r.url("flags.url", &["http", "https"]),
                 token: r.secret("flags.token"),
+                admin_token: r.secret("flags.admin_token"),
+                admin_url: r.url("flags.admin_url", &["http", "https"]),
                 environment: r.name("flags.environment", "development"),
                 project: r.name("flags.project", "default"),
                 app_name: r.name("flags.app_name", "crossover"),
@@ -462,6 +471,21 @@ pub fn default_cache_dir() -> PathBuf {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     home.unwrap_or_else(temp_dir).join("crossover")
+}
+
+/// `user@machine`, as far as this process knows them.
+fn default_operator() -> String {
+    let user =
+        ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|user| !user.is_empty());
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::geteuid().as_raw()));
+    format!("{user}@{}", machine())
+}
+
+/// The name of this machine.
+pub fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| "unknown machine".to_owned())
 }
 
 /// Where throwaway data goes.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod executor;
 pub mod faults;
 pub mod flags;
+pub mod flips;
 pub mod http;
 pub mod interaction;
 pub mod ledger;

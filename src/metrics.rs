@@ -2,6 +2,7 @@
 
 pub mod comparator;
 mod flags;
+mod flips;
 mod groups;
 mod intake;
 pub mod observer;
@@ -18,6 +19,7 @@ use prometheus::{
 };
 
 pub use flags::FlagMetrics;
+pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
@@ -94,6 +96,8 @@ pub struct Metrics {
     pub comparator: comparator::ComparatorMetrics,
     /// The recorder's.
     pub observer: observer::ObserverMetrics,
+    /// Flips, routers, overrides.
+    pub flips: FlipMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -265,6 +269,7 @@ impl Metrics {
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
+            flips: FlipMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -1,6 +1,7 @@
 //! The composition root: builds the parts that a process's roles need, runs them, drains them.
 
 mod flags;
+mod flips;
 mod servers;
 mod upkeep;
 
@@ -21,6 +22,7 @@ use crate::comparator::Comparator;
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
+use crate::flips::Decider;
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
@@ -124,10 +126,15 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = flags.clone().map(|flags| Arc::new(parts.router(config, flags)));
-        if let Some(router) = &router {
-            parts.spawn_intake(config, router.clone(), &incoming);
-        }
+        let router = match flags.clone() {
+            Some(flags) => {
+                let decider = flips::spawn(config, &servers, address, flags, &parts.metrics, &working).await?;
+                let router = Arc::new(parts.router(config, decider));
+                parts.spawn_intake(config, router.clone(), &incoming);
+                Some(router)
+            }
+            None => None,
+        };
         let api = Api {
             router,
             flags: flags.clone(),
@@ -252,11 +259,11 @@ impl Parts {
         })
     }
 
-    fn router(&self, config: &Config, flags: Arc<Flags>) -> Router {
+    fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
             self.intake.clone(),
-            flags,
+            decider,
             self.deliverer.clone(),
             self.metrics.clone(),
             options,

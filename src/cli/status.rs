@@ -2,6 +2,7 @@
 //! Temporal, Postgres, the comparator, what is blocked and on whom.
 
 mod accounts;
+mod deciders;
 mod flags;
 
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use super::proof::number;
 use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
 use crate::config::Config;
+use crate::flips::{FlipStore, OverrideRow, RouterRow};
 use crate::ledger::{IntakeDepth, OutboxDepth};
 use crate::queue::{Depth, GroupDepth, Queue};
 use crate::report::{self, Overview};
@@ -39,6 +41,9 @@ struct Status {
     groups: Vec<GroupDepth>,
     #[serde(flatten)]
     overview: Overview,
+    /// Loud: while one is in force, the flags don't say where its account stands.
+    overrides: Vec<OverrideRow>,
+    routers: Vec<RouterRow>,
     accounts: Vec<Line>,
     /// Lines that were left out.
     more: usize,
@@ -64,7 +69,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     ledger.check_schema().await?;
     let (stages, flags) = flags::read(&config).await;
     let all = Accounts::of(&ledger.accounts().await?, ledger.unended().await?, &stages, args.limit);
-    let queue = Queue::new(ledger.pool().clone());
+    let (queue, flips) = (Queue::new(ledger.pool().clone()), FlipStore::new(ledger.pool().clone()));
     let status = Status {
         flags,
         summary: all.summary,
@@ -76,6 +81,8 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         overview: report::overview(&ledger).await?,
         accounts: all.lines,
         more: all.more,
+        overrides: flips.overrides().await?,
+        routers: flips.routers(None).await?,
     };
     match context.json {
         true => print_json(&status)?,
@@ -113,6 +120,7 @@ async fn ask(_: &Config, _: &str) -> Result<(), String> {
 }
 
 fn show(status: &Status) {
+    deciders::show(&status.overrides, &status.routers);
     status.flags.show();
     status.summary.show();
     let IntakeDepth { rows, oldest_seconds, refused, last_reason } = &status.intake;

@@ -245,6 +245,16 @@ impl Reader {
         parsed.unwrap_or_else(|| default.to_owned())
     }
 
+    /// A name whose default depends on the surroundings, so that no example can state it.
+    pub(super) fn derived_name(&mut self, key: &'static str, default: String) -> String {
+        let parsed = self.text(key, String::new(), |text| match text.trim() {
+            "" => Err("must not be empty".to_owned()),
+            name if name.len() > 255 => Err("must have at most 255 bytes".to_owned()),
+            name => Ok(name.to_owned()),
+        });
+        parsed.unwrap_or(default)
+    }
+
     pub(super) fn choice(&mut self, key: &'static str, of: &[&'static str]) -> &'static str {
         let parsed = self.text(key, quoted(of[0]), |text| {
             of.iter()

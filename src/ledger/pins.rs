@@ -168,6 +168,22 @@ impl Ledger {
         within(rows.fetch_all(&self.pool)).await
     }
 
+    /// What is known of one account's past; none where it never had work.
+    pub async fn marks_of(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
+        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        within(row.bind(account).fetch_optional(&self.pool)).await
+    }
+
+    /// Unended work of one account, by kind.
+    pub async fn unended_of(&self, account: &str) -> Result<Vec<StageCount>, LedgerError> {
+        let rows = sqlx::query_as(
+            "select account, kind, count(*) filter (where owner = 'temporal') as temporal,
+                count(*) filter (where owner = 'postgres') as postgres
+             from crossover.pins where account = $1 and ended_at is null group by account, kind order by kind",
+        );
+        within(rows.bind(account).fetch_all(&self.pool)).await
+    }
+
     /// Everything recorded of `id`; none where it was never pinned.
     pub async fn story(&self, id: Uuid) -> Result<Option<Story>, LedgerError> {
         let row = within(

@@ -24,7 +24,7 @@ pub use relay::{Relay, RelayOptions};
 use deliver::Settled;
 
 use crate::faults::{self, Whether};
-use crate::flags::Flags;
+use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
 use crate::metrics::Metrics;
@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 /// Where interactions come in. Cheap to share behind an `Arc`.
 pub struct Router {
     ledger: Ledger,
-    flags: Arc<Flags>,
+    decider: Arc<Decider>,
     deliverer: Deliverer,
     metrics: Arc<Metrics>,
     options: RouterOptions,
@@ -132,7 +132,7 @@ impl Router {
     /// A router over these parts.
     pub fn new(
         ledger: Ledger,
-        flags: Arc<Flags>,
+        decider: Arc<Decider>,
         deliverer: Deliverer,
         metrics: Arc<Metrics>,
         options: RouterOptions,
@@ -140,13 +140,13 @@ impl Router {
         wake_relay: Arc<Notify>,
     ) -> Self {
         let unpinned = Default::default();
-        Self { ledger, flags, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
+        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
     pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
         valid(interaction, chrono::Utc::now())?;
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
             return self.start_unpinned(interaction).await;
         }
@@ -184,7 +184,7 @@ impl Router {
         transaction: &mut Transaction<'_, Postgres>,
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
         // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
         self.forget_unpinned(&interaction.account);
         let request =

@@ -10,6 +10,8 @@ mod config;
 mod dashboards;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod flips_by_command;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;

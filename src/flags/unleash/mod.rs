@@ -8,6 +8,7 @@
 //!
 //! The last good document is kept on disk, for the start while Unleash is away; its age goes on over restarts.
 
+pub mod admin;
 mod answer;
 mod counts;
 mod judge;

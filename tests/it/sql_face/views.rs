@@ -8,7 +8,7 @@ use sqlx::Row;
 use super::ledger;
 
 /// The views that this page documents.
-const VIEWS: [&str; 3] = ["interactions", "queue_depth", "divergences"];
+const VIEWS: [&str; 4] = ["interactions", "queue_depth", "divergences", "stages"];
 
 /// The columns of a view as docs/sql.md lists them: name and type.
 fn documented(view: &str) -> Vec<(String, String)> {
