@@ -3,14 +3,17 @@
 //!
 //! `crossover.example.toml` lists every key with its default; `CROSSOVER_<SECTION>_<KEY>` overrides one.
 
+mod kinds;
 mod reader;
 mod secret;
 pub mod tokens;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use kinds::Kind;
 pub use reader::{ConfigFaults, Fault};
 pub use secret::{Secret, SecretUrl};
 
@@ -27,6 +30,8 @@ const FLAGS: [&str; 4] = ["crossover-shadow", "crossover-live", "crossover-compl
 pub struct Config {
     /// Where the process keeps what must outlive it (last flags, armed set, spool, servers).
     pub state_dir: PathBuf,
+    /// Who gives commands: recorded with every flip and override.
+    pub operator: String,
     /// The new side's database.
     pub postgres: Postgres,
     /// The old side's server.
@@ -39,6 +44,8 @@ pub struct Config {
     pub http: Http,
     /// The Postgres side's worker.
     pub worker: Worker,
+    /// What comes in from SQL.
+    pub intake: Intake,
     /// Delivery from the outbox.
     pub relay: Relay,
     /// The side that runs nothing.
@@ -49,6 +56,8 @@ pub struct Config {
     pub comparator: Comparator,
     /// How latencies in pairs are judged.
     pub latency: Latency,
+    /// What a report calls a pass.
+    pub report: Report,
     /// How long keys are remembered.
     pub window: Window,
     /// What is logged, and how.
@@ -96,6 +105,10 @@ pub struct Flags {
     pub url: Option<SecretUrl>,
     /// A backend token of Unleash. Needed to follow it.
     pub token: Option<Secret>,
+    /// An admin token of Unleash, or one of a service account that may update strategies. Commands that flip need it.
+    pub admin_token: Option<Secret>,
+    /// Where Unleash's admin API is, if not at `url`.
+    pub admin_url: Option<SecretUrl>,
     /// The environment of Unleash in which the flags are switched.
     pub environment: String,
     /// The project of Unleash that holds the flags.
@@ -181,6 +194,15 @@ pub struct Worker {
     pub shutdown_grace: Duration,
 }
 
+/// `[intake]`
+#[derive(Debug, Clone)]
+pub struct Intake {
+    /// How often a router looks for what `crossover.enqueue` left.
+    pub poll: Duration,
+    /// Rows in one look.
+    pub batch: u32,
+}
+
 /// `[relay]`
 #[derive(Debug, Clone)]
 pub struct Relay {
@@ -215,6 +237,26 @@ pub struct Observer {
 pub struct Comparator {
     /// 0 to 1: the share of interactions that is compared.
     pub sample: f64,
+    /// How often it looks.
+    pub every: Duration,
+    /// How late is late, where others overtook it.
+    pub late: Duration,
+    /// How early is early.
+    pub early: Duration,
+    /// By how much the waits between attempts may differ.
+    pub retry: Duration,
+    /// For how long it waits for what a side should do.
+    pub patience: Duration,
+    /// By how much two clocks may differ.
+    pub clocks: Duration,
+    /// How long a side needs to catch up after a disturbance.
+    pub recovery: Duration,
+    /// How far it looks back when it starts.
+    pub catch_up: Duration,
+    /// For how long verdicts are kept.
+    pub keep: Duration,
+    /// What is tolerated of some kinds.
+    pub kinds: BTreeMap<String, Kind>,
 }
 
 /// `[latency]`: what the sequential test of [`crate::comparator::latency`] asks, and when it may answer.
@@ -232,6 +274,19 @@ pub struct Latency {
     pub burst: u32,
     /// Days older than this are forgotten.
     pub keep: Duration,
+}
+
+/// `[report]`
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Fewer judged interactions of an account and kind are inconclusive.
+    pub min_samples: u32,
+    /// The share of pinned (and sampled) interactions that must have been judged, 0 to 1.
+    pub min_coverage: f64,
+    /// What is in flight for longer is an unknown.
+    pub in_flight_age: Duration,
+    /// A comparator that is further behind, or silent for longer, is an unknown.
+    pub comparator_lag: Duration,
 }
 
 /// `[window]`
@@ -291,6 +346,7 @@ impl Config {
     fn take(r: &mut Reader) -> Self {
         let state_dir = r.path("state_dir", ".crossover");
         Self {
+            operator: r.derived_name("operator", default_operator()),
             postgres: Postgres {
                 url: r.url("postgres.url", &["postgres", "postgresql"]),
                 max_connections: r.integer("postgres.max_connections", 20, 2..=1000),
@@ -311,6 +367,8 @@ impl Config {
                 },
                 url: r.url("flags.url", &["http", "https"]),
                 token: r.secret("flags.token"),
+                admin_token: r.secret("flags.admin_token"),
+                admin_url: r.url("flags.admin_url", &["http", "https"]),
                 environment: r.name("flags.environment", "development"),
                 project: r.name("flags.project", "default"),
                 app_name: r.name("flags.app_name", "crossover"),
@@ -344,6 +402,10 @@ impl Config {
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
             },
+            intake: Intake {
+                poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
+                batch: r.integer("intake.batch", 500, 1..=10_000),
+            },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
@@ -355,7 +417,19 @@ impl Config {
                 buffer: r.integer("observer.buffer", 50_000, 100..=1_000_000),
                 keep: r.duration("observer.keep", "14days", "1day", "366days"),
             },
-            comparator: Comparator { sample: r.share("comparator.sample", "1.0", 0.0..=1.0) },
+            comparator: Comparator {
+                sample: r.share("comparator.sample", "1.0", 0.0..=1.0),
+                every: r.duration("comparator.every", "1s", "10ms", "1m"),
+                late: r.duration("comparator.late", "5s", "10ms", "24h"),
+                early: r.duration("comparator.early", "500ms", "0s", "24h"),
+                retry: r.duration("comparator.retry", "500ms", "0s", "24h"),
+                patience: r.duration("comparator.patience", "30s", "1s", "24h"),
+                clocks: r.duration("comparator.clocks", "250ms", "0s", "1m"),
+                recovery: r.duration("comparator.recovery", "30s", "0s", "24h"),
+                catch_up: r.duration("comparator.catch_up", "1h", "1s", "14days"),
+                keep: r.duration("comparator.keep", "14days", "1h", "366days"),
+                kinds: kinds::read(r, "comparator.kinds"),
+            },
             latency: Latency {
                 margin: r.duration("latency.margin", "50ms", "0s", "1h"),
                 quantile: r.share("latency.quantile", "0.95", 0.5..=0.999),
@@ -363,6 +437,12 @@ impl Config {
                 min_pairs: r.integer("latency.min_pairs", 200, 1..=1_000_000_000),
                 burst: r.integer("latency.burst", 5, 1..=10_000),
                 keep: r.duration("latency.keep", "30days", "1day", "10years"),
+            },
+            report: Report {
+                min_samples: r.integer("report.min_samples", 100, 1..=1_000_000_000),
+                min_coverage: r.share("report.min_coverage", "0.95", 0.0..=1.0),
+                in_flight_age: r.duration("report.in_flight_age", "10m", "1s", "30days"),
+                comparator_lag: r.duration("report.comparator_lag", "1m", "1s", "24h"),
             },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
             log: Log {
@@ -452,6 +532,21 @@ pub fn default_cache_dir() -> PathBuf {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     home.unwrap_or_else(temp_dir).join("crossover")
+}
+
+/// `user@machine`, as far as this process knows them.
+fn default_operator() -> String {
+    let user =
+        ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|user| !user.is_empty());
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::geteuid().as_raw()));
+    format!("{user}@{}", machine())
+}
+
+/// The name of this machine.
+pub fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| "unknown machine".to_owned())
 }
 
 /// Where throwaway data goes.

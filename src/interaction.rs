@@ -2,7 +2,6 @@
 //! where its account stands. No I/O, no clock.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -131,7 +130,7 @@ pub fn hex(bytes: &[u8]) -> String {
 macro_rules! names {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name { $($(#[$doc])* #[serde(rename = $text)] $variant),+ }
 
         impl $name {
@@ -156,17 +155,17 @@ macro_rules! names {
 
         impl utoipa::ToSchema for $name {}
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownName;
+        impl std::str::FromStr for $name {
+            type Err = $crate::interaction::UnknownName;
 
-            fn from_str(text: &str) -> Result<Self, UnknownName> {
-                Self::ALL.iter().copied().find(|v| v.as_str() == text).ok_or_else(|| UnknownName {
+            fn from_str(text: &str) -> Result<Self, $crate::interaction::UnknownName> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == text).ok_or_else(|| $crate::interaction::UnknownName {
                     what: stringify!($name),
                     found: text.to_owned(),
                     known: Self::ALL.iter().map(|v| v.as_str()).collect::<Vec<_>>().join(", "),
@@ -175,14 +174,15 @@ macro_rules! names {
         }
     };
 }
+pub(crate) use names;
 
 /// A name that none of an enum's values has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is no {what}; one of {known} is")]
 pub struct UnknownName {
-    what: &'static str,
-    found: String,
-    known: String,
+    pub(crate) what: &'static str,
+    pub(crate) found: String,
+    pub(crate) known: String,
 }
 
 names! {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod executor;
 pub mod faults;
 pub mod flags;
+pub mod flips;
 pub mod http;
 pub mod interaction;
 pub mod ledger;
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod proof;
 pub mod provision;
 pub mod queue;
+pub mod report;
 pub mod router;
 pub mod telemetry;
 #[cfg(feature = "temporal")]

@@ -1,7 +1,10 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+pub mod comparator;
 mod flags;
+mod flips;
 mod groups;
+mod intake;
 pub mod observer;
 mod pools;
 mod process;
@@ -16,7 +19,9 @@ use prometheus::{
 };
 
 pub use flags::FlagMetrics;
+pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -78,8 +83,10 @@ pub struct Metrics {
     pub ledger_errors: IntCounterVec,
     /// Copies that Temporal has under another owner.
     pub owner_conflicts: IntCounter,
-    /// 1 while the flag source is healthy.
-    pub flags_healthy: IntGauge,
+    /// 1 while the flag source is healthy. Shown only by a process that has one, hence a family without labels.
+    pub flags_healthy: IntGaugeVec,
+    /// What comes in from SQL.
+    pub intake: IntakeMetrics,
     /// The flags' source.
     pub flags: FlagMetrics,
     /// Connections to Postgres.
@@ -87,10 +94,14 @@ pub struct Metrics {
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
+    /// The comparator's.
+    pub comparator: comparator::ComparatorMetrics,
     /// The recorder's.
     pub observer: observer::ObserverMetrics,
     /// The HTTP face.
     pub http: http::Http,
+    /// Flips, routers, overrides.
+    pub flips: FlipMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -249,17 +260,21 @@ impl Metrics {
                     "Copies that Temporal already had under the same id with another owner, epoch or payload. Any is worth waking somebody: the Postgres copy is held.",
                 )?,
             )?,
-            flags_healthy: gauge(
+            flags_healthy: gauges(
                 &mut r,
                 "crossover_flags_healthy",
-                "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken.",
+                "1 while the flag source is good; 0 while the last good flags stay in force because the source is broken. Only routers have one.",
+                &[],
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
+            comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
+            intake: IntakeMetrics::register(&mut r)?,
+            flips: FlipMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

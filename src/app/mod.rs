@@ -1,6 +1,7 @@
 //! The composition root: builds the parts that a process's roles need, runs them, drains them.
 
 mod flags;
+mod flips;
 mod servers;
 mod upkeep;
 
@@ -17,16 +18,18 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
+use crate::comparator::Comparator;
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
+use crate::flips::Decider;
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError};
 use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Relay, RelayOptions, Router, RouterOptions};
+use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Relay, RelayOptions, Router, RouterOptions};
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +137,15 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = flags.clone().map(|flags| parts.router(config, flags));
+        let router = match flags.clone() {
+            Some(flags) => {
+                let decider = flips::spawn(config, &servers, address, flags, &parts.metrics, &working).await?;
+                let router = Arc::new(parts.router(config, decider));
+                parts.spawn_intake(config, router.clone(), &incoming);
+                Some(router)
+            }
+            None => None,
+        };
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let api = Api::new(router, flags.clone(), ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
@@ -148,6 +159,7 @@ impl App {
         }
         if roles.relay {
             parts.spawn_relay(config, &working);
+            parts.spawn_comparator(config, &servers, &working)?;
         }
         parts.spawn_gauges(flags.clone(), &working);
         info!(%address, ?roles, "crossover serves");
@@ -234,7 +246,7 @@ impl Parts {
             None => ledger.check_schema().await?,
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
-        let target = target(config, servers, &metrics)?;
+        let target = target(config, &servers.temporal_address, &metrics)?;
         let options =
             ObserverOptions { name: identity(), buffer: config.observer.buffer, share: config.comparator.sample };
         let log = Log::new(connect(OBSERVERS)?);
@@ -252,17 +264,25 @@ impl Parts {
         })
     }
 
-    fn router(&self, config: &Config, flags: Arc<Flags>) -> Router {
+    fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
             self.intake.clone(),
-            flags,
+            decider,
             self.deliverer.clone(),
             self.metrics.clone(),
             options,
             self.wake_queue.clone(),
             self.wake_relay.clone(),
         )
+    }
+
+    fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        // Callers over HTTP share these connections, and need most of them.
+        let parallel = (config.postgres.max_connections as usize / 4).clamp(1, 8);
+        let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
+        let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
+        tasks.spawn(intake.run(stop.clone()));
     }
 
     fn spawn_workers(
@@ -345,6 +365,19 @@ impl Parts {
         }
     }
 
+    fn spawn_comparator(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let patience = config.postgres.connect_timeout;
+        let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
+        let comparator = Comparator::new(pool, config.into(), self.metrics.clone());
+        tasks.spawn(comparator.run(stop.clone()));
+        Ok(())
+    }
+
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
         let options = RelayOptions {
             poll: config.relay.poll,
@@ -366,6 +399,9 @@ impl Parts {
     }
 }
 
+/// Connections of the comparator: one holds its rows, one reads.
+const COMPARATORS: u32 = 3;
+
 fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
     match &config.runner.url {
         Some(url) => {
@@ -377,12 +413,13 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
     }
 }
 
+/// What delivers to the Temporal at `address`, and looks up there; it connects when it is first asked.
 #[cfg(feature = "temporal")]
-fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     use crate::temporal::client::{ClientSettings, TemporalClient};
     use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
-        address: format!("http://{}", servers.temporal_address),
+        address: format!("http://{address}"),
         namespace: config.temporal.namespace.clone(),
         task_queue: config.temporal.task_queue.clone(),
         timeout: config.temporal.start_timeout,
@@ -399,7 +436,7 @@ fn target(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<
 }
 
 #[cfg(not(feature = "temporal"))]
-fn target(_: &Config, _: &Servers, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+pub(crate) fn target(_: &Config, _: &str, _: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
     Ok(Arc::new(crate::router::NoTemporal))
 }
 

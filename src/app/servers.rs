@@ -17,8 +17,9 @@ pub struct Servers {
     pub temporal: Option<provision::Temporal>,
 }
 
-/// Where a Postgres of crossover's own is written down, for the commands beside `serve`.
+/// Where servers of crossover's own are written down, for the commands beside `serve`.
 const NOTE: &str = "postgres.url";
+const TEMPORAL_NOTE: &str = "temporal.address";
 
 impl Servers {
     /// The Postgres that commands ask: the configured one, or the one that a `serve` with this state_dir has started.
@@ -27,11 +28,24 @@ impl Servers {
         config.postgres.url.clone().or_else(noted)
     }
 
-    /// Writes down where a Postgres of our own is. Only this machine reaches it, and it asks for no password.
+    /// The Temporal that commands ask: the configured one, or the one that a `serve` with this state_dir has started.
+    pub fn known_temporal(config: &Config) -> Option<String> {
+        let noted =
+            || std::fs::read_to_string(config.state_dir.join(TEMPORAL_NOTE)).ok().map(|at| at.trim().to_owned());
+        config.temporal.address.clone().or_else(noted)
+    }
+
+    /// Writes down where servers of our own are. Only this machine reaches them, and they ask for no password.
     pub fn note(&self, config: &Config) -> std::io::Result<()> {
-        let Some(postgres) = &self.postgres else { return Ok(()) };
-        std::fs::create_dir_all(&config.state_dir)?;
-        std::fs::write(config.state_dir.join(NOTE), format!("{}\n", postgres.url))
+        let mut notes = Vec::new();
+        notes.extend(self.postgres.as_ref().map(|postgres| (NOTE, &postgres.url)));
+        #[cfg(feature = "temporal")]
+        notes.extend(self.temporal.as_ref().map(|temporal| (TEMPORAL_NOTE, &temporal.address)));
+        for (name, server) in notes {
+            std::fs::create_dir_all(&config.state_dir)?;
+            std::fs::write(config.state_dir.join(name), format!("{server}\n"))?;
+        }
+        Ok(())
     }
 
     /// The configured servers, and one of our own for each that isn't.

@@ -101,7 +101,7 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
         }
         if let Some(flags) = &flags {
             let health = flags.health();
-            m.flags_healthy.set(i64::from(health.error.is_none()));
+            m.flags_healthy.with_label_values::<&str>(&[]).set(i64::from(health.error.is_none()));
             m.flags.from_last_good.set(i64::from(health.from_last_good));
             m.flags.age_seconds.set(health.age(Utc::now()).as_secs_f64());
         }
@@ -116,12 +116,12 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let looks = async {
             let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
-            Ok::<_, LedgerError>((queues, parts.ledger.outbox_depth().await?))
+            Ok::<_, LedgerError>((queues, parts.ledger.outbox_depth().await?, parts.ledger.intake_depth().await?))
         };
         let Some(looked) = stop.run_until_cancelled(looks).await else { return };
         let m = &parts.metrics;
         match looked {
-            Ok(((depth, groups), outbox)) => {
+            Ok(((depth, groups), outbox, intake)) => {
                 for (place, rows) in
                     [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)]
                 {
@@ -131,11 +131,12 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
                 m.groups.show(&groups);
                 m.outbox_rows.set(outbox.rows);
                 m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+                m.intake.show(&intake);
                 m.gauges_updated.set(chrono::Utc::now().timestamp_millis() as f64 / 1_000.0);
             }
             Err(error) => {
                 m.queue_errors.with_label_values(&["depth"]).inc();
-                warn!(%error, "queue and outbox can't be looked at; their gauges are old");
+                warn!(%error, "queue, outbox and intake can't be looked at; their gauges are old");
             }
         }
     }

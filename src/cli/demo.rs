@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use self::cohorts::{BURST_AT, Cohort, ROLLED_BACK, STEPS, Step};
 use self::report::Report;
-use super::proof::{Proof, seconds};
+use super::proof::{Compared, Proof, seconds};
 use super::{Context, Outcome, print_json};
 use crate::app::{App, Roles, Servers};
 use crate::config::{Config, SecretUrl, temp_dir};
@@ -48,6 +48,8 @@ pub struct Args {
 
 /// What the development server of Temporal takes on two cores, with rehearsals.
 const A_SECOND: f64 = 25.0;
+/// How long the comparator may take after the last end: no rehearsal is open for longer.
+const COMPARATOR_PATIENCE: Duration = Duration::from_secs(90);
 /// How long the last of it may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CALLERS: usize = 64;
@@ -224,9 +226,11 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
     let settled = settle(&url, &answers.accepted, &runner, PATIENCE, left).await;
     drop(ending);
     let attempts = app.ledger().attempt_summary().await?;
+    progress.say("waiting for the comparator");
+    let compared = Compared::of(app.ledger(), &config, began, COMPARATOR_PATIENCE).await;
     let accepted = answers.accepted.clone();
     let proof = Proof::of(answers, &runner, settled);
-    let report = Report::new(&app, &cohorts, &accepted, &runner, proof, flips, attempts, provisioned, began.elapsed());
+    let report = Report::new(&app, &cohorts, &accepted, &runner, proof, flips, attempts, provisioned, began.elapsed(), compared);
     Ok((app, report))
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Context, Outcome, print_json};
 
-/// Check the configuration, the cache, the user, Postgres and Temporal, and say what to do
+/// Check the configuration, the user, the flags, the cache, Postgres and Temporal, and say what to do
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

@@ -52,16 +52,27 @@ macro_rules! commands {
     };
 }
 
+mod flip;
 mod proof;
 
 commands! {
+    Complete = complete,
+    Cutover = cutover,
+    Decisions = decisions,
     Demo = demo if "temporal",
     Doctor = doctor,
     Migrate = migrate,
+    Override = over_ride,
+    Preview = preview,
     Replay = replay,
+    Report = report,
+    Rollback = rollback,
+    Routers = routers,
     Serve = serve,
+    Shadow = shadow,
     Status = status,
     Token = token,
+    Why = why,
     #[command(hide = true)]
     Servers = servers,
 }

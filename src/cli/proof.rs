@@ -1,9 +1,13 @@
 //! What `demo` and `replay` print in the end: how callers fared, and the verdict, as tables or as one document.
 
+mod compared;
+
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Color, Table};
 use serde::Serialize;
+
+pub(super) use compared::Compared;
 
 use super::table;
 use crate::proof::{Answers, Refusal, Runner, Settled, Verdict, judge};

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, Url};
 use serde::Serialize;
 
-use super::proof::{Proof, seconds};
+use super::proof::{Compared, Proof, seconds};
 use super::{Context, Outcome, print_json};
+use crate::app::Servers;
 use crate::config::Config;
 use crate::flags::{Document, DocumentBuilder};
 use crate::interaction::Stage;
@@ -87,6 +88,7 @@ struct Report {
     series: usize,
     flips: Vec<Flipped>,
     took: Duration,
+    compared: Compared,
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -110,7 +112,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     }
     let runner = host(&config, args.seed).await?;
     let report = tokio::select! {
-        report = replay(&args, jobs, &flags, &flips, &runner, &progress) => report?,
+        report = replay(&args, jobs, &flags, &flips, &runner, &config, &progress) => report?,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
             return Err("interrupted; what was enqueued goes on in serve, and waits for a runner".into());
@@ -129,6 +131,7 @@ async fn replay(
     flags: &FlagsFile<'_>,
     flips: &[Flip],
     runner: &Runner,
+    config: &Config,
     progress: &Progress,
 ) -> Result<Report, Failure> {
     let run = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
@@ -171,7 +174,22 @@ async fn replay(
     let settled = settle(&flags.serve.url, &answers.accepted, runner, args.patience, left).await;
     drop(ending);
     let proof = Proof::of(answers, runner, settled);
-    Ok(Report { proof, run, accounts, series, flips: flipped, took: began.elapsed() })
+    let took = began.elapsed();
+    progress.say("waiting for the comparator");
+    let compared = compare(config, began, args.patience).await;
+    Ok(Report { proof, run, accounts, series, flips: flipped, took, compared })
+}
+
+/// Asks the database that serve works on, if it is known here.
+async fn compare(config: &Config, began: Instant, patience: Duration) -> Compared {
+    let Some(url) = Servers::known_postgres(config) else {
+        let why = "no postgres.url is configured, and no `serve` has started one with this state_dir; ask `crossover report` where one is";
+        return Compared::without(why.to_owned());
+    };
+    match super::migrate::ledger(config, url.expose()) {
+        Ok(ledger) => Compared::of(&ledger, config, began, patience).await,
+        Err(error) => Compared::without(error.to_string()),
+    }
 }
 
 /// Retries soon: the members of a busy series wait for each other's retries.
@@ -196,6 +214,7 @@ impl Report {
         println!("\n{}", rows.trim_fmt());
         self.proof.print(colours);
         println!("Run {} of {} accounts and {} series took {}.", self.run, self.accounts, self.series, seconds(self.took));
+        self.compared.print(colours);
     }
 }
 

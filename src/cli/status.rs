@@ -1,78 +1,88 @@
-//! `crossover status`: where the migration stands.
+//! `crossover status`: the migration at a glance. Sections one after the other, each bounded: who decides, accounts,
+//! Temporal, Postgres, the comparator, what is blocked and on whom.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod accounts;
+mod deciders;
+mod flags;
+
 use std::process::ExitCode;
+use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use comfy_table::{Cell, Table};
 use serde::Serialize;
 
+use self::accounts::{Accounts, Line, Summary};
+use self::flags::FlagStatus;
+use super::proof::number;
 use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
-use crate::flags::Document;
-use crate::interaction::Stage;
-use crate::ledger::{AccountMarks, OutboxDepth};
-use crate::queue::{Depth, Queue};
+use crate::config::Config;
+use crate::flips::{FlipStore, OverrideRow, RouterRow};
+use crate::ledger::{IntakeDepth, OutboxDepth};
+use crate::queue::{Depth, GroupDepth, Queue};
+use crate::report::{self, Overview};
 
-/// Show where each account stands, what waits, and what keeps an account from going live
+/// Show the migration at a glance: who stands where, what waits on each side, what was found, what is blocked and on whom
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// So many accounts and kinds one by one, the heaviest first
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+}
 
 #[derive(Serialize)]
 struct Status {
     flags: FlagStatus,
+    summary: Summary,
+    intake: IntakeDepth,
     outbox: OutboxDepth,
+    temporal: TemporalStatus,
     queue: Depth,
+    groups: Vec<GroupDepth>,
+    #[serde(flatten)]
+    overview: Overview,
+    /// Loud: while one is in force, the flags don't say where its account stands.
+    overrides: Vec<OverrideRow>,
+    routers: Vec<RouterRow>,
     accounts: Vec<Line>,
+    /// Lines that were left out.
+    more: usize,
 }
 
+/// What Temporal said.
 #[derive(Serialize)]
-struct FlagStatus {
-    file: String,
-    revision: Option<String>,
+struct TemporalStatus {
+    address: Option<String>,
+    answers_ms: Option<f64>,
     error: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Line {
-    account: String,
-    kind: String,
-    /// What the flags say; absent where they can't be read.
-    flag: Option<Stage>,
-    /// What the next interaction is pinned with.
-    stage: Option<Stage>,
-    /// Unended, by owner.
-    temporal: i64,
-    postgres: i64,
-    armed_at: Option<DateTime<Utc>>,
-    /// Why the stage is not what the flags say.
-    why: Option<String>,
-}
+/// The deepest groups that are shown.
+const GROUPS: i64 = 10;
 
 /// See [`Args`].
-pub async fn run(_: Args, context: Context) -> Outcome {
+pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
     let url = Servers::known_postgres(&config)
         .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
     let ledger = super::migrate::ledger(&config, url.expose())?;
     ledger.check_schema().await?;
-    let (document, flags) = read_flags(&config.flags.file);
-    let accounts = ledger.accounts().await?;
-    let unended: BTreeMap<_, _> =
-        ledger.unended().await?.into_iter().map(|c| ((c.account, c.kind), (c.temporal, c.postgres))).collect();
-    let mut kinds: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (account, kind) in unended.keys().cloned() {
-        kinds.entry(account).or_default().insert(kind);
-    }
-    let lines = accounts.iter().flat_map(|marks| {
-        let known = kinds.get(&marks.account).cloned().unwrap_or_else(|| BTreeSet::from(["*".to_owned()]));
-        let (document, unended) = (&document, &unended);
-        known.into_iter().map(move |kind| line(marks, kind, document.as_ref(), unended)).collect::<Vec<_>>()
-    });
+    let (stages, flags) = flags::read(&config).await;
+    let all = Accounts::of(&ledger.accounts().await?, ledger.unended().await?, &stages, args.limit);
+    let (queue, flips) = (Queue::new(ledger.pool().clone()), FlipStore::new(ledger.pool().clone()));
     let status = Status {
-        accounts: lines.collect(),
         flags,
+        summary: all.summary,
+        intake: ledger.intake_depth().await?,
         outbox: ledger.outbox_depth().await?,
-        queue: Queue::new(ledger.pool().clone()).depth().await?,
+        temporal: temporal(&config).await,
+        queue: queue.depth().await?,
+        groups: queue.groups(GROUPS, "others").await?,
+        overview: report::overview(&ledger).await?,
+        accounts: all.lines,
+        more: all.more,
+        overrides: flips.overrides().await?,
+        routers: flips.routers(None).await?,
     };
     match context.json {
         true => print_json(&status)?,
@@ -81,82 +91,114 @@ pub async fn run(_: Args, context: Context) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_flags(file: &std::path::Path) -> (Option<Document>, FlagStatus) {
-    let name = file.display().to_string();
-    match Document::read(file) {
-        Ok(document) => {
-            let revision = Some(document.revision().to_owned());
-            (Some(document), FlagStatus { file: name, revision, error: None })
-        }
-        Err(error) => (None, FlagStatus { file: name, revision: None, error: Some(error) }),
-    }
+/// Asks Temporal for a workflow that there is not: that it says so is the answer.
+async fn temporal(config: &Config) -> TemporalStatus {
+    let Some(address) = Servers::known_temporal(config) else {
+        let error = "no temporal.address is configured, and no `serve` has started one with this state_dir";
+        return TemporalStatus { address: None, answers_ms: None, error: Some(error.to_owned()) };
+    };
+    let began = Instant::now();
+    let (answers_ms, error) = match ask(config, &address).await {
+        Ok(()) => (Some(began.elapsed().as_secs_f64() * 1_000.0), None),
+        Err(error) => (None, Some(error)),
+    };
+    TemporalStatus { address: Some(address), answers_ms, error }
 }
 
-fn line(
-    marks: &AccountMarks,
-    kind: String,
-    document: Option<&Document>,
-    unended: &BTreeMap<(String, String), (i64, i64)>,
-) -> Line {
-    let flag = document.map(|document| document.stage(&marks.account, &kind));
-    let (stage, why) = effective(flag, marks);
-    let (temporal, postgres) = unended.get(&(marks.account.clone(), kind.clone())).copied().unwrap_or_default();
-    Line { account: marks.account.clone(), kind, flag, stage, temporal, postgres, armed_at: marks.armed_at, why }
+#[cfg(feature = "temporal")]
+async fn ask(config: &Config, address: &str) -> Result<(), String> {
+    let metrics = crate::metrics::Metrics::new().map_err(|error| error.to_string())?;
+    let target = crate::app::target(config, address, &std::sync::Arc::new(metrics)).map_err(|e| e.to_string())?;
+    let looked = tokio::time::timeout(config.temporal.start_timeout, target.look_up(uuid::Uuid::nil())).await;
+    let late = |_| format!("no answer within {:?} (temporal.start_timeout)", config.temporal.start_timeout);
+    looked.map_err(late)?.map(drop).map_err(|error| error.to_string())
 }
 
-fn effective(flag: Option<Stage>, marks: &AccountMarks) -> (Option<Stage>, Option<String>) {
-    match (flag, marks.unpinned_at) {
-        (Some(Stage::Live | Stage::Complete), Some(since)) => {
-            let why = format!("work was started without a pin since {}; it stays in shadow until it can be armed", since.format("%F %T"));
-            (Some(Stage::Shadow), Some(why))
-        }
-        _ => (flag, None),
-    }
+#[cfg(not(feature = "temporal"))]
+async fn ask(_: &Config, _: &str) -> Result<(), String> {
+    Err("this crossover is built without Temporal".to_owned())
 }
 
 fn show(status: &Status) {
-    let FlagStatus { file, revision, error } = &status.flags;
-    match error {
-        None => println!("flags     {file}, revision {}", revision.as_deref().unwrap_or("-")),
-        Some(error) => println!("flags     {file} can't be read: {error}; routers go by the last good ones"),
+    deciders::show(&status.overrides, &status.routers);
+    status.flags.show();
+    status.summary.show();
+    let IntakeDepth { rows, oldest_seconds, refused, last_reason } = &status.intake;
+    println!("from SQL    {rows} not pinned yet, the oldest for {oldest_seconds:.0} s; {refused} refused");
+    if let Some(reason) = last_reason {
+        println!("            last failure: {reason}");
     }
     let OutboxDepth { rows, oldest_seconds, last_error } = &status.outbox;
-    println!("outbox    {rows} undelivered, the oldest for {oldest_seconds:.0} s");
+    println!("outbox      {rows} undelivered, the oldest for {oldest_seconds:.0} s");
     if let Some(error) = last_error {
-        println!("          last failure: {error}");
+        println!("            last failure: {error}");
     }
+    show_temporal(&status.temporal);
     let Depth { ready, scheduled, running, oldest_seconds } = &status.queue;
-    println!("postgres  {ready} ready (the oldest due for {oldest_seconds:.0} s), {scheduled} scheduled, {running} running");
-    println!();
-    let mut rows = table(&["ACCOUNT", "KIND", "FLAG", "STAGE", "ON TEMPORAL", "ON POSTGRES", "ARMED", "WHY"]);
-    let name = |stage: Option<Stage>| stage.map_or("?", Stage::as_str);
-    for l in &status.accounts {
-        rows.add_row([
-            l.account.clone(),
-            l.kind.clone(),
-            name(l.flag).to_owned(),
-            name(l.stage).to_owned(),
-            l.temporal.to_string(),
-            l.postgres.to_string(),
-            l.armed_at.map_or("-".to_owned(), |at| at.format("%F %T").to_string()),
-            l.why.clone().unwrap_or_default(),
-        ]);
+    println!("postgres    {ready} ready (the oldest due for {oldest_seconds:.0} s), {scheduled} scheduled, {running} running");
+    show_comparison(&status.overview);
+    if status.groups.len() > 1 {
+        println!("\n{}", groups(&status.groups).trim_fmt());
     }
-    println!("{}", rows.trim_fmt());
+    if !status.overview.blocked.is_empty() {
+        println!("\n{}", blocked(&status.overview).trim_fmt());
+    }
+    if !status.accounts.is_empty() {
+        println!("\n{}", accounts::rows(&status.accounts).trim_fmt());
+    }
+    if status.more > 0 {
+        println!("… and {} more; --limit shows them", status.more);
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_account_with_unpinned_work_stays_in_shadow_and_the_status_says_why() {
-        let mut marks = AccountMarks { account: "a".into(), unpinned_at: None, armed_at: None };
-        assert_eq!(effective(Some(Stage::Live), &marks), (Some(Stage::Live), None));
-        marks.unpinned_at = Some(DateTime::UNIX_EPOCH);
-        let (stage, why) = effective(Some(Stage::Complete), &marks);
-        assert_eq!(stage, Some(Stage::Shadow));
-        assert!(why.unwrap().contains("1970-01-01"));
-        assert_eq!(effective(Some(Stage::Off), &marks), (Some(Stage::Off), None));
+fn show_temporal(temporal: &TemporalStatus) {
+    let TemporalStatus { address, answers_ms, error } = temporal;
+    let address = address.as_deref().unwrap_or("unknown");
+    match (answers_ms, error) {
+        (Some(ms), _) => println!("temporal    {address} answers in {ms:.0} ms"),
+        (None, error) => println!("temporal    {address}: {}", error.as_deref().unwrap_or("no answer")),
     }
+}
+
+fn show_comparison(overview: &Overview) {
+    let c = &overview.comparison;
+    match &c.comparator {
+        None => println!("comparator  none has ever run: nothing is compared"),
+        Some(at) => println!(
+            "comparator  heard of {:.0} s ago, {:.0} s behind; {} interactions to look at again",
+            at.silent_seconds, at.lag_seconds, c.pending
+        ),
+    }
+    let found: Vec<_> = c.last_hour.iter().map(|(class, count)| format!("{count} {class}")).collect();
+    let found = if found.is_empty() { "none".to_owned() } else { format!("{}; see crossover report", found.join(", ")) };
+    println!("diverged    in the last hour: {found}");
+    if c.observers_silent > 0 || c.sightings_dropped > 0 {
+        println!(
+            "observers   {} at work, {} stopped without an end, {} sightings dropped: some comparisons are incomplete",
+            c.observers, c.observers_silent, c.sightings_dropped
+        );
+    }
+}
+
+fn groups(groups: &[GroupDepth]) -> Table {
+    let mut rows = table(&["GROUP", "READY", "OLDEST DUE FOR"]);
+    for group in groups {
+        let oldest = format!("{:.0} s", group.oldest_seconds);
+        rows.add_row([Cell::new(&group.name), number(group.ready as u64), Cell::new(oldest)]);
+    }
+    rows
+}
+
+fn blocked(overview: &Overview) -> Table {
+    let mut rows = table(&["BLOCKED", "COUNT", "SINCE (UTC)", "ON", "NEXT"]);
+    for blocked in &overview.blocked {
+        rows.add_row([
+            Cell::new(&blocked.what),
+            number(blocked.count as u64),
+            Cell::new(blocked.since.map_or("-".to_owned(), |since| since.format("%F %T").to_string())),
+            Cell::new(&blocked.on_whom),
+            Cell::new(&blocked.next),
+        ]);
+    }
+    rows
 }

@@ -48,19 +48,22 @@ impl fmt::Display for ConfigFaults {
 
 /// A value as it was found.
 #[derive(Debug)]
-enum Raw {
+pub(super) enum Raw {
     Text(String),
     Integer(String),
     Float(String),
     /// From the environment: may be read as either.
     Variable(String),
+    /// In the order of its keys.
+    Table(Vec<(String, Found)>),
+    List(Vec<Raw>),
     Other(&'static str),
 }
 
 #[derive(Debug)]
-struct Found {
-    raw: Raw,
-    origin: String,
+pub(super) struct Found {
+    pub(super) raw: Raw,
+    pub(super) origin: String,
 }
 
 /// See the module.
@@ -118,30 +121,16 @@ impl Reader {
             match value.get_ref() {
                 DeValue::Table(section) => {
                     for (key, value) in section {
-                        self.put(
-                            format!("{}.{}", name.get_ref(), key.get_ref()),
-                            value.get_ref(),
-                            line(key.span().start),
-                        );
+                        let name = format!("{}.{}", name.get_ref(), key.get_ref());
+                        self.found.insert(name, found(value.get_ref(), key.span().start, &line));
                     }
                 }
-                value => self.put(name.get_ref().to_string(), value, line(name.span().start)),
+                value => drop(self.found.insert(name.get_ref().to_string(), found(value, name.span().start, &line))),
             }
         }
     }
 
-    fn put(&mut self, key: String, value: &DeValue<'_>, line: usize) {
-        let raw = match value {
-            DeValue::String(text) => Raw::Text(text.to_string()),
-            // Underscores are TOML's; another base stays text that no integer is made of.
-            DeValue::Integer(number) if number.radix() == 10 => Raw::Integer(number.as_str().replace('_', "")),
-            DeValue::Float(number) => Raw::Float(number.as_str().replace('_', "")),
-            other => Raw::Other(other.type_str()),
-        };
-        self.found.insert(key, Found { raw, origin: format!("line {line}") });
-    }
-
-    fn push(&mut self, key: impl fmt::Display, origin: Option<String>, problem: impl Into<String>) {
+    pub(super) fn push(&mut self, key: impl fmt::Display, origin: Option<String>, problem: impl Into<String>) {
         self.faults.push(Fault { key: key.to_string(), origin, problem: problem.into() });
     }
 
@@ -180,13 +169,18 @@ impl Reader {
         Some(Found { raw, origin: name })
     }
 
+    /// Takes a value as it stands, where there is one.
+    pub(super) fn value(&mut self, key: &'static str) -> Option<Found> {
+        self.take(key, String::new())
+    }
+
     /// Takes a string and makes something of it, or notes the fault. `parse` must not repeat a secret.
     fn text<T>(&mut self, key: &'static str, default: String, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let found = self.take(key, default)?;
         let parsed = match &found.raw {
             Raw::Text(text) | Raw::Variable(text) => parse(text),
             Raw::Integer(_) | Raw::Float(_) => Err("must be a string in quotes, not a bare number".to_owned()),
-            Raw::Other(what) => Err(format!("must be a string, not {what}")),
+            other => Err(format!("must be a string, not {}", other.what())),
         };
         parsed.map_err(|problem| self.push(key, Some(found.origin), problem)).ok()
     }
@@ -200,7 +194,7 @@ impl Reader {
         let value = self.take(key, default.to_string()).map(|found| {
             let number = match &found.raw {
                 Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<i64>().ok(),
-                Raw::Text(_) | Raw::Float(_) | Raw::Other(_) => None,
+                _ => None,
             };
             let problem = || format!("must be an integer from {} to {}, without quotes", range.start(), range.end());
             number.filter(|n| range.contains(n)).ok_or_else(|| (found.origin, problem()))
@@ -222,7 +216,7 @@ impl Reader {
         let Some(found) = self.take(key, default.to_owned()) else { return otherwise };
         let number = match &found.raw {
             Raw::Float(digits) | Raw::Integer(digits) | Raw::Variable(digits) => digits.parse::<f64>().ok(),
-            Raw::Text(_) | Raw::Other(_) => None,
+            _ => None,
         };
         number.filter(|n| range.contains(n)).unwrap_or_else(|| {
             let problem = format!("must be a number from {} to {}, without quotes", range.start(), range.end());
@@ -249,6 +243,16 @@ impl Reader {
             name => Ok(name.to_owned()),
         });
         parsed.unwrap_or_else(|| default.to_owned())
+    }
+
+    /// A name whose default depends on the surroundings, so that no example can state it.
+    pub(super) fn derived_name(&mut self, key: &'static str, default: String) -> String {
+        let parsed = self.text(key, String::new(), |text| match text.trim() {
+            "" => Err("must not be empty".to_owned()),
+            name if name.len() > 255 => Err("must have at most 255 bytes".to_owned()),
+            name => Ok(name.to_owned()),
+        });
+        parsed.unwrap_or(default)
     }
 
     pub(super) fn choice(&mut self, key: &'static str, of: &[&'static str]) -> &'static str {
@@ -317,6 +321,41 @@ impl Reader {
 
     pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key, String::new(), path_of)
+    }
+}
+
+/// A value as it was found at `at`.
+fn found(value: &DeValue<'_>, at: usize, line: &impl Fn(usize) -> usize) -> Found {
+    Found { raw: raw(value, line), origin: format!("line {}", line(at)) }
+}
+
+fn raw(value: &DeValue<'_>, line: &impl Fn(usize) -> usize) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        // Underscores are TOML's; another base stays text that no integer is made of.
+        DeValue::Integer(number) if number.radix() == 10 => Raw::Integer(number.as_str().replace('_', "")),
+        DeValue::Float(number) => Raw::Float(number.as_str().replace('_', "")),
+        DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref(), line)).collect()),
+        DeValue::Table(table) => {
+            let entries = table
+                .iter()
+                .map(|(key, value)| (key.get_ref().to_string(), found(value.get_ref(), key.span().start, line)));
+            Raw::Table(entries.collect())
+        }
+        other => Raw::Other(other.type_str()),
+    }
+}
+
+impl Raw {
+    fn what(&self) -> &'static str {
+        match self {
+            Raw::Text(_) | Raw::Variable(_) => "a string",
+            Raw::Integer(_) => "an integer",
+            Raw::Float(_) => "a float",
+            Raw::Table(_) => "a table",
+            Raw::List(_) => "an array",
+            Raw::Other(what) => what,
+        }
     }
 }
 

@@ -134,6 +134,32 @@ fn following_unleash_needs_its_address_and_a_token_for_its_environment() {
 }
 
 #[test]
+fn a_kind_has_tolerances_and_rules_of_its_own() {
+    let text = "[comparator.kinds.sync]\nlate = \"30s\"\nignore = [\"/sent_at\"]\nclean = [[\"[0-9]+\", \"N\"]]\n[comparator.kinds.\"a.b\"]\n";
+    let config = load(text, &[]).unwrap();
+    let sync = &config.comparator.kinds["sync"];
+    assert_eq!((sync.late, sync.early), (Some(Duration::from_secs(30)), None));
+    assert_eq!((&sync.ignore[..], sync.clean[0].1.as_str()), (&["/sent_at".to_owned()][..], "N"));
+    assert!(config.comparator.kinds.contains_key("a.b"));
+}
+
+#[test]
+fn every_fault_of_every_kind_is_reported_at_once() {
+    let text = "[comparator.kinds.a]\nlate = 5\nlat = \"5s\"\n[comparator.kinds.b]\nignore = [\"sent_at\"]\nclean = [[\"(\", \"\"]]\n[comparator.kinds]\nc = 1";
+    let faults = faults(text, &[]).join("\n");
+    for fault in [
+        "comparator.kinds.a.late (line 2): must be a string in quotes",
+        "comparator.kinds.a.lat (line 3): is no setting; one of late, early",
+        "comparator.kinds.b.ignore (line 5): `sent_at` is no JSON pointer",
+        "comparator.kinds.b.clean (line 6): `(` is no regular expression",
+        "comparator.kinds.c (line 8): must be a table",
+    ] {
+        assert!(faults.contains(fault), "{fault} is missing in {faults}");
+    }
+    assert!(self::faults("", &[("CROSSOVER_COMPARATOR_KINDS", "x")]).join("").contains("must be a table of kinds"));
+}
+
+#[test]
 fn a_share_is_a_plain_number_in_its_range() {
     let config = load("[latency]\nquantile = 0.99", &[("CROSSOVER_LATENCY_CONFIDENCE", "0.999")]).unwrap();
     assert_eq!((config.latency.quantile, config.latency.confidence), (0.99, 0.999));

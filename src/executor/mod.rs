@@ -132,6 +132,9 @@ pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("it did not say why")
 }
 
+/// How the words begin of every attempt that ended because of its worker and not of its work.
+pub const OF_ITS_WORKER: &str = "its worker ";
+
 /// Makes a foreign text fit for a text column and a person: no NUL, no control characters, at most 2,000 characters.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').take(2_000).collect()

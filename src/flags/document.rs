@@ -113,6 +113,17 @@ impl Document {
         self.evaluator.stage(account, kind)
     }
 
+    /// Whether one flag is on for (account, kind).
+    pub(super) fn is_on(&self, flag: Flag, account: &str, kind: &str) -> bool {
+        self.evaluator.is_on(flag, account, kind)
+    }
+
+    /// The stage as if there were no kill switch.
+    pub(super) fn highest(&self, account: &str, kind: &str) -> Stage {
+        let on = |stage: &&Stage| Flag::of(**stage).is_some_and(|flag| self.is_on(flag, account, kind));
+        Stage::ALL.iter().rev().find(on).copied().unwrap_or(Stage::Off)
+    }
+
     /// The same, telling `asked` each flag that was asked and its answer.
     pub(super) fn stage_asking(&self, account: &str, kind: &str, asked: impl Fn(Flag, bool)) -> Stage {
         stage_of(|flag| {

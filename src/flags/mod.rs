@@ -13,8 +13,10 @@
 mod builder;
 mod constraint;
 mod document;
+pub mod edit;
 mod evaluate;
 mod fields;
+mod file;
 mod in_force;
 mod json;
 mod schema;
@@ -33,6 +35,7 @@ use tokio::sync::watch::Receiver;
 
 pub use self::builder::DocumentBuilder;
 pub use self::document::{Document, Fault, Flag};
+pub use self::file::{FileError, FlagsFile};
 use self::in_force::InForce;
 use self::store::LastGood;
 use self::unleash::Following;

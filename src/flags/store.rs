@@ -118,7 +118,7 @@ pub(super) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn temp_beside(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn temp_beside(path: &Path) -> io::Result<PathBuf> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"))?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -46,7 +46,7 @@ use crate::router::Router;
 /// What the routes need.
 pub struct Api {
     /// Absent in a process without the role `router`.
-    router: Option<Router>,
+    router: Option<Arc<Router>>,
     /// The flags in force, where there is a router.
     flags: Option<Arc<Flags>>,
     ledger: Ledger,
@@ -68,7 +68,7 @@ type Shared = State<Arc<Api>>;
 impl Api {
     /// The API of a process; `router` and `flags` are absent where it has no such role. `stop` drains it.
     pub fn new(
-        router: Option<Router>,
+        router: Option<Arc<Router>>,
         flags: Option<Arc<Flags>>,
         ledger: Ledger,
         metrics: Arc<Metrics>,

@@ -4,7 +4,9 @@
 //! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
 
 mod cancel;
+mod compare;
 mod ends;
+mod intake;
 mod outbox;
 mod pins;
 mod schema;
@@ -16,7 +18,10 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 pub use cancel::{Cancelling, Ended};
+pub use compare::{ComparedPin, NewPin};
+pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};
 pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
+pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};

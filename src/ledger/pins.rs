@@ -154,6 +154,12 @@ impl Ledger {
         within(rows.fetch_all(&self.pool)).await
     }
 
+    /// What is known of one account; none where it was never seen.
+    pub async fn account(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
+        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        within(row.bind(account).fetch_optional(&self.pool)).await
+    }
+
     /// Unended work by account, kind and owner.
     pub async fn unended(&self) -> Result<Vec<StageCount>, LedgerError> {
         let rows = sqlx::query_as(
@@ -162,6 +168,22 @@ impl Ledger {
              from crossover.pins where ended_at is null group by account, kind order by account, kind",
         );
         within(rows.fetch_all(&self.pool)).await
+    }
+
+    /// What is known of one account's past; none where it never had work.
+    pub async fn marks_of(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
+        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        within(row.bind(account).fetch_optional(&self.pool)).await
+    }
+
+    /// Unended work of one account, by kind.
+    pub async fn unended_of(&self, account: &str) -> Result<Vec<StageCount>, LedgerError> {
+        let rows = sqlx::query_as(
+            "select account, kind, count(*) filter (where owner = 'temporal') as temporal,
+                count(*) filter (where owner = 'postgres') as postgres
+             from crossover.pins where account = $1 and ended_at is null group by account, kind order by kind",
+        );
+        within(rows.bind(account).fetch_all(&self.pool)).await
     }
 
     /// Everything recorded of `id`; none where it was never pinned.
@@ -285,7 +307,7 @@ pub(crate) fn payload(row: &sqlx::postgres::PgRow, column: &str) -> Result<Optio
     text.map(Payload::parse).transpose().map_err(|e| sqlx::Error::Decode(e.into()))
 }
 
-fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
+pub(super) fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
     Ok(Pin {
         id: row.try_get("id")?,
         created_at: row.try_get("created_at")?,
@@ -314,7 +336,7 @@ pub(crate) fn failure(row: &sqlx::postgres::PgRow) -> Result<Option<Failure>, sq
     Ok(permanent.map(|permanent| if permanent { Failure::Permanent } else { Failure::Retryable { retry_after } }))
 }
 
-fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
+pub(super) fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
     Ok(Attempt {
         id: row.try_get("id")?,
         side: required(row, "side")?,

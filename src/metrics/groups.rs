@@ -11,7 +11,7 @@ use crate::queue::GroupDepth;
 
 /// Groups with a line of their own.
 pub const SHOWN: usize = 20;
-/// The line of all others. No caller can take this name away: it is shown beside theirs only.
+/// The line of all others. A group of that very name would be counted with them.
 pub const OTHERS: &str = "(other)";
 
 /// Depth and age of the ready set, by group.

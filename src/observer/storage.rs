@@ -24,6 +24,8 @@ pub struct Log {
 pub struct Recorded {
     /// By the database's clock.
     pub seen_at: DateTime<Utc>,
+    /// Who saw it: what one saw is by one clock.
+    pub observer: Uuid,
     /// What was seen.
     pub sighting: Sighting,
 }
@@ -102,8 +104,31 @@ impl Log {
 
     /// Up to when everything that was written is visible.
     pub async fn complete_until(&self) -> Result<DateTime<Utc>, LedgerError> {
-        let until = sqlx::query_scalar("select crossover.complete_until('crossover.sightings')");
+        // A writer that ends just now leaves a lock without a time for a moment, which would be minus infinity.
+        let until =
+            sqlx::query_scalar("select greatest(crossover.complete_until('crossover.sightings'), to_timestamp(0))");
         within(until.fetch_one(&self.pool)).await
+    }
+
+    /// Up to when everything that was seen is written and visible, or lies in a gap. Who observes and has not written it yet
+    /// holds it back.
+    pub async fn seen_until(&self) -> Result<DateTime<Utc>, LedgerError> {
+        // The observers first: what one says that it has written was written before.
+        let clear = sqlx::query_scalar(
+            "select min(clear_at) from crossover.observers
+             where ended_at is null and beat_at >= clock_timestamp() - $1 * interval '1 millisecond'",
+        );
+        let clear: Option<DateTime<Utc>> = within(clear.bind(SILENT.as_millis() as i64).fetch_one(&self.pool)).await?;
+        let visible = self.complete_until().await?;
+        Ok(clear.map_or(visible, |clear| clear.min(visible)))
+    }
+
+    /// Those of `ids` that `side` was seen to begin.
+    pub async fn begun_on(&self, side: Side, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let begun = sqlx::query_scalar(
+            "select distinct id from crossover.sightings where id = any ($1) and side = $2 and what = 'dequeued'",
+        );
+        within(begun.bind(ids).bind(side.as_str()).fetch_all(&self.pool)).await
     }
 
     /// When sightings may have been lost, as far as that was after `since`: an observer had no room, or it died. One that
@@ -258,6 +283,7 @@ fn required<T>(value: Option<T>, column: &str) -> Result<T, sqlx::Error> {
 fn recorded_of(row: &PgRow) -> Result<Recorded, sqlx::Error> {
     Ok(Recorded {
         seen_at: row.try_get("seen_at")?,
+        observer: row.try_get("observer")?,
         sighting: Sighting {
             id: row.try_get("id")?,
             side: required(named(row, "side")?, "side")?,

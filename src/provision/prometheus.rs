@@ -45,7 +45,7 @@ pub struct Prometheus {
     pub server: Server,
 }
 
-/// Where it stores what, beside the options.
+/// What it is started with.
 #[derive(Debug, Clone)]
 pub struct PrometheusFiles {
     /// The text of `prometheus.yml`.

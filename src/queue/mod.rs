@@ -7,11 +7,14 @@
 mod faulty;
 mod finisher;
 mod held;
+mod places;
 mod rehearsal;
 mod storage;
 mod upkeep;
 mod worker;
 
+pub(crate) use places::places;
+pub use places::{Placed, QueuePlace};
 pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
 pub use upkeep::LOST;
 pub use worker::{Worker, WorkerOptions};

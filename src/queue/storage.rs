@@ -103,7 +103,7 @@ pub struct Depth {
 }
 
 /// How much of a group is ready.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow, serde::Serialize)]
 pub struct GroupDepth {
     /// The group.
     pub name: String,

@@ -4,6 +4,7 @@
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
 mod deliver;
+mod intake;
 mod relay;
 pub mod request;
 
@@ -18,12 +19,13 @@ use uuid::Uuid;
 #[cfg(not(feature = "temporal"))]
 pub use deliver::NoTemporal;
 pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
+pub use intake::{Intake, IntakeOptions};
 pub use relay::{Relay, RelayOptions};
 
 use deliver::Settled;
 
 use crate::faults::{self, Whether};
-use crate::flags::Flags;
+use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
 use crate::metrics::Metrics;
@@ -32,7 +34,7 @@ use crate::telemetry;
 /// Where interactions come in. Cheap to share behind an `Arc`.
 pub struct Router {
     ledger: Ledger,
-    flags: Arc<Flags>,
+    decider: Arc<Decider>,
     deliverer: Deliverer,
     metrics: Arc<Metrics>,
     options: RouterOptions,
@@ -132,7 +134,7 @@ impl Router {
     /// A router over these parts.
     pub fn new(
         ledger: Ledger,
-        flags: Arc<Flags>,
+        decider: Arc<Decider>,
         deliverer: Deliverer,
         metrics: Arc<Metrics>,
         options: RouterOptions,
@@ -140,7 +142,7 @@ impl Router {
         wake_relay: Arc<Notify>,
     ) -> Self {
         let unpinned = Default::default();
-        Self { ledger, flags, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
+        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
@@ -153,8 +155,8 @@ impl Router {
     }
 
     async fn accept(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
-        valid(interaction)?;
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        valid(interaction, chrono::Utc::now())?;
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
         if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
             return self.start_unpinned(interaction).await;
         }
@@ -187,8 +189,19 @@ impl Router {
         transaction: &mut Transaction<'_, Postgres>,
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
-        valid(interaction)?;
-        let decision = self.flags.decide(&interaction.account, &interaction.kind);
+        valid(interaction, chrono::Utc::now())?;
+        self.pin_in(transaction, interaction).await
+    }
+
+    /// The same for what has been checked.
+    async fn pin_in(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        interaction: &Interaction,
+    ) -> Result<Ticket, EnqueueError> {
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
+        // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
+        self.forget_unpinned(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
@@ -217,6 +230,18 @@ impl Router {
             (None, Side::Postgres) => self.wake_relay.notify_one(),
         }
         accepted
+    }
+
+    /// Delivers what a ticket names behind the caller's back; the relay does what finds no room.
+    fn deliver_later(&self, ticket: Ticket) {
+        if ticket.accepted.how == How::Repeated {
+            return;
+        }
+        self.wake_queue.notify_one();
+        match ticket.delivery {
+            Some(envelope) => self.deliverer.deliver_later(&self.ledger, *envelope),
+            None => self.wake_relay.notify_one(),
+        }
     }
 
     /// Whether work in `off` may start without a pin: Temporal only, no Postgres. An account is asked about once.
@@ -351,8 +376,8 @@ fn envelope(interaction: &Interaction, pin: Option<&Pin>, owner: Side, epoch: i3
     }
 }
 
-fn valid(interaction: &Interaction) -> Result<(), EnqueueError> {
-    match request::check(interaction, chrono::Utc::now()) {
+fn valid(interaction: &Interaction, now: chrono::DateTime<chrono::Utc>) -> Result<(), EnqueueError> {
+    match request::check(interaction, now) {
         faults if faults.is_empty() => Ok(()),
         faults => Err(EnqueueError::Invalid(faults)),
     }

@@ -170,7 +170,8 @@ fn name_fault(name: &str, most: usize) -> Option<String> {
     }
 }
 
-fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
+/// Reads a policy; what is wrong with it is pushed to `faults`.
+pub(super) fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
     let fields = match serde_json::from_str(raw.get()) {
         Ok(fields) => fields,
         Err(error) => {

@@ -22,6 +22,9 @@ fn a_small_demo_keeps_every_promise_and_prints_one_document() {
     for promise in ["lost", "run_on_both_sides", "run_off_owner", "series_overlaps", "series_out_of_order", "altered"] {
         assert_eq!(report[promise], 0, "{promise}");
     }
+    let compared = &report["compared"]["report"]["total"];
+    assert!(compared["judged"].as_u64().unwrap() > 0, "{compared}");
+    assert_eq!(compared["classes"], serde_json::json!({}), "a clean demo diverges: {}", report["compared"]);
     assert_eq!(report["flips"].as_array().unwrap().len(), 6);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo left something where it was started");
 }

@@ -12,7 +12,7 @@ fn root() -> &'static Path {
 }
 
 /// Compares a generated page with the committed one.
-fn same(page: &str, wanted: &str) {
+pub fn same(page: &str, wanted: &str) {
     let path = root().join(page);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, wanted).unwrap();
@@ -87,6 +87,26 @@ fn settings(example: &str) -> String {
         }
     }
     page
+}
+
+/// The third-level headings of a section, in their order.
+fn headings(page: &str, section: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
+    let section = rest.split("\n## ").next().unwrap();
+    section.lines().filter_map(|line| line.strip_prefix("### ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_page_of_divergences_has_a_section_for_each_verdict_and_class() {
+    use crossover::comparator::{Class, Verdict};
+    let verdicts: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
+    assert_eq!(headings("docs/divergences.md", "Verdicts"), verdicts);
+    let classes: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();
+    assert_eq!(headings("docs/divergences.md", "Classes"), classes);
+    for class in classes {
+        assert!(!crossover::report::meaning(class).contains("divergences.md"), "why does not say what {class} means");
+    }
 }
 
 #[test]

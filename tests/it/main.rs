@@ -2,18 +2,24 @@
 
 #[cfg(feature = "temporal")]
 mod api;
+mod asking;
 #[cfg(feature = "temporal")]
-mod bridge;
+pub mod bridge;
+#[cfg(feature = "temporal")]
+mod comparator;
 mod config;
 #[cfg(feature = "temporal")]
 mod dashboards;
 mod demo;
 mod docs;
+#[cfg(feature = "temporal")]
+mod flips_by_command;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
 mod provision;
 mod servers;
+mod sql_face;
 #[cfg(feature = "temporal")]
 mod temporal_side;
 mod unleash;

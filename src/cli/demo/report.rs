@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment};
 use serde::Serialize;
 
-use super::super::proof::{Proof, number, numbers, seconds};
+use super::super::proof::{Compared, Proof, number, numbers, seconds};
 use super::super::table;
 use super::Flip;
 use super::cohorts::Cohort;
@@ -24,6 +24,7 @@ pub struct Report {
     attempts: Vec<AttemptSummary>,
     provisioned: Duration,
     took: Duration,
+    compared: Compared,
 }
 
 #[derive(Serialize)]
@@ -49,9 +50,10 @@ impl Report {
         attempts: Vec<AttemptSummary>,
         provisioned: Duration,
         took: Duration,
+        compared: Compared,
     ) -> Self {
         let cohorts = cohorts.iter().map(|cohort| line(app, cohort, accepted, runner)).collect();
-        Self { proof, cohorts, flips, attempts, provisioned, took }
+        Self { proof, cohorts, flips, attempts, provisioned, took, compared }
     }
 
     pub(super) fn print(&self, colours: bool) {
@@ -62,6 +64,7 @@ impl Report {
         println!("START is in ms from due to started, without the members of series, who wait for each other.");
         self.proof.print(colours);
         println!("It took {}, of which {} to start the servers.", seconds(self.took), seconds(self.provisioned));
+        self.compared.print(colours);
     }
 
     fn flips(&self) -> comfy_table::Table {

@@ -9,7 +9,8 @@ use tokio::time::timeout;
 
 use super::{Check, State};
 use crate::cli::Context;
-use crate::config::Config;
+use crate::config::{Config, FlagSource};
+use crate::flags::{Document, unleash};
 use crate::provision::{Account, Options, POSTGRES, Wheel, postgres};
 #[cfg(feature = "temporal")]
 use crate::provision::{TEMPORAL, temporal};
@@ -28,6 +29,7 @@ pub(super) async fn all(context: &Context) -> Vec<Check> {
     let mut checks = vec![Check::new("configuration", Ok("every setting is sound".into()))];
     checks.push(Check::new("user", user(&config)));
     let throwaway = Options { data_dir: None, ..Options::from(&config).telling(context.progress()) };
+    checks.push(Check::new("flags", flags(&config).await));
     checks.push(Check::new("postgres binaries", postgres_binaries(&config).await));
     checks.push(Check::new("postgres", check_postgres(&config, &throwaway).await));
     #[cfg(feature = "temporal")]
@@ -54,6 +56,21 @@ fn user(config: &Config) -> Result<String, String> {
         Ok(None) => Ok("servers run as this user".into()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Reads the flags as a router does at its start.
+async fn flags(config: &Config) -> Result<String, String> {
+    let read = match config.flags.source {
+        FlagSource::File => Document::read(&config.flags.file).map(|document| (config.flags.file.display().to_string(), document)),
+        FlagSource::Unleash => {
+            let settings = unleash::Settings::of(&config.flags)?;
+            let asked = unleash::look(&settings).await.map_err(|why| {
+                format!("{}: {why}; check flags.url and flags.token, and whether the four flags were imported (docs/flags.md)", settings.url)
+            });
+            asked.map(|document| (settings.url.to_string(), document))
+        }
+    };
+    read.map(|(source, document)| format!("{source} has the four flags, revision {}", document.revision()))
 }
 
 async fn postgres_binaries(config: &Config) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! What the flags promise, on real files.
 
 mod document;
+mod edit;
 mod follow;
 
 use serde_json::{Value, json};

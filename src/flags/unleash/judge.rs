@@ -20,7 +20,7 @@ pub(super) struct Leave {
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// This comes into force; with a complaint where not all of it is what Unleash says.
-    Put(Document, Option<String>),
+    Put(Box<Document>, Option<String>),
     /// Nothing changes: the answer is older than what is in force.
     Older(String),
     /// Nothing changes: the answer can't be used.
@@ -34,7 +34,7 @@ pub(super) fn judge(answer: &Answer, in_force: Option<&Document>, leave: &Leave,
         && found < known
         && older_for < leave.older
     {
-        let wait = humantime::format_duration(Duration::from_secs(leave.older.as_secs()));
+        let wait = humantime::format_duration(leave.older);
         return Verdict::Older(format!(
             "answers with revision {found}, older than {known}, which is in force: a replica that lags, or a restored \
              backup; believed when it has said so for {wait} (flags.accept_older)"
@@ -63,9 +63,9 @@ pub(super) fn judge(answer: &Answer, in_force: Option<&Document>, leave: &Leave,
     if !lost.is_empty() {
         return Verdict::Refuse(format!("answers with flags that can't be used: {}", lost.join("; ")));
     }
-    let text = format!("{:#}\n", json!({ "version": 2, "features": features }));
+    let text = format!("{:#}", json!({ "version": 2, "features": features }));
     match Document::of_server(text, answer.revision) {
-        Ok(document) => Verdict::Put(document, complaint(&complaints)),
+        Ok(document) => Verdict::Put(Box::new(document), complaint(&complaints)),
         Err(faults) => Verdict::Refuse(format!("answers with flags that can't be used: {}", listed(&faults))),
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! The last good document is kept on disk, for the start while Unleash is away; its age goes on over restarts.
 
+pub mod admin;
 mod answer;
 mod counts;
 mod judge;
@@ -108,7 +109,7 @@ impl Settings {
 pub async fn look(settings: &Settings) -> Result<Document, String> {
     let transport = Transport::new(settings)?;
     match ask(&transport, settings, None, None, Duration::ZERO).await {
-        Ok(Good::Whole { document, .. }) => Ok(document),
+        Ok(Good::Whole { document, .. }) => Ok(*document),
         asked => Err(why(asked)),
     }
 }
@@ -139,7 +140,7 @@ impl Following {
         metrics.fetches.with_label_values(&[outcome(&asked)]).inc();
         let (in_force, good) = match (asked, stored) {
             (Ok(Good::Whole { document, etag, complaint }), _) => {
-                (InForce::new(source, document, Utc::now(), false), Some((etag, complaint)))
+                (InForce::new(source, *document, Utc::now(), false), Some((etag, complaint)))
             }
             (asked, Err(last_good)) => return Err(FlagsError { from: format!("{source}: {}", why(asked)), last_good }),
             (asked, Ok((document, good_at))) => {
@@ -175,7 +176,7 @@ impl Following {
 
 /// An answer that can be used.
 enum Good {
-    Whole { document: Document, etag: Option<HeaderValue>, complaint: Option<String> },
+    Whole { document: Box<Document>, etag: Option<HeaderValue>, complaint: Option<String> },
     Unchanged,
 }
 
@@ -298,7 +299,7 @@ impl Follower {
         self.metrics.fetches.with_label_values(&[outcome(&asked)]).inc();
         match asked {
             Ok(Good::Whole { document, etag, complaint }) => {
-                self.put(document);
+                self.put(*document);
                 self.settle(etag, complaint).await;
             }
             Ok(Good::Unchanged) => {

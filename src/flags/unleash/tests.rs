@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::judge::{Leave, Verdict, judge, pause};
 use crate::flags::document::{Document, Flag};
+use crate::flags::store::LastGood;
 use crate::interaction::Stage;
 
 const INSIST: Duration = Duration::from_secs(600);
@@ -52,7 +53,7 @@ fn judged(value: &Value, in_force: Option<&Document>) -> Verdict {
 
 fn put(value: &Value, in_force: Option<&Document>) -> (Document, Option<String>) {
     match judged(value, in_force) {
-        Verdict::Put(document, complaint) => (document, complaint),
+        Verdict::Put(document, complaint) => (*document, complaint),
         other => panic!("{other:?}"),
     }
 }
@@ -78,6 +79,18 @@ fn a_server_s_document_decides_and_is_a_file_s_document_too() {
     assert!(document.revision().starts_with("unleash:25:"), "{}", document.revision());
     assert_eq!(document.server_revision(), Some(25));
     assert_eq!(Document::parse(document.text()).unwrap().stage("acme", "sync"), Stage::Live);
+}
+
+#[test]
+fn a_stored_document_comes_back_under_its_revision_and_only_to_its_own_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = LastGood::of_server(folder.path(), "one");
+    stored.store(&whole(&told())).unwrap();
+    let (document, good_at) = stored.load().unwrap();
+    assert_eq!(document.revision(), whole(&told()).revision());
+    assert_eq!(document.server_revision(), Some(25));
+    assert!(good_at <= chrono::Utc::now());
+    assert!(LastGood::of_server(folder.path(), "another").load().is_err());
 }
 
 #[test]

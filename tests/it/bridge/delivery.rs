@@ -31,7 +31,8 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let deliverer = Deliverer::new(target, world.ledger.clone(), metrics.clone());
     let options = RouterOptions { pin_timeout: Duration::from_secs(5), grace: Duration::from_millis(500) };
     let flags = node.flags.clone().unwrap();
-    Router::new(world.ledger.clone(), flags, deliverer, metrics, options, Arc::default(), Arc::default())
+    let (decider, _) = crossover::flips::Decider::new(flags, Arc::default(), metrics.clone());
+    Router::new(world.ledger.clone(), Arc::new(decider), deliverer, metrics, options, Arc::default(), Arc::default())
 }
 
 fn interaction(world: &World, key: &str) -> Interaction {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crossover::provision::{self, Options, Prometheus, PrometheusFiles};
+use chrono::{DateTime, Utc};
+use crossover::provision::{self, Prometheus, PrometheusFiles};
 use serde_json::Value;
 
 use crate::servers;
@@ -21,7 +22,6 @@ pub async fn programs() -> PathBuf {
 }
 
 /// Runs promtool in `folder`; it must be content. What it printed.
-#[allow(dead_code)]
 pub async fn promtool(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new(programs().await.join("promtool")).args(arguments).current_dir(folder).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -48,19 +48,10 @@ pub struct Prom {
 impl Prom {
     /// One that scrapes these addresses, and judges these rules.
     pub async fn start(targets: &[&str], rules: Option<String>) -> Self {
-        let options = match std::env::var_os("CROSSOVER_TEST_PROMETHEUS_DATA") {
-            // For whoever wants to draw what a test saw.
-            Some(folder) => servers::options().keeping(Path::new(&folder)),
-            None => servers::options(),
-        };
-        Self::with(&options, targets, rules).await
-    }
-
-    async fn with(options: &Options, targets: &[&str], rules: Option<String>) -> Self {
         let config = config(targets, rules.is_some());
         let given =
             PrometheusFiles { config, beside: rules.map(|text| ("alerts.yml".to_owned(), text)).into_iter().collect() };
-        let server = provision::prometheus(options, &programs().await, &given).await;
+        let server = provision::prometheus(&servers::options(), &programs().await, &given).await;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         Self { server: server.unwrap_or_else(|error| panic!("{error}")), http }
     }
@@ -77,10 +68,23 @@ impl Prom {
     /// The values of an instant query, without their labels.
     pub async fn query(&self, expression: &str) -> Vec<f64> {
         let data = self.api("query", &[("query", expression)]).await;
-        let value = |point: &Value| point[1].as_str().unwrap().parse().unwrap();
         match data["resultType"].as_str().unwrap() {
             "vector" => data["result"].as_array().unwrap().iter().map(|series| value(&series["value"])).collect(),
             _ => vec![value(&data["result"])],
         }
     }
+
+    /// Whether a query had a number to show at any second since `start`.
+    pub async fn showed(&self, expression: &str, start: DateTime<Utc>) -> bool {
+        let (start, end) = (start.to_rfc3339(), Utc::now().to_rfc3339());
+        let query = [("query", expression), ("start", &start), ("end", &end), ("step", INTERVAL)];
+        let data = self.api("query_range", &query).await;
+        let points = data["result"].as_array().unwrap().iter().flat_map(|series| series["values"].as_array().unwrap());
+        points.map(value).any(f64::is_finite)
+    }
+}
+
+/// Of a point: when, and how much.
+fn value(point: &Value) -> f64 {
+    point[1].as_str().unwrap().parse().unwrap()
 }

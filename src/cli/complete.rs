@@ -1,0 +1,20 @@
+//! `crossover complete`: Postgres only.
+
+use super::flip::{self, Order};
+use super::{Context, Outcome};
+use crate::interaction::Stage;
+
+/// Complete an account: Postgres only, nothing is written to Temporal
+///
+/// Says what it will do, asks (or takes --yes), changes the flags where they live, and waits until every live router
+/// decides by them. Exit code 2: nothing was changed; 3: changed, but a router is silent or late.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    order: Order,
+}
+
+/// See [`Args`].
+pub async fn run(args: Args, context: Context) -> Outcome {
+    flip::run(args.order, Stage::Complete, |_, _| Ok(()), context).await
+}

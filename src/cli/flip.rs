@@ -1,0 +1,286 @@
+//! What the commands that flip have in common: say what will happen, ask, change the flags, wait for the routers, tell
+//! how long that took.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Context, Outcome, print_json, table};
+use crate::app::Servers;
+use crate::config::Config;
+use crate::flags::edit::{Known, Wish};
+use crate::flips::{self, Flip, FlipStore, Place, RouterState, Waiting};
+use crate::interaction::Stage;
+use crate::ledger::{AccountMarks, Ledger, StageCount};
+
+/// Nothing was changed: it was not agreed to.
+pub(super) const NOT_DONE: u8 = 2;
+/// It was changed, but not every router is known to decide by it.
+pub(super) const NOT_SEEN: u8 = 3;
+
+/// Who is to move, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Order {
+    /// The account
+    pub account: String,
+    /// One kind of its interactions, instead of all
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Why; kept with the decision
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Do it without asking
+    #[arg(long)]
+    pub yes: bool,
+    /// Wait so long for the routers
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// What a command prints, before and after.
+#[derive(Serialize)]
+pub(super) struct Report {
+    pub(super) account: String,
+    pub(super) kind: Option<String>,
+    pub(super) from: Option<Stage>,
+    pub(super) to: Stage,
+    /// What changes in the flags, in order.
+    pub(super) changes: Vec<String>,
+    /// What an operator should know before.
+    pub(super) notes: Vec<String>,
+    pub(super) done: bool,
+    pub(super) revision: Option<String>,
+    /// Milliseconds from the command to the last router.
+    pub(super) took_ms: Option<f64>,
+    pub(super) routers: Vec<RouterLine>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RouterLine {
+    id: uuid::Uuid,
+    name: String,
+    state: RouterState,
+    revision: String,
+    took_ms: Option<f64>,
+    silent_seconds: f64,
+}
+
+/// Which stages a command may leave.
+pub(super) type May = fn(from: Stage, to: Stage) -> Result<(), String>;
+
+/// What Postgres knows, or why it can't be asked.
+pub(super) struct Record {
+    pub(super) store: FlipStore,
+    marks: Option<AccountMarks>,
+    unended: Vec<StageCount>,
+    known: Known,
+    /// A router has decided for it before, or it has had work.
+    is_known: bool,
+}
+
+impl Record {
+    pub(super) async fn read(config: &Config, account: &str) -> Result<Self, String> {
+        let url = Servers::known_postgres(config)
+            .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
+        let ledger = super::migrate::ledger(config, url.expose()).map_err(|error| error.to_string())?;
+        Self::ask(&ledger, account).await.map_err(|error| error.to_string())
+    }
+
+    async fn ask(ledger: &Ledger, account: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        ledger.check_schema().await?;
+        let store = FlipStore::new(ledger.pool().clone());
+        let (marks, unended) = (ledger.marks_of(account).await?, ledger.unended_of(account).await?);
+        let pairs = store.known().await?;
+        let is_known = marks.is_some() || pairs.iter().any(|(known, _)| known == account);
+        let mut known = Known::default();
+        pairs.iter().for_each(|(account, kind)| known.add(account, kind));
+        unended.iter().for_each(|count| known.add(&count.account, &count.kind));
+        Ok(Self { store, marks, unended, known, is_known })
+    }
+}
+
+/// Plans, shows, asks, does and waits.
+pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> Outcome {
+    let config = context.load()?;
+    let place = Place::of(&config.flags)?;
+    let record = Record::read(&config, &order.account).await;
+    let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
+    let flip = place.plan(&wish(&order, to), &known).await?;
+    may(flip.plan.from, to)?;
+    let mut report = report(&flip, &record);
+    if !agreed(&report, order.yes || flip.plan.changes.is_empty(), context.json)? {
+        return not_done(&report, context.json);
+    }
+    let store = record.as_ref().ok().map(|record| &record.store);
+    let by = (config.operator.as_str(), order.reason.as_deref());
+    let flipped = flips::flip(&place, store, flip, &known, by, order.timeout).await?;
+    report.done = true;
+    report.revision = flipped.revision;
+    if let Some(error) = flipped.unrecorded {
+        report.notes.push(format!("who and why are not recorded: {error}"));
+    }
+    let waiting = match (store, flipped.id) {
+        (Some(store), Some(id)) => Some(flips::await_routers(store, id, order.timeout).await),
+        _ => None,
+    };
+    finish(report, waiting.and_then(Result::ok), context.json)
+}
+
+/// Shows what [`run`] would do.
+pub(super) async fn preview(order: Order, to: Stage, context: Context) -> Outcome {
+    let config = context.load()?;
+    let record = Record::read(&config, &order.account).await;
+    let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
+    let flip = Place::of(&config.flags)?.plan(&wish(&order, to), &known).await?;
+    let report = report(&flip, &record);
+    match context.json {
+        true => print_json(&report)?,
+        false => show(&report),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wish(order: &Order, stage: Stage) -> Wish {
+    Wish { account: order.account.clone(), kind: order.kind.clone(), stage }
+}
+
+fn report(flip: &Flip, record: &Result<Record, String>) -> Report {
+    let mut notes: Vec<String> =
+        flip.plan.apart.iter().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
+    match record {
+        Ok(record) => notes.extend(outlook(&flip.wish, record)),
+        Err(error) => notes.push(format!(
+            "Postgres can't be asked, so nobody waits for the routers and who and why are not recorded: {error}"
+        )),
+    }
+    Report {
+        account: flip.wish.account.clone(),
+        kind: flip.wish.kind.clone(),
+        from: Some(flip.plan.from),
+        to: flip.wish.stage,
+        changes: flip.plan.changes.iter().map(ToString::to_string).collect(),
+        notes,
+        done: false,
+        revision: None,
+        took_ms: None,
+        routers: Vec::new(),
+    }
+}
+
+fn kind_name(kind: &str) -> &str {
+    if kind.is_empty() { "(any other)" } else { kind }
+}
+
+/// What waits for what, from what Postgres knows.
+pub(super) fn outlook(wish: &Wish, record: &Record) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !record.is_known {
+        notes.push(format!("nothing is known of account {} yet; see whether the name is right", wish.account));
+    }
+    if let Some(since) =
+        record.marks.as_ref().and_then(|marks| marks.unpinned_at).filter(|_| wish.stage > Stage::Shadow)
+    {
+        notes.push(format!(
+            "the account has had work without a pin since {}: until it can be armed, its new work is pinned in shadow and Temporal executes it",
+            since.format("%F %T")
+        ));
+    }
+    let meant = |count: &&StageCount| wish.kind.as_ref().is_none_or(|kind| *kind == count.kind);
+    let waiting = |side: fn(&StageCount) -> i64| record.unended.iter().filter(meant).map(side).sum::<i64>();
+    for (side, count) in [("Temporal", waiting(|c| c.temporal)), ("Postgres", waiting(|c| c.postgres))] {
+        if count > 0 {
+            notes.push(format!("{count} interactions that {side} owns stay there and end there"));
+        }
+    }
+    notes
+}
+
+/// Shows the report, and asks on a terminal unless it was agreed to before.
+pub(super) fn agreed(report: &Report, yes: bool, json: bool) -> std::io::Result<bool> {
+    if !json {
+        show(report);
+    }
+    if yes {
+        return Ok(true);
+    }
+    if json || !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    print!("do it? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+pub(super) fn not_done(report: &Report, json: bool) -> Outcome {
+    match json {
+        true => print_json(report)?,
+        false => println!("nothing was changed; repeat with --yes"),
+    }
+    Ok(ExitCode::from(NOT_DONE))
+}
+
+/// Tells what the routers said.
+pub(super) fn finish(mut report: Report, waiting: Option<Waiting>, json: bool) -> Outcome {
+    let seen = waiting.as_ref().is_some_and(Waiting::all_seen);
+    let routers = waiting.map(|waiting| waiting.routers).unwrap_or_default();
+    report.routers = routers
+        .into_iter()
+        .map(|(router, state)| RouterLine {
+            id: router.id,
+            name: router.name,
+            state,
+            revision: router.revision,
+            took_ms: router.acknowledged_ms,
+            silent_seconds: router.silent_seconds,
+        })
+        .collect();
+    report.took_ms = report.routers.iter().filter_map(|router| router.took_ms).reduce(f64::max).filter(|_| seen);
+    match json {
+        true => print_json(&report)?,
+        false => tell(&report, seen),
+    }
+    Ok(if seen { ExitCode::SUCCESS } else { ExitCode::from(NOT_SEEN) })
+}
+
+fn show(report: &Report) {
+    let who = match &report.kind {
+        Some(kind) => format!("kind {kind} of account {}", report.account),
+        None => format!("account {}", report.account),
+    };
+    println!("{who}: {} → {}", report.from.map_or("?", Stage::as_str), report.to);
+    match report.changes.is_empty() {
+        true => println!("  the flags need no change"),
+        false => report.changes.iter().for_each(|change| println!("  {change}")),
+    }
+    report.notes.iter().for_each(|note| println!("  note: {note}"));
+}
+
+fn tell(report: &Report, seen: bool) {
+    let who = &report.account;
+    let mut rows = table(&["ROUTER", "STATE", "TOOK"]);
+    for router in &report.routers {
+        let state = match router.state {
+            RouterState::Seen => "decides so".to_owned(),
+            RouterState::Late => format!("not yet, it has {}", router.revision),
+            RouterState::Silent => format!("SILENT for {:.0} s, it had {}", router.silent_seconds, router.revision),
+        };
+        rows.add_row([router.name.clone(), state, router.took_ms.map_or_else(String::new, |ms| format!("{ms:.0} ms"))]);
+    }
+    if !report.routers.is_empty() {
+        println!("{}", rows.trim_fmt());
+    }
+    match (seen, report.took_ms, report.routers.is_empty()) {
+        (true, Some(ms), _) => println!("{who}: {} in every router after {ms:.0} ms", report.to),
+        (true, None, _) => println!("{who}: {}; no router is registered", report.to),
+        (false, _, true) => println!("{who}: changed to {}; the routers can't be asked", report.to),
+        (false, _, false) => println!(
+            "{who}: changed to {}, but NOT EVERY ROUTER IS KNOWN TO DECIDE SO; `crossover routers` shows them, \
+             `crossover routers --forget` takes one out whose process is gone",
+            report.to
+        ),
+    }
+}

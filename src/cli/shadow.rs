@@ -1,0 +1,20 @@
+//! `crossover shadow`: Temporal executes, Postgres rehearses.
+
+use super::flip::{self, Order};
+use super::{Context, Outcome};
+use crate::interaction::Stage;
+
+/// Put an account into shadow: Temporal executes, Postgres rehearses
+///
+/// Says what it will do, asks (or takes --yes), changes the flags where they live, and waits until every live router
+/// decides by them. Exit code 2: nothing was changed; 3: changed, but a router is silent or late.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    order: Order,
+}
+
+/// See [`Args`].
+pub async fn run(args: Args, context: Context) -> Outcome {
+    flip::run(args.order, Stage::Shadow, |_, _| Ok(()), context).await
+}

@@ -1,0 +1,21 @@
+//! How many pairs are judged a second, on one core: `cargo test --release --lib judges_ten_thousand -- --nocapture`.
+
+use std::hint::black_box;
+use std::time::Instant as Clock;
+
+use super::*;
+
+#[test]
+fn one_core_judges_ten_thousand_pairs_a_second() {
+    const PAIRS: usize = 20_000;
+    let (world, plain, member) = (World::default(), clean(Stage::Shadow), member(Stage::Live));
+    let retried = retried(vec![failed(1, true, 0, 10, 120, Some(1_000)), attempt(2, true, 1_120, 1_130, 1_300)]);
+    let began = Clock::now();
+    for n in 0..PAIRS {
+        let facts = [&plain, &member, &plain, &retried][n % 4];
+        assert_eq!(black_box(world.judge(black_box(facts))).verdict, Verdict::Matched);
+    }
+    let rate = PAIRS as f64 / began.elapsed().as_secs_f64();
+    println!("{rate:.0} pairs a second");
+    assert!(rate > 10_000.0, "{rate:.0} pairs a second");
+}

@@ -1,0 +1,316 @@
+//! A flip by command: plan it on the flags as they are, say what it means, write down who wants it, change the flags where
+//! they live, and wait until every live router decides as asked.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::SILENT_AFTER;
+use super::storage::{FlipStore, NewFlip, RouterRow};
+use crate::config::{self, FlagSource};
+use crate::flags::edit::{Known, Plan, Refusal, Wish};
+use crate::flags::unleash;
+use crate::flags::unleash::admin::{Admin, AdminError, Stored};
+use crate::flags::{Document, FileError, FlagsFile};
+use crate::interaction::Stage;
+use crate::ledger::LedgerError;
+
+/// An edit by others in between is planned around so often.
+const TRIES: u32 = 10;
+/// A change of flags that takes longer has failed.
+const WRITING: Duration = Duration::from_secs(60);
+/// How often the registry is asked who has acknowledged.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Where the flags live.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// A file on this machine.
+    File(PathBuf),
+    /// Unleash: its admin API, and the settings by which routers follow it.
+    Unleash(Box<(Admin, unleash::Settings)>),
+}
+
+/// A plan, and the flags that it was made for.
+#[derive(Debug)]
+pub struct Flip {
+    /// What is asked for.
+    pub wish: Wish,
+    /// What has to change.
+    pub plan: Plan,
+    before: Before,
+}
+
+#[derive(Debug)]
+enum Before {
+    File(Document),
+    Unleash(Stored),
+}
+
+impl Before {
+    fn document(&self) -> &Document {
+        match self {
+            Before::File(document) => document,
+            Before::Unleash(stored) => &stored.document,
+        }
+    }
+}
+
+/// Why a flip was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum FlipError {
+    /// The flags can't be changed so.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The file was not changed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Unleash did not do it.
+    #[error(transparent)]
+    Unleash(#[from] AdminError),
+    /// Others change the same flags all the time.
+    #[error("the flags were changed by others each of {TRIES} times in between; repeat the command")]
+    Crowded,
+    /// The stage is no longer what was shown.
+    #[error(
+        "{wish} was in {shown} and is in {now} since somebody changed the flags; nothing was changed, repeat the command"
+    )]
+    Moved {
+        /// What was asked for.
+        wish: Wish,
+        /// The stage that the operator agreed to leave.
+        shown: Stage,
+        /// The stage now.
+        now: Stage,
+    },
+    /// The system.
+    #[error("the flags were not changed: {0}")]
+    System(#[from] tokio::task::JoinError),
+}
+
+/// What a flip came to.
+#[derive(Debug)]
+pub struct Flipped {
+    /// Its id, where Postgres took it down.
+    pub id: Option<Uuid>,
+    /// The flags as they are called since, where that is known.
+    pub revision: Option<String>,
+    /// Why Postgres has not taken it down.
+    pub unrecorded: Option<LedgerError>,
+}
+
+/// How a router stands to a flip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterState {
+    /// It decides as asked.
+    Seen,
+    /// It beats, and does not decide as asked yet.
+    Late,
+    /// It has stopped beating; what it decides by is unknown.
+    Silent,
+}
+
+/// The routers, and how long it took them.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Each router and how it stands.
+    pub routers: Vec<(RouterRow, RouterState)>,
+    /// From the start of the wait to its end.
+    pub took: Duration,
+}
+
+impl Waiting {
+    /// Whether every router decides as asked.
+    pub fn all_seen(&self) -> bool {
+        self.routers.iter().all(|(_, state)| *state == RouterState::Seen)
+    }
+}
+
+impl Place {
+    /// Where the configuration says.
+    pub fn of(config: &config::Flags) -> Result<Self, AdminError> {
+        Ok(match config.source {
+            FlagSource::File => Self::File(config.file.clone()),
+            FlagSource::Unleash => {
+                let settings = unleash::Settings::of(config).map_err(AdminError::Setting)?;
+                Self::Unleash(Box::new((Admin::new(config)?, settings)))
+            }
+        })
+    }
+
+    /// What has to change for `wish`; `known` are accounts and kinds that must not be touched by it.
+    pub async fn plan(&self, wish: &Wish, known: &Known) -> Result<Flip, FlipError> {
+        match self {
+            Place::File(path) => {
+                let (path, wish, known) = (path.clone(), wish.clone(), known.clone());
+                tokio::task::spawn_blocking(move || {
+                    let before = FlagsFile::at(&path)?.read()?;
+                    let plan = before.plan(&wish, &known)?;
+                    Ok(Flip { wish, plan, before: Before::File(before) })
+                })
+                .await?
+            }
+            Place::Unleash(unleash) => {
+                let stored = unleash.0.read().await?;
+                let plan = stored.document.plan_on_server(wish, known)?;
+                Ok(Flip { wish: wish.clone(), plan, before: Before::Unleash(stored) })
+            }
+        }
+    }
+
+    /// Makes the changes in their order. It may end before the last: then the flags are not those that it was planned for.
+    async fn write(&self, flip: Flip) -> Result<(), FlipError> {
+        match (self, flip.before) {
+            (Place::File(path), Before::File(before)) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || {
+                    match FlagsFile::at(&path)?.replace(&before, &flip.plan.after) {
+                        // The next plan is made for what stands there now.
+                        Err(FileError::Changed(_)) => Ok(()),
+                        other => other.map_err(FlipError::from),
+                    }
+                })
+                .await?
+            }
+            (Place::Unleash(unleash), Before::Unleash(stored)) => {
+                for change in &flip.plan.changes {
+                    if !unleash.0.apply(&stored, change).await? {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            // A flip is carried out where it was planned.
+            _ => Err(FlipError::Crowded),
+        }
+    }
+
+    /// What the change will be called: of a file its text says it, Unleash numbers its revisions itself.
+    fn revision_of(&self, plan: &Plan) -> Option<String> {
+        match self {
+            Place::File(_) => Some(plan.after.revision().to_owned()),
+            Place::Unleash(_) => None,
+        }
+    }
+
+    async fn revision_now(&self, plan: &Plan) -> Option<String> {
+        match self {
+            Place::File(_) => self.revision_of(plan),
+            Place::Unleash(unleash) => unleash::look(&unleash.1).await.ok().map(|flags| flags.revision().to_owned()),
+        }
+    }
+}
+
+/// Carries a planned flip out: writes down who wants it and why, where Postgres can be reached, changes the flags, and
+/// reads them again. Repeating it is harmless, and finishes what a crash left half done.
+pub async fn flip(
+    place: &Place,
+    store: Option<&FlipStore>,
+    mut flip: Flip,
+    known: &Known,
+    (who, why): (&str, Option<&str>),
+    within: Duration,
+) -> Result<Flipped, FlipError> {
+    let (shown, wish) = (flip.plan.from, flip.wish.clone());
+    let mut asked = None;
+    for n in 0..=TRIES {
+        // Each writes what it plans down; of a file only the last comes true, which has its name.
+        if let Some(store) =
+            store.filter(|_| n == 0 || !flip.plan.changes.is_empty() && place.revision_of(&flip.plan).is_some())
+        {
+            asked = Some(ask(place, store, &flip, (who, why), within).await);
+        }
+        if flip.plan.changes.is_empty() {
+            let revision = place.revision_now(&flip.plan).await;
+            let (id, unrecorded) = match asked {
+                Some(Ok(id)) => (Some(id), None),
+                Some(Err(error)) => (None, Some(error)),
+                None => (None, None),
+            };
+            return Ok(Flipped { id, revision, unrecorded });
+        }
+        if n < TRIES {
+            place.write(flip).await?;
+            flip = place.plan(&wish, known).await?;
+            // Own changes lead from the stage that was shown to the one that was asked for.
+            if !(shown.min(wish.stage)..=shown.max(wish.stage)).contains(&flip.plan.from) {
+                return Err(FlipError::Moved { wish, shown, now: flip.plan.from });
+            }
+        }
+    }
+    Err(FlipError::Crowded)
+}
+
+/// Before the change, so that the first router to see it knows whose it is.
+async fn ask(
+    place: &Place,
+    store: &FlipStore,
+    flip: &Flip,
+    (who, why): (&str, Option<&str>),
+    within: Duration,
+) -> Result<Uuid, LedgerError> {
+    let (wish, before) = (&flip.wish, flip.before.document());
+    // An account that no router has decided for yet would change without a decision.
+    store.note(&wish.account, None, before.stage(&wish.account, ""), before.revision()).await?;
+    if let Some(kind) = &wish.kind {
+        store.note(&wish.account, Some(kind), flip.plan.from, before.revision()).await?;
+    }
+    let new = NewFlip {
+        account: wish.account.clone(),
+        kind: wish.kind.clone(),
+        from: Some(flip.plan.from),
+        to: wish.stage,
+        revision: place.revision_of(&flip.plan),
+        who: who.to_owned(),
+        why: why.map(str::to_owned),
+        // The change itself takes time, too.
+        within: within + WRITING,
+    };
+    store.ask(&new).await
+}
+
+/// Waits until every live router has acknowledged `flip`, at most for `patience`. A silent one is not waited for.
+pub async fn await_routers(store: &FlipStore, flip: Uuid, patience: Duration) -> Result<Waiting, LedgerError> {
+    await_that(store, Some(flip), |router| router.acknowledged_ms.is_some(), patience).await
+}
+
+/// Waits until no live router goes by the override `id` any more, at most for `patience`.
+pub async fn await_end(store: &FlipStore, id: i64, patience: Duration) -> Result<Waiting, LedgerError> {
+    await_that(store, None, |router| !router.overrides.contains(&id), patience).await
+}
+
+async fn await_that(
+    store: &FlipStore,
+    flip: Option<Uuid>,
+    seen: impl Fn(&RouterRow) -> bool,
+    patience: Duration,
+) -> Result<Waiting, LedgerError> {
+    let since = Instant::now();
+    loop {
+        let asked = store.routers(flip).await;
+        let late = since.elapsed() >= patience;
+        match asked {
+            Ok(routers) => {
+                let routers: Vec<_> = routers.into_iter().map(|router| state(router, &seen)).collect();
+                if late || !routers.iter().any(|(_, state)| *state == RouterState::Late) {
+                    return Ok(Waiting { routers, took: since.elapsed() });
+                }
+            }
+            Err(error) if late => return Err(error),
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn state(router: RouterRow, seen: impl Fn(&RouterRow) -> bool) -> (RouterRow, RouterState) {
+    let state = match seen(&router) {
+        true => RouterState::Seen,
+        false if router.silent_seconds > SILENT_AFTER.as_secs_f64() => RouterState::Silent,
+        false => RouterState::Late,
+    };
+    (router, state)
+}

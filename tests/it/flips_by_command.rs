@@ -1,0 +1,273 @@
+//! Flips by command, on the real servers: the flags file changed where it lives, routers that follow, decisions,
+//! overrides, and routers that don't answer.
+
+mod measure;
+mod unleash;
+
+use std::process::{Command, Output};
+
+use crossover::flags::{Document, DocumentBuilder};
+use crossover::interaction::Stage;
+use serde_json::Value;
+
+use crate::bridge::child::Child;
+use crate::bridge::until;
+use crate::bridge::world::{Node, ROUTER, World};
+
+/// The program, as an operator runs it in this world.
+async fn run(world: &World, arguments: &[&str]) -> (i32, Value) {
+    run_with(world, arguments, &[]).await
+}
+
+/// The same with more variables.
+async fn run_with(world: &World, arguments: &[&str], set: &[(&str, &str)]) -> (i32, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
+    command.args(arguments).arg("--json").envs(world.variables()).env("CROSSOVER_OPERATOR", "ana@bastion");
+    command.env("CROSSOVER_STATE_DIR", world.fresh("operator")).current_dir(world.flags.parent().unwrap());
+    command.envs(set.iter().copied());
+    let Output { status, stdout, stderr } =
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = serde_json::from_slice(&stdout)
+        .unwrap_or_else(|_| panic!("{} {}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr)));
+    (status.code().unwrap(), said)
+}
+
+/// A world whose flags name accounts, not everybody.
+async fn world() -> World {
+    let world = World::new(Stage::Off).await;
+    let document = DocumentBuilder::default().account(Stage::Shadow, &world.account).build().unwrap();
+    document.write_to(&world.flags).unwrap();
+    world
+}
+
+async fn stage_of(node: &Node, world: &World, key: &str) -> String {
+    let answer = node.post(&world.request(key)).await;
+    answer.body["stage"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+}
+
+/// The decisions of the world's account, the first first, once there are `n`.
+async fn decisions(world: &World, n: usize) -> Vec<Value> {
+    until(&format!("there are {n} decisions"), async || {
+        let (_, said) = run(world, &["decisions", &world.account]).await;
+        let mut rows = said.as_array().unwrap().clone();
+        rows.reverse();
+        (rows.len() >= n).then_some(rows)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_is_seen_by_every_router_and_kept_with_who_and_why() {
+    let world = world().await;
+    let one = world.node_with(ROUTER, |_| {}).await;
+    let other = Child::serve(&world, "router", &[]).await;
+    assert_eq!(stage_of(&one, &world, "before").await, "shadow");
+
+    let account = world.account.as_str();
+    let (code, said) = run(&world, &["cutover", account, "--reason", "ready"]).await;
+    assert_eq!((code, &said["done"], said["from"].as_str()), (2, &Value::Bool(false), Some("shadow")), "{said}");
+    assert_eq!(Document::read(&world.flags).unwrap().stage(account, "sync"), Stage::Shadow, "nothing without --yes");
+
+    let (code, said) = run(&world, &["cutover", account, "--reason", "ready", "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(said["routers"].as_array().unwrap().len(), 2, "{said}");
+    assert!(said["took_ms"].as_f64().is_some(), "{said}");
+    for (n, node) in [&one, &other.node].into_iter().enumerate() {
+        assert_eq!(stage_of(node, &world, &format!("after {n}")).await, "live");
+    }
+    let (code, said) = run(&world, &["rollback", account, "--reason", "slow", "--yes"]).await;
+    assert_eq!((code, said["from"].as_str(), said["to"].as_str()), (0, Some("live"), Some("shadow")), "{said}");
+    for (n, node) in [&one, &other.node].into_iter().enumerate() {
+        assert_eq!(stage_of(node, &world, &format!("back {n}")).await, "shadow");
+    }
+    let told = decisions(&world, 2).await;
+    assert_eq!(told.len(), 2, "one of two routers writes a change, and all kinds are one: {told:#?}");
+    for (row, (from, to, why)) in told.iter().zip([("shadow", "live", "ready"), ("live", "shadow", "slow")]) {
+        let found = [&row["from"], &row["to"], &row["why"], &row["who"], &row["source"]].map(|v| v.as_str().unwrap());
+        assert_eq!(found, [from, to, why, "ana@bastion", "file"]);
+        assert_eq!(row["kind"], Value::Null);
+    }
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_by_hand_is_a_decision_too() {
+    let world = world().await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    stage_of(&node, &world, "known").await;
+    until("the account is known", async || {
+        let known = "select count(*) from crossover.standings where stage = 'shadow'";
+        (world.scalar::<i64>(known).await == 2).then_some(())
+    })
+    .await;
+    let mut edit = DocumentBuilder::default();
+    edit.account(Stage::Shadow, &world.account).kind(Stage::Live, &world.account, "sync");
+    edit.build().unwrap().write_to(&world.flags).unwrap();
+    let told = decisions(&world, 1).await;
+    assert_eq!([&told[0]["kind"], &told[0]["to"]].map(|v| v.as_str().unwrap()), ["sync", "live"]);
+    assert_eq!((&told[0]["who"], &told[0]["source"]), (&Value::Null, &Value::from("file")));
+    let view = "select stage from crossover.stages where kind = 'sync' and not armed and source = 'file'";
+    assert_eq!(world.scalar::<String>(view).await, "live");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_router_is_named_and_the_exit_code_says_so() {
+    let world = world().await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    let other = Child::serve(&world, "router", &[]).await;
+    other.pause();
+    let (code, said) = run(&world, &["cutover", &world.account, "--yes", "--timeout", "20s"]).await;
+    assert_eq!(code, 3, "{said}");
+    let states: Vec<_> = said["routers"].as_array().unwrap().iter().map(|r| r["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["seen", "silent"], "{said}");
+    let silent = said["routers"][1]["id"].as_str().unwrap();
+
+    let (code, _) = run(&world, &["routers", "--forget", silent]).await;
+    assert_eq!(code, 2, "not without --yes");
+    let (code, _) = run(&world, &["routers", "--forget", silent, "--yes"]).await;
+    assert_eq!(code, 0);
+    let (code, said) = run(&world, &["rollback", &world.account, "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+
+    other.go_on();
+    until("the forgotten one, which lives, is registered again", async || {
+        let (_, said) = run(&world, &["routers"]).await;
+        (said.as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    node.stop().await;
+    let (_, said) = run(&world, &["routers"]).await;
+    assert_eq!(said.as_array().unwrap().len(), 1, "the one that was stopped said goodbye: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_at_once_lose_nothing_of_each_other() {
+    let world = world().await;
+    let accounts: Vec<String> = (0..6).map(|n| format!("{}-{n}", world.account)).collect();
+    let flips = accounts.iter().map(async |account| {
+        let (code, said) = run(&world, &["cutover", account, "--yes"]).await;
+        assert_eq!(code, 0, "{said}");
+    });
+    futures::future::join_all(flips).await;
+    let document = Document::read(&world.flags).unwrap();
+    for account in &accounts {
+        assert_eq!(document.stage(account, "sync"), Stage::Live);
+    }
+    assert_eq!(document.stage(&world.account, "sync"), Stage::Shadow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_keeps_its_mode_and_a_link_stays_a_link() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = world().await;
+    let real = world.fresh("real.json");
+    std::fs::rename(&world.flags, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &world.flags).unwrap();
+    std::fs::set_permissions(&real, PermissionsExt::from_mode(0o640)).unwrap();
+    let (code, said) = run(&world, &["cutover", &world.account, "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(std::fs::symlink_metadata(&world.flags).unwrap().is_symlink());
+    assert_eq!(std::fs::metadata(&real).unwrap().permissions().mode() & 0o7777, 0o640);
+    assert_eq!(Document::read(&real).unwrap().stage(&world.account, "sync"), Stage::Live);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_beats_the_flags_while_they_are_away_and_ends_by_itself() {
+    let world = world().await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    assert_eq!(stage_of(&node, &world, "before").await, "shadow");
+    std::fs::remove_file(&world.flags).unwrap();
+    let account = world.account.as_str();
+    let order = ["override", account, "--stage", "live", "--for", "4s", "--reason", "flags are away", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(stage_of(&node, &world, "during").await, "live");
+    let revision = world.story("during").await.unwrap().pin.flag_revision;
+    assert!(revision.starts_with("override:"), "{revision}");
+    let (code, _) = run(&world, &order).await;
+    assert_eq!(code, 1, "one at a time");
+    until("it has ended by itself", async || {
+        let key = format!("after {}", uuid::Uuid::new_v4());
+        (stage_of(&node, &world, &key).await == "shadow").then_some(())
+    })
+    .await;
+    let told = decisions(&world, 2).await;
+    let why: Vec<_> = told.iter().map(|row| row["why"].as_str().unwrap()).collect();
+    assert_eq!(why[0], "flags are away");
+    assert!(why[1].ends_with("has run out"), "{why:?}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_can_be_ended_by_hand_and_outlives_postgres_only_for_its_time() {
+    let world = world().await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    stage_of(&node, &world, "before").await;
+    let account = world.account.as_str();
+    let order = ["override", account, "--kind", "sync", "--stage", "off", "--for", "1h", "--reason", "test", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(stage_of(&node, &world, "during").await, "off");
+    let metrics = node.get("/metrics").await.body.as_str().unwrap().to_owned();
+    assert!(metrics.contains("crossover_overrides_active 1"), "{metrics}");
+    let (_, said) = run(&world, &["override"]).await;
+    assert_eq!(said[0]["account"], account);
+    let (code, said) = run(&world, &["override", account, "--kind", "sync", "--end", "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(stage_of(&node, &world, "after").await, "shadow");
+    let told = decisions(&world, 2).await;
+    assert_eq!(told[1]["who"], "ana@bastion");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_to_live_of_an_account_with_unpinned_work_stays_with_temporal() {
+    let world = World::new(Stage::Off).await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    assert_eq!(stage_of(&node, &world, "unpinned").await, "off");
+    let order = ["override", &world.account, "--stage", "live", "--for", "1m", "--reason", "test", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said["notes"].to_string().contains("without a pin"), "{said}");
+    let answer = node.post(&world.request("next")).await;
+    assert_eq!(answer.body["owner"], "temporal", "{answer:?}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_works_without_postgres_and_says_what_it_could_not_do() {
+    let world = world().await;
+    let account = world.account.clone();
+    let (code, _) = run(&world, &["cutover", &account, "--yes"]).await;
+    assert_eq!(code, 0);
+    let away = [
+        ("CROSSOVER_POSTGRES_URL", "postgres://nobody@127.0.0.1:9/none"),
+        ("CROSSOVER_POSTGRES_CONNECT_TIMEOUT", "200ms"),
+    ];
+    let (code, said) = run_with(&world, &["rollback", &account, "--yes"], &away).await;
+    assert_eq!((code, &said["done"]), (3, &Value::Bool(true)), "{said}");
+    assert!(said["notes"].to_string().contains("Postgres can't be asked"), "{said}");
+    assert_eq!(Document::read(&world.flags).unwrap().stage(&account, "sync"), Stage::Shadow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_standings_follow_a_flip_of_everybody() {
+    let world = World::new(Stage::Shadow).await;
+    sqlx::query(
+        "insert into crossover.standings (account, kind, stage, revision)
+         select 'a' || n / 2, case n % 2 when 0 then '' else 'sync' end, 'shadow', 'file:0' from generate_series(0, 99999) n",
+    )
+    .execute(world.pool())
+    .await
+    .unwrap();
+    let node = world.node_with(ROUTER, |_| {}).await;
+    world.flip(Stage::Live, &[&node]).await;
+    until("all of them are live", async || {
+        let left = "select count(*) from crossover.standings where stage <> 'live'";
+        (world.scalar::<i64>(left).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(world.scalar::<i64>("select count(*) from crossover.decisions").await, 50_000, "one an account");
+    node.stop().await;
+}

@@ -1,0 +1,162 @@
+//! What programs and people use from SQL, against the real schema.
+
+#[cfg(feature = "temporal")]
+mod intake;
+mod views;
+
+use std::time::Duration;
+
+use crossover::ledger::{self, Ledger};
+use serde_json::json;
+use sqlx::{PgConnection, Row};
+
+use crate::servers;
+
+/// A migrated database of a test's own.
+pub async fn ledger() -> Ledger {
+    ledger_at(&servers::database().await).await
+}
+
+/// That database, migrated.
+pub async fn ledger_at(url: &str) -> Ledger {
+    let ledger = Ledger::new(ledger::pool(url, 5, Duration::from_secs(10)).unwrap());
+    ledger.migrate().await.unwrap();
+    ledger
+}
+
+/// Enqueues with these arguments after the first three; the error's code and words.
+async fn enqueue(connection: &mut PgConnection, arguments: &str) -> Result<uuid::Uuid, (String, String)> {
+    let sql = format!("select crossover.enqueue({arguments})");
+    let asked = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await;
+    asked.map_err(|error| {
+        let error = error.into_database_error().unwrap();
+        (error.code().unwrap().into_owned(), error.message().to_owned())
+    })
+}
+
+#[tokio::test]
+async fn an_interaction_is_accepted_if_and_only_if_the_callers_transaction_commits() {
+    let ledger = ledger().await;
+    let mut open = ledger.pool().begin().await.unwrap();
+    let id =
+        enqueue(&mut open, "'a', 'sync', '{\"n\": 1.50}', key => 'one', series => 's', priority => 7").await.unwrap();
+    assert_eq!(id, crossover::interaction::interaction_id("a", "one"));
+    let state = async || {
+        let asked = sqlx::query_scalar::<_, String>("select state from crossover.interactions where id = $1");
+        asked.bind(id).fetch_optional(ledger.pool()).await.unwrap()
+    };
+    assert_eq!(state().await, None);
+    open.rollback().await.unwrap();
+    assert_eq!(state().await, None);
+    let mut open = ledger.pool().begin().await.unwrap();
+    enqueue(&mut open, "'a', 'sync', '{\"n\": 1.50}', key => 'one', series => 's', priority => 7").await.unwrap();
+    open.commit().await.unwrap();
+    assert_eq!(state().await.as_deref(), Some("accepted"));
+}
+
+#[tokio::test]
+async fn every_fault_is_named_at_once_and_nothing_is_written() {
+    let ledger = ledger().await;
+    let mut connection = ledger.pool().acquire().await.unwrap();
+    let deep = format!("{}{}", "[".repeat(129), "]".repeat(129));
+    let arguments = format!(
+        "'', repeat('k', 101), '{deep}', key => E'a\\x01b', run_at => 'infinity', priority => 101, policy => '{}'",
+        json!({ "max_attempts": 0, "run_timeout_ms": "1", "max_atempts": 3, "start_timeout_ms": null,
+            "backoff": { "factor": 0.5, "jitter": 0.1, "max_ms": 1.5 } })
+    );
+    let (code, said) = enqueue(&mut connection, &arguments).await.unwrap_err();
+    assert_eq!(code, "22023");
+    for field in [
+        "account: is empty",
+        "kind: has 101 characters",
+        "key: holds a control character",
+        "payload: it is nested more than 128 levels deep",
+        "priority: must be -100 to 100, is 101",
+        "run_at: is infinity",
+        "policy.max_atempts: is no field",
+        "policy.max_attempts: must be 1 to 1000, is 0",
+        "policy.run_timeout_ms: must be a whole number",
+        "policy.backoff.factor: must be 1 to 100, is 0.5",
+        "policy.backoff.max_ms: must be a whole number",
+    ] {
+        assert!(said.contains(field), "{field} is not in: {said}");
+    }
+    assert_eq!(said.matches(';').count(), 11, "more was found than is wrong: {said}");
+    let (code, said) = enqueue(&mut connection, "null, 'k', null").await.unwrap_err();
+    assert_eq!(
+        (code.as_str(), said.as_str()),
+        ("22023", "not accepted: account: is missing; payload: is missing; any JSON value is one, null too")
+    );
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from crossover.intake").fetch_one(&mut *connection).await.unwrap();
+    assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn what_the_api_takes_the_function_takes() {
+    let ledger = ledger().await;
+    let mut connection = ledger.pool().acquire().await.unwrap();
+    let level = format!("{}\"[[{{\\\\\\\"\"{}", "[".repeat(128), "]".repeat(128));
+    for arguments in [
+        "'a', 'k', 'null'".to_owned(),
+        "'a', 'k', ' {\"a\": \"\\u0000\"} ', policy => '{}'".to_owned(),
+        format!("'a', 'k', '{level}', policy => null"),
+        "'a', 'k', '1', policy => '{\"backoff\": {\"delays_ms\": [0, 5]}, \"max_attempts\": null}'".to_owned(),
+        "'a', 'k', '1', policy => '{\"backoff\": {\"initial_ms\": 1, \"factor\": 1e1}}', priority => null".to_owned(),
+    ] {
+        enqueue(&mut connection, &arguments).await.unwrap_or_else(|error| panic!("{arguments}: {error:?}"));
+    }
+    for refused in [
+        "'{\"backoff\": {\"delays_ms\": []}}'",
+        "'{\"backoff\": {\"delays_ms\": [1, -1]}}'",
+        "'{\"backoff\": 7}'",
+        "'[]'",
+    ] {
+        let (code, said) = enqueue(&mut connection, &format!("'a', 'k', '1', policy => {refused}")).await.unwrap_err();
+        assert!(code == "22023" && said.contains("policy"), "{refused}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_repeated_gets_the_same_id_and_with_other_work_an_error() {
+    let ledger = ledger().await;
+    let mut connection = ledger.pool().acquire().await.unwrap();
+    let first = enqueue(&mut connection, "'a', 'k', '{\"n\": 1}', key => 'one'").await.unwrap();
+    assert_eq!(enqueue(&mut connection, "'a', 'k', ' {\"n\": 1} ', key => 'one'").await.unwrap(), first);
+    for (other, what) in [("'a', 'k', '{\"n\": 2}'", "payload"), ("'a', 'j', '{\"n\": 1}'", "kind")] {
+        let (code, said) = enqueue(&mut connection, &format!("{other}, key => 'one'")).await.unwrap_err();
+        assert!(code == "23505" && said.contains(&format!("with another {what}")), "{said}");
+    }
+    let rows = sqlx::query("select count(*) as rows, max(no) as no from crossover.intake")
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    assert_eq!(rows.get::<i64, _>("rows"), 1);
+}
+
+#[tokio::test]
+async fn a_role_that_may_only_enqueue_can_do_nothing_else() {
+    let ledger = ledger().await;
+    let mut open = ledger.pool().begin().await.unwrap();
+    let role = format!("app_{}", uuid::Uuid::new_v4().simple());
+    for sql in [
+        format!("create role {role}"),
+        format!("grant usage on schema crossover to {role}"),
+        format!("set local role {role}"),
+        "savepoint before".to_owned(),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *open).await.unwrap();
+    }
+    assert_eq!(enqueue(&mut open, "'a', 'k', '1'").await.unwrap_err().0, "42501");
+    for sql in [
+        "rollback to before".to_owned(),
+        "reset role".to_owned(),
+        format!("grant execute on function crossover.enqueue to {role}"),
+        format!("set local role {role}"),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *open).await.unwrap();
+    }
+    enqueue(&mut open, "'a', 'k', '1'").await.unwrap();
+    let read = sqlx::query("select * from crossover.intake").execute(&mut *open).await.unwrap_err();
+    assert_eq!(read.into_database_error().unwrap().code().unwrap(), "42501");
+}
