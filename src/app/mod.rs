@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
-use crate::comparator::Comparator;
+use crate::comparator::{Comparator, ComparatorOptions};
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
@@ -373,8 +373,18 @@ impl Parts {
     ) -> Result<(), AppError> {
         let patience = config.postgres.connect_timeout;
         let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
-        let comparator = Comparator::new(pool, config.into(), self.metrics.clone());
-        tasks.spawn(comparator.run(stop.clone()));
+        let (metrics, stop) = (self.metrics.clone(), stop.clone());
+        let options: ComparatorOptions = config.into();
+        tasks.spawn(async move {
+            // It keeps its stand in Postgres, so a new one goes on where one has panicked.
+            while let Err(error) =
+                tokio::spawn(Comparator::new(pool.clone(), options.clone(), metrics.clone()).run(stop.clone())).await
+            {
+                metrics.comparator.errors.with_label_values(&["panic"]).inc();
+                tracing::error!(%error, "the comparator has panicked, which is a fault of ours; it starts again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
         Ok(())
     }
 

@@ -289,6 +289,7 @@ impl Comparator {
         latency::storage::add(&mut tx, writing.pairs(), &self.options.latency).await?;
         within(tx.commit()).await?;
         writing.tell(&self.metrics.comparator);
+        self.metrics.comparator.paired(writing.pairs());
         Ok(taken.len() >= BATCH as usize)
     }
 

@@ -1,9 +1,11 @@
 //! What the comparator says of itself and of the sides.
 
-use prometheus::{Gauge, Histogram, IntCounterVec, IntGauge};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounterVec, IntGauge};
 
-use super::{Registering, counters, float_gauge, gauge, histogram};
+use super::{Registering, counters, float_gauge, gauge, histogram, histograms};
 use crate::comparator::facts::Instant;
+use crate::comparator::latency::Pair;
+use crate::interaction::Side;
 
 /// The comparator's metrics.
 pub struct ComparatorMetrics {
@@ -17,6 +19,8 @@ pub struct ComparatorMetrics {
     pub pending: IntGauge,
     /// What share was compared.
     pub coverage_ratio: Gauge,
+    /// From due to dequeued, of interactions that both sides have begun.
+    pub paired_start_seconds: HistogramVec,
     /// One pass.
     pub pass_seconds: Histogram,
     /// Failed passes, by step.
@@ -53,6 +57,12 @@ impl ComparatorMetrics {
                 "crossover_comparator_coverage_ratio",
                 "Share of the interactions judged today that could be compared (matched or diverged), times comparator.sample. Low: see the reasons of dropped, not_comparable and incomplete ones.",
             )?,
+            paired_start_seconds: histograms(
+                r,
+                "crossover_paired_start_seconds",
+                "Seconds from due to dequeued of the same interactions on both sides, by side. `crossover report` has them by account and kind, with a verdict.",
+                &["side"],
+            )?,
             pass_seconds: histogram(
                 r,
                 "crossover_comparator_pass_seconds",
@@ -61,10 +71,19 @@ impl ComparatorMetrics {
             errors: counters(
                 r,
                 "crossover_comparator_errors_total",
-                "Passes of the comparator that failed, by call (lead, begin, pins, sightings, look, keep_house). They are repeated; verdicts wait meanwhile.",
+                "Passes of the comparator that failed, by call (lead, begin, pins, sightings, look, keep_house; panic: a fault of ours). They are repeated; verdicts wait meanwhile.",
                 &["call"],
             )?,
         })
+    }
+
+    /// Shows the start latency of both sides of these interactions.
+    pub fn paired(&self, pairs: &[Pair]) {
+        for pair in pairs {
+            for (side, timing) in [(Side::Temporal, pair.temporal), (Side::Postgres, pair.postgres)] {
+                self.paired_start_seconds.with_label_values(&[side.as_str()]).observe(timing.start.max(0.0));
+            }
+        }
     }
 
     /// Shows how far it is behind.
