@@ -57,7 +57,7 @@ create table crossover.disturbances (
     primary key (side, began_at, what)
 );
 
--- Partitions of one more table. The body is that of the first migration.
+-- Partitions of one more table, and an attach that does not wait long. Otherwise the body is that of the first migration.
 create or replace function crossover.make_partitions(p_days integer) returns integer
 language plpgsql as $$
 declare
@@ -67,6 +67,8 @@ declare
     made   integer := 0;
 begin
     perform pg_advisory_xact_lock(hashtextextended('crossover.partitions', 0));
+    -- Whoever works with these tables waits behind an attach that waits, so it gives up soon.
+    perform set_config('lock_timeout', '200ms', true);
     foreach parent in array array['payloads', 'attempts', 'sightings'] loop
         for from_day in select d::date from generate_series(current_date, current_date + p_days, interval '1 day') d loop
             part := format('%s_%s', parent, to_char(from_day, 'YYYYMMDD'));
@@ -77,9 +79,12 @@ begin
                 execute format('alter table crossover.%I attach partition crossover.%I for values from (%L) to (%L)',
                     parent, part, from_day::timestamptz, (from_day + 1)::timestamptz);
                 made := made + 1;
-            exception when check_violation then
-                -- Rows of that day lie in the default partition, where they may stay. The other days must not wait for it.
-                raise warning 'no partition % is made: rows of that day are in crossover.%_default', part, parent;
+            exception
+                when check_violation then
+                    -- Rows of that day lie in the default partition, where they may stay. The other days must not wait for it.
+                    raise warning 'no partition % is made: rows of that day are in crossover.%_default', part, parent;
+                when lock_not_available then
+                    raise warning 'no partition % is made for now: somebody reads crossover.%_default; it is tried again', part, parent;
             end;
         end loop;
     end loop;

@@ -212,6 +212,8 @@ impl SideFacts {
                 }
             }
             Seen::Released => self.attempt(sighting.fence, sighting.rehearsal).releases += 1,
+            // An end before any attempt (cancelled, expired) is the pin's, and no attempt's.
+            Seen::Ended { .. } if sighting.fence.attempt < 1 => {}
             Seen::Ended { outcome, retry_ms, error } => {
                 let end = End {
                     at: sighting.at,
@@ -231,6 +233,9 @@ impl SideFacts {
 
     /// Takes in what is recorded of an attempt that has ended; what was seen of it is nearer to it.
     fn record(&mut self, attempt: &Attempt) {
+        if attempt.fence.attempt < 1 {
+            return;
+        }
         self.begun(attempt.fence, attempt.rehearsal, attempt.due_at, attempt.started_at);
         self.attempt(attempt.fence, attempt.rehearsal).end.get_or_insert_with(|| End {
             at: attempt.ended_at,

@@ -119,7 +119,8 @@ impl Ledger {
         if let (Some(_), Some(attempt)) = (ended, last) {
             insert_attempt(&mut tx, attempt).await?;
         }
-        if ended.is_some() && outcome == Outcome::Cancelled {
+        // What had begun is mirrored to its end.
+        if ended.is_some() && outcome == Outcome::Cancelled && last.is_none() && fence.attempt == 0 {
             let forget = sqlx::query("select crossover.forget_rehearsals(array[$1])");
             forget.bind(id).execute(&mut *tx).await?;
         }

@@ -73,17 +73,18 @@ pub struct IntakeDepth {
 }
 
 impl Ledger {
-    /// Up to `limit` rows that are due, in the order of acceptance. Of a series, none behind one that is not due.
-    pub async fn intake_due(&self, limit: i64) -> Result<Vec<IntakeRow>, LedgerError> {
+    /// Up to `limit` rows after `after` that are due, in the order of acceptance. Of a series, none behind one that is not
+    /// due or stands at `after` or before it.
+    pub async fn intake_due(&self, after: i64, limit: i64) -> Result<Vec<IntakeRow>, LedgerError> {
         let rows = sqlx::query_as(
             "select i.no, i.account, i.kind, i.series from crossover.intake i
-             where i.refused_at is null and i.due_at <= clock_timestamp() and not exists (
+             where i.no > $2 and i.refused_at is null and i.due_at <= clock_timestamp() and not exists (
                 select from crossover.intake e
                 where e.account = i.account and e.kind = i.kind and e.series = i.series and e.no < i.no
-                    and e.refused_at is null and e.due_at > clock_timestamp())
+                    and e.refused_at is null and (e.due_at > clock_timestamp() or e.no <= $2))
              order by i.no limit $1",
         );
-        within(rows.bind(limit).fetch_all(&self.pool)).await
+        within(rows.bind(limit).bind(after).fetch_all(&self.pool)).await
     }
 
     /// Begins a transaction in which a row is taken out and pinned.

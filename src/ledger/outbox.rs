@@ -41,6 +41,11 @@ pub struct OutboxDepth {
 /// A copy that can't be read is looked at again after so long.
 const UNREADABLE: Duration = Duration::from_secs(60);
 
+/// Whether a copy is delivered as cancelled: one that was begun is not, whoever delivers it again.
+const CANCELLED: &str = "o.cancel or (p.cancel_requested_at is not null and not exists (
+    select from crossover.sightings s
+    where s.id = o.id and s.side = 'temporal' and s.what = 'dequeued' and not s.rehearsal))";
+
 fn undelivered_of(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
     let behind = row.try_get("behind")?;
     Ok(Undelivered {
@@ -68,7 +73,7 @@ impl Ledger {
                 update crossover.outbox o set due_at = clock_timestamp() + $2 * interval '1 millisecond'
                 from due where o.id = due.id returning o.*)
              select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
-                o.cancel or p.cancel_requested_at is not null as cancelled
+                {CANCELLED} as cancelled
              from taken o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              order by o.created_at"
@@ -81,7 +86,7 @@ impl Ledger {
     pub async fn undelivered_of_series(&self, series: Uuid, limit: i64) -> Result<Vec<Undelivered>, LedgerError> {
         let sql = format!(
             "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
-                o.cancel or p.cancel_requested_at is not null as cancelled
+                {CANCELLED} as cancelled
              from crossover.outbox o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              join crossover.series s on s.series_id = o.series_id

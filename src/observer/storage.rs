@@ -113,10 +113,11 @@ impl Log {
     /// Up to when everything that was seen is written and visible, or lies in a gap. Who observes and has not written it yet
     /// holds it back.
     pub async fn seen_until(&self) -> Result<DateTime<Utc>, LedgerError> {
-        // The observers first: what one says that it has written was written before.
+        // After a start of Postgres every observer has a while to report first, as in `gaps`. The observers first: what one says that it has written was written before.
         let clear = sqlx::query_scalar(
             "select min(clear_at) from crossover.observers
-             where ended_at is null and beat_at >= clock_timestamp() - $1 * interval '1 millisecond'",
+             where ended_at is null
+                and greatest(beat_at, pg_postmaster_start_time()) >= clock_timestamp() - $1 * interval '1 millisecond'",
         );
         let clear: Option<DateTime<Utc>> = within(clear.bind(SILENT.as_millis() as i64).fetch_one(&self.pool)).await?;
         let visible = self.complete_until().await?;

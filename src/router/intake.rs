@@ -90,11 +90,19 @@ impl Intake {
 
     /// One look; how many rows were due, and how many were settled.
     async fn pass(&self, stop: &CancellationToken) -> Result<(usize, usize), LedgerError> {
-        let due = self.ledger.intake_due(self.options.batch).await?;
-        let rows = due.len();
-        let settled =
-            stream::iter(chains(due)).map(|chain| self.chain(chain, stop)).buffer_unordered(self.options.parallel);
-        Ok((rows, settled.fold(0, |sum, n| async move { sum + n }).await))
+        let (mut rows, mut after) = (0, i64::MIN);
+        loop {
+            let due = self.ledger.intake_due(after, self.options.batch).await?;
+            let full = due.len() as i64 >= self.options.batch;
+            (rows, after) = (rows + due.len(), due.last().map_or(after, |row| row.no));
+            let chains =
+                stream::iter(chains(due)).map(|chain| self.chain(chain, stop)).buffer_unordered(self.options.parallel);
+            let settled = chains.fold(0, |sum, n| async move { sum + n }).await;
+            // A page that somebody else's transaction holds must not hide what comes after it.
+            if settled > 0 || !full || stop.is_cancelled() {
+                return Ok((rows, settled));
+            }
+        }
     }
 
     /// Pins the rows of a series in their order, up to the first that has to stay.

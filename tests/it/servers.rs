@@ -62,11 +62,28 @@ pub async fn empty_unleash(database: &str) -> Unleash {
 pub async fn import_flags(unleash: &Unleash) {
     let flags: Value = serde_json::from_str(include_str!("../../flags/unleash-import.json")).unwrap();
     let person = json!({ "username": "admin", "password": unleash.admin_password });
-    let login = posted(reqwest::Client::new().post(format!("{}/auth/simple/login", unleash.url)), &person).await;
+    let login = logged_in(unleash, &person).await;
     let session = login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap();
     let import = reqwest::Client::new().post(format!("{}/api/admin/features-batch/import", unleash.url));
     let body = json!({ "project": unleash.project, "environment": unleash.environment, "data": flags });
     posted(import.header("Cookie", session), &body).await;
+}
+
+/// An Unleash that has just started may know its admin a moment after it is healthy.
+async fn logged_in(unleash: &Unleash, person: &Value) -> reqwest::Response {
+    let login = async || {
+        let request = reqwest::Client::new().post(format!("{}/auth/simple/login", unleash.url)).json(person);
+        request.send().await.unwrap()
+    };
+    let wait = async {
+        loop {
+            match login().await {
+                answer if answer.status().is_success() => return answer,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), wait).await.expect("Unleash knows its admin")
 }
 
 async fn posted(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Response {

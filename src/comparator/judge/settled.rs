@@ -105,9 +105,12 @@ fn not_on_temporal(facts: &Facts, due: Instant, missing: String, context: &Conte
     if facts.before.as_ref().is_some_and(|before| !before.settled) {
         return waiting("the member before it has not settled", context);
     }
+    // What observers have not written yet may be just this.
+    let known_until = context.now.min(context.sighted_until);
     let disturbed = context.disturbed(Side::Temporal, due, context.now);
-    let passed = context.temporal_passed.is_some_and(|passed| passed > due + context.bounds.clocks);
-    if context.now <= due + context.bounds.patience {
+    // Temporal keeps no strict order between its queue's partitions.
+    let passed = context.temporal_passed.is_some_and(|passed| passed > due + context.bounds.patience);
+    if known_until <= due + context.bounds.patience {
         return waiting("its side may not have come to it yet", context);
     }
     match (passed && !disturbed, context.in_gap(due, context.now)) {

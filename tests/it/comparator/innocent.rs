@@ -112,3 +112,20 @@ async fn what_ended_before_temporal_could_have_it_is_dropped() {
     matched(&world, "after").await;
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cancelled_before_it_ran_is_dropped_in_either_stage() {
+    for stage in [Stage::Shadow, Stage::Live] {
+        let world = World::new(stage).await;
+        let node = node(&world).await;
+        let due = chrono::Utc::now() + chrono::TimeDelta::seconds(8);
+        node.accepts(&with(world.request("one"), json!({ "run_at": due })), 201).await;
+        let path = format!("{}/v1/interactions/{}/cancel", node.base, world.id("one"));
+        let answer = reqwest::Client::new().post(path).send().await.unwrap();
+        assert!(answer.status().is_success(), "{stage}: {answer:?}");
+        let cancelled = world.ended("one").await;
+        assert_eq!(cancelled.state, "cancelled", "{stage}");
+        verdict(&world, "one", "dropped").await;
+        node.stop().await;
+    }
+}

@@ -48,6 +48,10 @@ impl Alone {
         until(&format!("{n} are written"), async || (self.written().await == Some(n)).then_some(())).await;
     }
 
+    fn failed_writes(&self) -> u64 {
+        self.metrics.observer.errors.with_label_values(&["write"]).get()
+    }
+
     fn dropped(&self) -> i64 {
         self.metrics.observer.dropped.get() as i64
     }
@@ -68,6 +72,8 @@ async fn an_outage_of_postgres_loses_nothing_within_the_bound_and_counts_what_is
 
     postgres.server.kill().await.unwrap();
     alone.see(10..1_500);
+    // Otherwise a quick start may come before anybody has noticed.
+    until("a write has failed", async || (alone.failed_writes() > 0).then_some(())).await;
     postgres.server.restart().await.unwrap();
     alone.until_written(1_500).await;
     assert_eq!(alone.dropped(), 0);
