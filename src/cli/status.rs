@@ -68,8 +68,9 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     let ledger = super::migrate::ledger(&config, url.expose())?;
     ledger.check_schema().await?;
     let (stages, flags) = flags::read(&config).await;
-    let all = Accounts::of(&ledger.accounts().await?, ledger.unended().await?, &stages, args.limit);
     let (queue, flips) = (Queue::new(ledger.pool().clone()), FlipStore::new(ledger.pool().clone()));
+    let overrides = flips.overrides().await?;
+    let all = Accounts::of(&ledger.accounts().await?, ledger.unended().await?, &stages, &overrides, args.limit);
     let status = Status {
         flags,
         summary: all.summary,
@@ -81,7 +82,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         overview: report::overview(&ledger).await?,
         accounts: all.lines,
         more: all.more,
-        overrides: flips.overrides().await?,
+        overrides,
         routers: flips.routers(None).await?,
     };
     match context.json {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::super::proof::number;
 use super::super::table;
 use super::flags::Stages;
+use crate::flips::OverrideRow;
 use crate::interaction::Stage;
 use crate::ledger::{AccountMarks, StageCount};
 
@@ -54,7 +55,13 @@ pub(super) struct Line {
 
 impl Accounts {
     /// Puts accounts, unended work and flags together; keeps the `limit` heaviest lines.
-    pub(super) fn of(accounts: &[AccountMarks], unended: Vec<StageCount>, stages: &Stages, limit: usize) -> Self {
+    pub(super) fn of(
+        accounts: &[AccountMarks],
+        unended: Vec<StageCount>,
+        stages: &Stages,
+        overrides: &[OverrideRow],
+        limit: usize,
+    ) -> Self {
         let unended: BTreeMap<_, _> =
             unended.into_iter().map(|c| ((c.account, c.kind), (c.temporal, c.postgres))).collect();
         let mut kinds: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -65,7 +72,7 @@ impl Accounts {
         for marks in accounts {
             let everything = BTreeSet::from(["*"]);
             let known = kinds.get(marks.account.as_str()).unwrap_or(&everything);
-            let of_it: Vec<_> = known.iter().map(|kind| line(marks, kind, stages, &unended)).collect();
+            let of_it: Vec<_> = known.iter().map(|kind| line(marks, kind, stages, overrides, &unended)).collect();
             summary.add(marks, &of_it);
             lines.extend(of_it);
         }
@@ -83,7 +90,7 @@ impl Summary {
         *self.by_stage.entry(stage.map_or("unknown", Stage::as_str)).or_default() += 1;
         self.armed += usize::from(marks.armed_at.is_some());
         self.unpinned += usize::from(marks.unpinned_at.is_some());
-        self.kept_back += usize::from(lines.iter().any(|line| line.why.is_some()));
+        self.kept_back += usize::from(marks.unpinned_at.is_some() && lines.iter().any(|line| line.flag > line.stage));
     }
 
     pub(super) fn show(&self) {
@@ -102,13 +109,27 @@ fn line(
     marks: &AccountMarks,
     kind: &str,
     stages: &Stages,
+    overrides: &[OverrideRow],
     unended: &BTreeMap<(String, String), (i64, i64)>,
 ) -> Line {
     let flag = stages.stage(&marks.account, kind);
-    let (stage, why) = effective(flag, marks);
+    let (stage, why) = match overridden(overrides, &marks.account, kind) {
+        None => effective(flag, marks),
+        Some(o) => {
+            let (stage, why) = effective(Some(o.stage), marks);
+            let why = [Some(format!("by an override until {}", o.until_at.format("%F %T"))), why];
+            (stage, Some(why.into_iter().flatten().collect::<Vec<_>>().join("; ")))
+        }
+    };
     let (temporal, postgres) = unended.get(&(marks.account.clone(), kind.to_owned())).copied().unwrap_or_default();
     let (account, kind) = (marks.account.clone(), kind.to_owned());
     Line { account, kind, flag, stage, temporal, postgres, armed_at: marks.armed_at, why }
+}
+
+/// The override in force: the kind's own before its account's, as routers take them.
+fn overridden<'a>(overrides: &'a [OverrideRow], account: &str, kind: &str) -> Option<&'a OverrideRow> {
+    let of = |wanted: Option<&str>| overrides.iter().find(|o| o.account == account && o.kind.as_deref() == wanted);
+    of(Some(kind)).or_else(|| of(None))
 }
 
 fn effective(flag: Option<Stage>, marks: &AccountMarks) -> (Option<Stage>, Option<String>) {
@@ -162,10 +183,28 @@ mod tests {
     }
 
     #[test]
+    fn an_override_is_the_stage_and_says_so_and_the_kinds_own_comes_first() {
+        let over = |kind: Option<&str>, stage| OverrideRow {
+            id: 1,
+            account: "a".into(),
+            kind: kind.map(str::to_owned),
+            stage,
+            until_at: DateTime::UNIX_EPOCH,
+            remaining_ms: 1,
+            who: "me".into(),
+            why: "test".into(),
+        };
+        let overrides = [over(None, Stage::Shadow), over(Some("sync"), Stage::Off)];
+        let of = |kind: &str| line(&marks("a"), kind, &Stages::Unknown, &overrides, &BTreeMap::new());
+        assert_eq!((of("sync").stage, of("other").stage), (Some(Stage::Off), Some(Stage::Shadow)));
+        assert!(of("other").why.unwrap().contains("override until 1970-01-01"));
+    }
+
+    #[test]
     fn every_account_is_counted_and_the_heaviest_are_shown() {
         let accounts: Vec<_> = (0..100).map(|n| marks(&format!("a{n:03}"))).collect();
         let count = |n: i64| StageCount { account: format!("a{n:03}"), kind: "k".into(), temporal: n, postgres: 0 };
-        let shown = Accounts::of(&accounts, (90..100).map(count).collect(), &Stages::Unknown, 3);
+        let shown = Accounts::of(&accounts, (90..100).map(count).collect(), &Stages::Unknown, &[], 3);
         assert_eq!((shown.summary.accounts, shown.more), (100, 97));
         assert_eq!(shown.summary.by_stage, BTreeMap::from([("unknown", 100)]));
         let heaviest: Vec<_> = shown.lines.iter().map(|line| line.temporal).collect();
