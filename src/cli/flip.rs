@@ -11,7 +11,7 @@ use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
 use crate::config::Config;
 use crate::flags::edit::{Known, Wish};
-use crate::flips::{self, Flip, FlipStore, Place, RouterState, Waiting};
+use crate::flips::{self, Flip, FlipStore, OverrideRow, Place, RouterState, Waiting};
 use crate::interaction::Stage;
 use crate::ledger::{AccountMarks, Ledger, StageCount};
 
@@ -78,6 +78,7 @@ pub(super) struct Record {
     known: Known,
     /// A router has decided for it before, or it has had work.
     is_known: bool,
+    overrides: Vec<OverrideRow>,
 }
 
 impl Record {
@@ -97,7 +98,22 @@ impl Record {
         let mut known = Known::default();
         pairs.iter().for_each(|(account, kind)| known.add(account, kind));
         unended.iter().for_each(|count| known.add(&count.account, &count.kind));
-        Ok(Self { store, marks, unended, known, is_known })
+        let overrides = store.overrides().await?;
+        Ok(Self { store, marks, unended, known, is_known, overrides })
+    }
+
+    /// The overrides that keep a flip from being seen in new work.
+    fn held(&self, wish: &Wish) -> Vec<String> {
+        let beats = |o: &&OverrideRow| {
+            o.account == wish.account && (o.kind.is_none() || wish.kind.is_none() || o.kind == wish.kind)
+        };
+        let line = |o: &OverrideRow| {
+            let (who, until) =
+                (o.kind.as_ref().map_or_else(|| "it".to_owned(), |kind| format!("kind {kind}")), o.until_at);
+            let (id, stage, until) = (o.id, o.stage, until.format("%F %T"));
+            format!("override {id} keeps {who} in {stage} until {until}; what the flags say counts after that")
+        };
+        self.overrides.iter().filter(beats).map(line).collect()
     }
 }
 
@@ -148,9 +164,12 @@ fn wish(order: &Order, stage: Stage) -> Wish {
 
 fn report(flip: &Flip, record: &Result<Record, String>) -> Report {
     let mut notes: Vec<String> =
-        flip.plan.apart.iter().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
+        flip.plan.apart().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
     match record {
-        Ok(record) => notes.extend(outlook(&flip.wish, record)),
+        Ok(record) => {
+            notes.extend(outlook(&flip.wish, record));
+            notes.extend(record.held(&flip.wish));
+        }
         Err(error) => notes.push(format!(
             "Postgres can't be asked, so nobody waits for the routers and who and why are not recorded: {error}"
         )),
@@ -238,7 +257,8 @@ pub(super) fn finish(mut report: Report, waiting: Option<Waiting>, json: bool) -
             silent_seconds: router.silent_seconds,
         })
         .collect();
-    report.took_ms = report.routers.iter().filter_map(|router| router.took_ms).reduce(f64::max).filter(|_| seen);
+    let took = report.routers.iter().filter_map(|router| router.took_ms).reduce(f64::max).filter(|_| seen);
+    report.took_ms = took.or(report.took_ms);
     match json {
         true => print_json(&report)?,
         false => tell(&report, seen),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::SILENT_AFTER;
-use super::storage::{FlipStore, NewFlip, RouterRow};
+use super::storage::{FlipStore, NewFlip, RouterRow, Standing};
 use crate::config::{self, FlagSource};
 use crate::flags::edit::{Known, Plan, Refusal, Wish};
 use crate::flags::unleash;
@@ -253,15 +253,24 @@ async fn ask(
     within: Duration,
 ) -> Result<Uuid, LedgerError> {
     let (wish, before) = (&flip.wish, flip.before.document());
-    // An account that no router has decided for yet would change without a decision.
-    store.note(&wish.account, None, before.stage(&wish.account, ""), before.revision()).await?;
-    if let Some(kind) = &wish.kind {
-        store.note(&wish.account, Some(kind), flip.plan.from, before.revision()).await?;
-    }
+    // What no router has decided for yet would change without a decision.
+    let whole = (String::new(), before.stage(&wish.account, ""));
+    let of_its_own = |(_, stage): &&(String, Stage)| wish.kind.is_some() || *stage != whole.1;
+    let standing = |(kind, stage): &(String, Stage)| Standing {
+        account: wish.account.clone(),
+        kind: kind.clone(),
+        stage: *stage,
+        override_id: None,
+        revision: before.revision().to_owned(),
+    };
+    let standings: Vec<_> =
+        [&whole].into_iter().chain(flip.plan.kinds.iter().filter(of_its_own)).map(standing).collect();
+    store.know(&standings).await?;
     let new = NewFlip {
         account: wish.account.clone(),
         kind: wish.kind.clone(),
-        from: Some(flip.plan.from),
+        from: flip.plan.from,
+        kinds: flip.plan.kinds.clone(),
         to: wish.stage,
         revision: place.revision_of(&flip.plan),
         who: who.to_owned(),
@@ -275,6 +284,11 @@ async fn ask(
 /// Waits until every live router has acknowledged `flip`, at most for `patience`. A silent one is not waited for.
 pub async fn await_routers(store: &FlipStore, flip: Uuid, patience: Duration) -> Result<Waiting, LedgerError> {
     await_that(store, Some(flip), |router| router.acknowledged_ms.is_some(), patience).await
+}
+
+/// Waits until every live router goes by the override `id`, at most for `patience`.
+pub async fn await_begin(store: &FlipStore, id: i64, patience: Duration) -> Result<Waiting, LedgerError> {
+    await_that(store, None, |router| router.overrides.contains(&id), patience).await
 }
 
 /// Waits until no live router goes by the override `id` any more, at most for `patience`.

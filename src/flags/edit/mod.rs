@@ -132,8 +132,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// Where what was asked about stands now.
     pub from: Stage,
-    /// Where the account's kinds stand that don't stand there, as (kind, stage).
-    pub apart: Vec<(String, Stage)>,
+    /// Every kind that is meant, and where it stands now; an empty one is every kind without a name of its own.
+    pub kinds: Vec<(String, Stage)>,
     /// The flags as they would be.
     pub after: Document,
 }
@@ -155,8 +155,15 @@ impl Document {
         let text = text::apply(self.text(), &changes);
         let after = Document::parse(&text).map_err(Refusal::Broken)?;
         check::check(self, &after, wish, known, &features)?;
-        let (from, apart) = check::stands(self, wish, known);
-        Ok(Plan { changes, from, apart, after })
+        let (from, kinds) = check::stands(self, &after, wish, known);
+        Ok(Plan { changes, from, kinds, after })
+    }
+}
+
+impl Plan {
+    /// The kinds of the account that don't stand where it stands.
+    pub fn apart(&self) -> impl Iterator<Item = &(String, Stage)> {
+        self.kinds.iter().filter(|(_, stage)| *stage != self.from)
     }
 }
 
