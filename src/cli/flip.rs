@@ -20,6 +20,9 @@ pub(super) const NOT_DONE: u8 = 2;
 /// It was changed, but not every router is known to decide by it.
 pub(super) const NOT_SEEN: u8 = 3;
 
+/// A Postgres that has not told in this time what it knows is away.
+const KNOWING: Duration = Duration::from_secs(5);
+
 /// Who is to move, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Order {
@@ -86,7 +89,9 @@ impl Record {
         let url = Servers::known_postgres(config)
             .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
         let ledger = super::migrate::ledger(config, url.expose()).map_err(|error| error.to_string())?;
-        Self::ask(&ledger, account).await.map_err(|error| error.to_string())
+        // A Postgres that hangs must not keep a rollback from the flags.
+        let asked = tokio::time::timeout(KNOWING, Self::ask(&ledger, account)).await;
+        asked.map_err(|_| format!("Postgres has not answered within {KNOWING:?}"))?.map_err(|error| error.to_string())
     }
 
     async fn ask(ledger: &Ledger, account: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
@@ -165,6 +170,7 @@ fn wish(order: &Order, stage: Stage) -> Wish {
 fn report(flip: &Flip, record: &Result<Record, String>) -> Report {
     let mut notes: Vec<String> =
         flip.plan.apart().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
+    notes.extend(flip.notes());
     match record {
         Ok(record) => {
             notes.extend(outlook(&flip.wish, record));

@@ -6,7 +6,9 @@ mod unleash;
 
 use std::process::{Command, Output};
 
+use crossover::flags::edit::{Known, Wish};
 use crossover::flags::{Document, DocumentBuilder};
+use crossover::flips::{self, Place};
 use crossover::interaction::Stage;
 use serde_json::Value;
 
@@ -358,13 +360,77 @@ async fn an_override_may_last_for_a_whole_day() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_override_that_postgres_did_not_confirm_is_said_to_be_in_force_perhaps() {
     let world = world().await;
-    let mut held = world.pool().begin().await.unwrap();
-    sqlx::query("lock table crossover.overrides in share row exclusive mode").execute(&mut *held).await.unwrap();
+    for slow in [
+        "create function crossover.dawdle() returns trigger language plpgsql as $$
+            begin perform pg_sleep(4); return new; end $$",
+        "create trigger dawdle before insert on crossover.overrides for each row execute function crossover.dawdle()",
+    ] {
+        sqlx::query(slow).execute(world.pool()).await.unwrap();
+    }
     let account = world.account.as_str();
     let order = ["override", account, "--stage", "off", "--for", "1h", "--reason", "test", "--yes"];
     let (code, said) = run(&world, &order).await;
     let error = said["error"].as_str().unwrap();
     assert!(code == 1 && error.contains("MAY BE IN FORCE"), "{said}");
     assert!(error.contains(&format!("crossover override {account} --end")), "{error}");
-    held.rollback().await.unwrap();
+    until("it is in force after all", async || {
+        (world.scalar::<i64>("select count(*) from crossover.overrides").await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_does_not_wait_for_a_postgres_that_hangs() {
+    let world = world().await;
+    let account = world.account.clone();
+    let (code, _) = run(&world, &["cutover", &account, "--yes"]).await;
+    assert_eq!(code, 0);
+    // Connections come into being, and nobody ever says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
+    let hangs = [("CROSSOVER_POSTGRES_URL", url.as_str()), ("CROSSOVER_POSTGRES_CONNECT_TIMEOUT", "60s")];
+    let began = std::time::Instant::now();
+    let (code, said) = run_with(&world, &["rollback", &account, "--yes"], &hangs).await;
+    assert_eq!((code, &said["done"]), (3, &Value::Bool(true)), "{said}");
+    assert!(said["notes"].to_string().contains("has not answered within 5s"), "{said}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(Document::read(&world.flags).unwrap().stage(&account, "sync"), Stage::Shadow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_is_refused_when_it_would_be_another_than_the_one_that_was_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flags.json");
+    let write = |edit: &dyn Fn(&mut DocumentBuilder)| {
+        let mut flags = DocumentBuilder::default();
+        edit(flags.account(Stage::Shadow, "acme").account(Stage::Live, "acme"));
+        flags.build().unwrap().write_to(&file).unwrap();
+    };
+    let (place, known) = (Place::File(file.clone()), Known::default());
+    let wish = Wish { account: "acme".to_owned(), kind: None, stage: Stage::Shadow };
+    let flip =
+        async |shown| flips::flip(&place, None, shown, &known, ("ana", None), std::time::Duration::from_secs(5)).await;
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.kind(Stage::Complete, "acme", "sync"));
+    let before = std::fs::read_to_string(&file).unwrap();
+    let refused = flip(shown).await.unwrap_err().to_string();
+    assert!(refused.contains("needs other changes now") && refused.contains("crossover-complete"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.account(Stage::Complete, "acme"));
+    let refused = flip(shown).await.unwrap_err().to_string();
+    assert!(refused.contains("was in live and is in complete"), "{refused}");
+
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.account(Stage::Live, "globex"));
+    flip(shown).await.unwrap();
+    assert_eq!(
+        Document::read(&file).unwrap().stage("acme", "sync"),
+        Stage::Shadow,
+        "an edit for others is no other flip"
+    );
 }
