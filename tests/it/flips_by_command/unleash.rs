@@ -187,7 +187,11 @@ async fn a_flag_that_is_odd_or_missing_in_unleash_keeps_only_its_own_changes_fro
     assert!(notes.len() == 1 && notes[0].contains("remoteAddress"), "{notes:?}");
     assert!(flip(&place, Stage::Complete).await.unwrap_err().contains("remoteAddress"));
 
+    // Archived alone, it still answers to the admin API.
     admin(&unleash, Method::DELETE, "crossover-complete", Value::Null).await;
+    let archive = format!("{}/api/admin/archive/crossover-complete", unleash.url);
+    let deleted = reqwest::Client::new().delete(archive).header("Authorization", &unleash.admin_token).send().await;
+    assert!(deleted.unwrap().status().is_success());
     let notes = flip(&place, Stage::Shadow).await.unwrap();
     assert!(notes.len() == 1 && notes[0].contains("Unleash has no crossover-complete"), "{notes:?}");
     assert!(flip(&place, Stage::Complete).await.unwrap_err().contains("Unleash has no crossover-complete"));
