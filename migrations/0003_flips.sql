@@ -33,13 +33,17 @@ create table crossover.flips (
     until_at   timestamptz not null,
     account    text not null,
     kind       text,
-    from_stage text,
+    from_stage text not null,
     to_stage   text not null check (to_stage in ('off', 'shadow', 'live', 'complete')),
+    kinds      text[] not null,
+    froms      text[] not null check (cardinality(froms) = cardinality(kinds)),
     revision   text,
     who        text not null,
     why        text
 );
 comment on column crossover.flips.until_at is 'Routers acknowledge it until then.';
+comment on column crossover.flips.kinds is 'All that a router must decide as asked before it acknowledges; empty: every kind without a name here.';
+comment on column crossover.flips.froms is 'Where each of them stood before.';
 comment on column crossover.flips.revision is 'What the change will be called, where that is known beforehand.';
 create index flips_until on crossover.flips (until_at);
 create index flips_account on crossover.flips (account, at);
@@ -55,12 +59,12 @@ create table crossover.flip_acks (
 
 -- Registers a router or keeps it alive; what it has not acknowledged yet comes back.
 create function crossover.router_beat(p_id uuid, p_name text, p_revision text, p_good_at timestamptz, p_overrides bigint[])
-returns table (id uuid, account text, kind text, to_stage text) language sql as $$
+returns table (id uuid, account text, kinds text[], to_stage text) language sql as $$
     insert into crossover.routers as r (id, name, revision, good_at, overrides) values (p_id, p_name, p_revision, p_good_at, p_overrides)
     on conflict (id) do update set beat_at = clock_timestamp(), ended_at = null, revision = excluded.revision, good_at = excluded.good_at,
         overrides = excluded.overrides,
         seen_at = case when r.revision = excluded.revision then r.seen_at else clock_timestamp() end;
-    select f.id, f.account, f.kind, f.to_stage from crossover.flips f
+    select f.id, f.account, f.kinds, f.to_stage from crossover.flips f
     where f.until_at > clock_timestamp()
         and not exists (select from crossover.flip_acks a where a.flip = f.id and a.router = p_id)
     order by f.at limit 1000
@@ -90,8 +94,10 @@ create function crossover.begin_override(p_account text, p_kind text, p_stage te
 returns bigint language sql as $$
     update crossover.overrides set ended_at = until_at
     where account = p_account and ended_at is null and until_at <= clock_timestamp();
-    insert into crossover.overrides (account, kind, stage, until_at, who, why)
-    values (p_account, p_kind, p_stage, clock_timestamp() + p_for, p_who, p_why) returning id
+    -- One reading of the clock: a whole day must not come out as a microsecond more.
+    with clock as materialized (select clock_timestamp() as at)
+    insert into crossover.overrides (account, kind, stage, from_at, until_at, who, why)
+    select p_account, p_kind, p_stage, at, at + p_for, p_who, p_why from clock returning id
 $$;
 
 -- Standings and decisions --------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ create index decisions_at on crossover.decisions (at);
 -- Whether a step from one stage to another is a step of a flip: the same direction, and not past its end.
 create function crossover.leads(p_from text, p_to text, p_flip_from text, p_flip_to text) returns boolean
 language sql immutable as $$
-    select sign(b - a) = sign(d - coalesce(c, a)) and b between least(coalesce(c, a), d) and greatest(coalesce(c, a), d)
+    select sign(b - a) = sign(d - c) and b between least(c, d) and greatest(c, d)
     from (select array_position(stages, p_from) as a, array_position(stages, p_to) as b,
             array_position(stages, p_flip_from) as c, array_position(stages, p_flip_to) as d
           from (select array['off', 'shadow', 'live', 'complete'] as stages) s) ranks
@@ -176,13 +182,15 @@ begin
         left join crossover.overrides o on o.id = coalesce(t.override, t.from_override)
         left join lateral (
             select f.id, f.who, f.why from crossover.flips f
+            -- A kind that stood apart from its account goes its own way.
+            cross join lateral (select coalesce(f.froms[array_position(f.kinds, t.kind)], f.from_stage) as from_stage) own
             where t.override is null and t.from_override is null and f.account = t.account
                 and (f.kind is null or f.kind = t.kind) and (f.revision is null or f.revision = t.revision)
                 and f.at > clock_timestamp() - interval '15 minutes'
-                and crossover.leads(t.from_stage, t.to_stage, f.from_stage, f.to_stage)
+                and crossover.leads(t.from_stage, t.to_stage, own.from_stage, f.to_stage)
                 -- Whoever comes back there later is somebody else.
                 and not exists (select from crossover.decisions d where d.flip = f.id and d.to_stage = t.to_stage
-                    and (d.kind is null or d.kind = t.kind))
+                    and (d.kind = t.kind or d.kind is null and own.from_stage = f.from_stage))
             order by f.at desc limit 1) f on true
         returning d.to_stage, d.source)
     select w.to_stage, w.source, count(*) from written w group by w.to_stage, w.source;

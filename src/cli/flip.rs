@@ -11,7 +11,7 @@ use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
 use crate::config::Config;
 use crate::flags::edit::{Known, Wish};
-use crate::flips::{self, Flip, FlipStore, Place, RouterState, Waiting};
+use crate::flips::{self, Flip, FlipStore, OverrideRow, Place, RouterState, Waiting};
 use crate::interaction::Stage;
 use crate::ledger::{AccountMarks, Ledger, StageCount};
 
@@ -19,6 +19,9 @@ use crate::ledger::{AccountMarks, Ledger, StageCount};
 pub(super) const NOT_DONE: u8 = 2;
 /// It was changed, but not every router is known to decide by it.
 pub(super) const NOT_SEEN: u8 = 3;
+
+/// A Postgres that has not told in this time what it knows is away.
+const KNOWING: Duration = Duration::from_secs(5);
 
 /// Who is to move, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -78,6 +81,7 @@ pub(super) struct Record {
     known: Known,
     /// A router has decided for it before, or it has had work.
     is_known: bool,
+    overrides: Vec<OverrideRow>,
 }
 
 impl Record {
@@ -85,7 +89,9 @@ impl Record {
         let url = Servers::known_postgres(config)
             .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
         let ledger = super::migrate::ledger(config, url.expose()).map_err(|error| error.to_string())?;
-        Self::ask(&ledger, account).await.map_err(|error| error.to_string())
+        // A Postgres that hangs must not keep a rollback from the flags.
+        let asked = tokio::time::timeout(KNOWING, Self::ask(&ledger, account)).await;
+        asked.map_err(|_| format!("Postgres has not answered within {KNOWING:?}"))?.map_err(|error| error.to_string())
     }
 
     async fn ask(ledger: &Ledger, account: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
@@ -97,7 +103,22 @@ impl Record {
         let mut known = Known::default();
         pairs.iter().for_each(|(account, kind)| known.add(account, kind));
         unended.iter().for_each(|count| known.add(&count.account, &count.kind));
-        Ok(Self { store, marks, unended, known, is_known })
+        let overrides = store.overrides().await?;
+        Ok(Self { store, marks, unended, known, is_known, overrides })
+    }
+
+    /// The overrides that keep a flip from being seen in new work.
+    fn held(&self, wish: &Wish) -> Vec<String> {
+        let beats = |o: &&OverrideRow| {
+            o.account == wish.account && (o.kind.is_none() || wish.kind.is_none() || o.kind == wish.kind)
+        };
+        let line = |o: &OverrideRow| {
+            let (who, until) =
+                (o.kind.as_ref().map_or_else(|| "it".to_owned(), |kind| format!("kind {kind}")), o.until_at);
+            let (id, stage, until) = (o.id, o.stage, until.format("%F %T"));
+            format!("override {id} keeps {who} in {stage} until {until}; what the flags say counts after that")
+        };
+        self.overrides.iter().filter(beats).map(line).collect()
     }
 }
 
@@ -148,9 +169,13 @@ fn wish(order: &Order, stage: Stage) -> Wish {
 
 fn report(flip: &Flip, record: &Result<Record, String>) -> Report {
     let mut notes: Vec<String> =
-        flip.plan.apart.iter().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
+        flip.plan.apart().map(|(kind, stage)| format!("kind {} stands in {stage} now", kind_name(kind))).collect();
+    notes.extend(flip.notes());
     match record {
-        Ok(record) => notes.extend(outlook(&flip.wish, record)),
+        Ok(record) => {
+            notes.extend(outlook(&flip.wish, record));
+            notes.extend(record.held(&flip.wish));
+        }
         Err(error) => notes.push(format!(
             "Postgres can't be asked, so nobody waits for the routers and who and why are not recorded: {error}"
         )),
@@ -238,7 +263,8 @@ pub(super) fn finish(mut report: Report, waiting: Option<Waiting>, json: bool) -
             silent_seconds: router.silent_seconds,
         })
         .collect();
-    report.took_ms = report.routers.iter().filter_map(|router| router.took_ms).reduce(f64::max).filter(|_| seen);
+    let took = report.routers.iter().filter_map(|router| router.took_ms).reduce(f64::max).filter(|_| seen);
+    report.took_ms = took.or(report.took_ms);
     match json {
         true => print_json(&report)?,
         false => tell(&report, seen),

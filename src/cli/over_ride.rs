@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::flip::{self, Record, Report};
 use super::{Context, Outcome, print_json, table};
 use crate::flags::edit::Wish;
-use crate::flips::{NewFlip, NewOverride, OverrideRow, RouterState, await_end, await_routers};
+use crate::flips::{NewOverride, OverrideRow, RouterState, await_begin, await_end};
 use crate::interaction::Stage;
+use crate::ledger::LedgerError;
 
 const MOST: Duration = Duration::from_secs(86_400);
 
@@ -93,25 +94,30 @@ async fn begin(args: &Args, account: &str, stage: Stage, context: Context) -> Ou
     if !flip::agreed(&report, args.yes, context.json)? {
         return flip::not_done(&report, context.json);
     }
-    let asked = NewFlip {
-        account: wish.account.clone(),
-        kind: wish.kind.clone(),
-        from: None,
-        to: stage,
-        revision: None,
-        who: config.operator.clone(),
-        why: Some(why.clone()),
-        within: args.timeout,
-    };
-    let new = NewOverride { account: wish.account, kind: wish.kind, stage, lasts, who: config.operator.clone(), why };
-    let flip = record.store.ask(&asked).await?;
-    let id = record.store.begin_override(&new).await?.ok_or(
+    let new = NewOverride { account: wish.account, kind: wish.kind, stage, lasts, who: config.operator, why };
+    let begun = record.store.begin_override(&new).await;
+    let id = begun.map_err(|error| not_begun(&new, error))?.ok_or(
         "another override of it is in force; `crossover override` shows it, `crossover override ACCOUNT --end` ends it",
     )?;
     report.done = true;
     report.revision = Some(format!("override:{id}"));
-    let waiting = await_routers(&record.store, flip, args.timeout).await.ok();
+    let waiting = await_begin(&record.store, id, args.timeout).await.ok();
+    let seen = waiting.as_ref().filter(|waiting| waiting.all_seen() && !waiting.routers.is_empty());
+    report.took_ms = seen.map(|waiting| waiting.took.as_secs_f64() * 1_000.0);
     flip::finish(report, waiting, context.json)
+}
+
+/// What an operator has to know who can't tell whether the override is in force.
+fn not_begun(new: &NewOverride, error: LedgerError) -> String {
+    match error {
+        LedgerError::InDoubt(why) => format!(
+            "Postgres did not answer ({why}), so THE OVERRIDE MAY BE IN FORCE, or come into force yet; `crossover override` \
+             shows it, `crossover override {}{} --end --yes` ends it",
+            new.account,
+            new.kind.as_ref().map_or_else(String::new, |kind| format!(" --kind {kind}"))
+        ),
+        other => format!("no override was begun: {other}"),
+    }
 }
 
 async fn end(args: &Args, account: &str, context: Context) -> Outcome {

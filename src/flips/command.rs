@@ -8,9 +8,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::SILENT_AFTER;
-use super::storage::{FlipStore, NewFlip, RouterRow};
+use super::storage::{FlipStore, NewFlip, RouterRow, Standing};
 use crate::config::{self, FlagSource};
-use crate::flags::edit::{Known, Plan, Refusal, Wish};
+use crate::flags::edit::{Change, Known, Plan, Refusal, Wish};
 use crate::flags::unleash;
 use crate::flags::unleash::admin::{Admin, AdminError, Stored};
 use crate::flags::{Document, FileError, FlagsFile};
@@ -21,6 +21,8 @@ use crate::ledger::LedgerError;
 const TRIES: u32 = 10;
 /// A change of flags that takes longer has failed.
 const WRITING: Duration = Duration::from_secs(60);
+/// So long at most is waited for Postgres to take a flip down; the flags are changed without it, too.
+const TAKING_DOWN: Duration = Duration::from_secs(2);
 /// How often the registry is asked who has acknowledged.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -58,6 +60,16 @@ impl Before {
     }
 }
 
+impl Flip {
+    /// What an operator has to know of the flags before.
+    pub fn notes(&self) -> Vec<String> {
+        match &self.before {
+            Before::File(_) => Vec::new(),
+            Before::Unleash(stored) => stored.notes(),
+        }
+    }
+}
+
 /// Why a flip was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum FlipError {
@@ -84,6 +96,18 @@ pub enum FlipError {
         shown: Stage,
         /// The stage now.
         now: Stage,
+    },
+    /// It would be another change than the one that was shown.
+    #[error(
+        "the flags were changed by somebody since this was shown, and {wish} needs other changes now ({}); nothing was \
+         changed, look at them with `crossover preview` and repeat the command",
+        if .changes.is_empty() { "none".to_owned() } else { .changes.join("; ") }
+    )]
+    Replanned {
+        /// What was asked for.
+        wish: Wish,
+        /// What it needs now.
+        changes: Vec<String>,
     },
     /// The system.
     #[error("the flags were not changed: {0}")]
@@ -156,13 +180,14 @@ impl Place {
             Place::Unleash(unleash) => {
                 let stored = unleash.0.read().await?;
                 let plan = stored.document.plan_on_server(wish, known)?;
+                stored.allows(&wish.account, &plan.changes)?;
                 Ok(Flip { wish: wish.clone(), plan, before: Before::Unleash(stored) })
             }
         }
     }
 
     /// Makes the changes in their order. It may end before the last: then the flags are not those that it was planned for.
-    async fn write(&self, flip: Flip) -> Result<(), FlipError> {
+    async fn write(&self, flip: Flip, known: &Known) -> Result<(), FlipError> {
         match (self, flip.before) {
             (Place::File(path), Before::File(before)) => {
                 let path = path.clone();
@@ -177,6 +202,11 @@ impl Place {
             }
             (Place::Unleash(unleash), Before::Unleash(stored)) => {
                 for change in &flip.plan.changes {
+                    // Unleash can't be told to enable a flag only if it still is what was read.
+                    let enables = matches!(change, Change::Enable { .. });
+                    if enables && self.plan(&flip.wish, known).await?.plan.changes.first() != Some(change) {
+                        break;
+                    }
                     if !unleash.0.apply(&stored, change).await? {
                         break;
                     }
@@ -205,23 +235,37 @@ impl Place {
 }
 
 /// Carries a planned flip out: writes down who wants it and why, where Postgres can be reached, changes the flags, and
-/// reads them again. Repeating it is harmless, and finishes what a crash left half done.
+/// reads them again. Repeating it is harmless, and finishes what a crash left half done. What was planned may have been
+/// looked at for long: it is planned again, and refused if that comes to something else.
 pub async fn flip(
     place: &Place,
     store: Option<&FlipStore>,
-    mut flip: Flip,
+    shown: Flip,
     known: &Known,
     (who, why): (&str, Option<&str>),
     within: Duration,
 ) -> Result<Flipped, FlipError> {
-    let (shown, wish) = (flip.plan.from, flip.wish.clone());
+    let Flip { wish, plan: agreed, .. } = shown;
+    let mut flip = place.plan(&wish, known).await?;
+    if flip.plan.from != agreed.from {
+        return Err(FlipError::Moved { wish, shown: agreed.from, now: flip.plan.from });
+    }
+    if !agreed.covers(&flip.plan, &wish.account) {
+        return Err(FlipError::Replanned {
+            wish,
+            changes: flip.plan.changes.iter().map(ToString::to_string).collect(),
+        });
+    }
+    let shown = agreed.from;
     let mut asked = None;
     for n in 0..=TRIES {
         // Each writes what it plans down; of a file only the last comes true, which has its name.
-        if let Some(store) =
-            store.filter(|_| n == 0 || !flip.plan.changes.is_empty() && place.revision_of(&flip.plan).is_some())
-        {
-            asked = Some(ask(place, store, &flip, (who, why), within).await);
+        // Where Postgres is away it isn't waited for again.
+        let again = !flip.plan.changes.is_empty() && place.revision_of(&flip.plan).is_some();
+        if let Some(store) = store.filter(|_| n == 0 || again && matches!(asked, Some(Ok(_)))) {
+            let taken = tokio::time::timeout(TAKING_DOWN, ask(place, store, &flip, (who, why), within)).await;
+            let late = |_| Err(LedgerError::InDoubt(format!("no answer within {TAKING_DOWN:?}")));
+            asked = Some(taken.unwrap_or_else(late));
         }
         if flip.plan.changes.is_empty() {
             let revision = place.revision_now(&flip.plan).await;
@@ -233,7 +277,7 @@ pub async fn flip(
             return Ok(Flipped { id, revision, unrecorded });
         }
         if n < TRIES {
-            place.write(flip).await?;
+            place.write(flip, known).await?;
             flip = place.plan(&wish, known).await?;
             // Own changes lead from the stage that was shown to the one that was asked for.
             if !(shown.min(wish.stage)..=shown.max(wish.stage)).contains(&flip.plan.from) {
@@ -253,15 +297,24 @@ async fn ask(
     within: Duration,
 ) -> Result<Uuid, LedgerError> {
     let (wish, before) = (&flip.wish, flip.before.document());
-    // An account that no router has decided for yet would change without a decision.
-    store.note(&wish.account, None, before.stage(&wish.account, ""), before.revision()).await?;
-    if let Some(kind) = &wish.kind {
-        store.note(&wish.account, Some(kind), flip.plan.from, before.revision()).await?;
-    }
+    // What no router has decided for yet would change without a decision.
+    let whole = (String::new(), before.stage(&wish.account, ""));
+    let of_its_own = |(_, stage): &&(String, Stage)| wish.kind.is_some() || *stage != whole.1;
+    let standing = |(kind, stage): &(String, Stage)| Standing {
+        account: wish.account.clone(),
+        kind: kind.clone(),
+        stage: *stage,
+        override_id: None,
+        revision: before.revision().to_owned(),
+    };
+    let standings: Vec<_> =
+        [&whole].into_iter().chain(flip.plan.kinds.iter().filter(of_its_own)).map(standing).collect();
+    store.know(&standings).await?;
     let new = NewFlip {
         account: wish.account.clone(),
         kind: wish.kind.clone(),
-        from: Some(flip.plan.from),
+        from: flip.plan.from,
+        kinds: flip.plan.kinds.clone(),
         to: wish.stage,
         revision: place.revision_of(&flip.plan),
         who: who.to_owned(),
@@ -275,6 +328,11 @@ async fn ask(
 /// Waits until every live router has acknowledged `flip`, at most for `patience`. A silent one is not waited for.
 pub async fn await_routers(store: &FlipStore, flip: Uuid, patience: Duration) -> Result<Waiting, LedgerError> {
     await_that(store, Some(flip), |router| router.acknowledged_ms.is_some(), patience).await
+}
+
+/// Waits until every live router goes by the override `id`, at most for `patience`.
+pub async fn await_begin(store: &FlipStore, id: i64, patience: Duration) -> Result<Waiting, LedgerError> {
+    await_that(store, None, |router| router.overrides.contains(&id), patience).await
 }
 
 /// Waits until no live router goes by the override `id` any more, at most for `patience`.

@@ -7,7 +7,6 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::overrides::{self, Overrides};
 use crate::flags::{Decision, Document, Flags};
-use crate::interaction::Stage;
 use crate::metrics::Metrics;
 
 /// So many accounts and kinds are remembered as noted; past it they are noted again, which changes nothing.
@@ -77,10 +76,6 @@ impl Decider {
     /// What it decides by at this moment, for many questions that belong together. Unleash is not told of them.
     pub(super) fn view(&self) -> View {
         View { flags: self.flags.document(), overrides: self.overrides.snapshot() }
-    }
-
-    pub(super) fn stage(&self, account: &str, kind: &str) -> Stage {
-        self.overrides.of(account, kind).map_or_else(|| self.flags.stage(account, kind), |(_, stage)| stage)
     }
 
     /// Hands an account and kind on at their first decision.

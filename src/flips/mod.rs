@@ -12,7 +12,7 @@ mod presence;
 mod recorder;
 mod storage;
 
-pub use command::{Flip, FlipError, Flipped, Place, RouterState, Waiting, await_end, await_routers, flip};
+pub use command::{Flip, FlipError, Flipped, Place, RouterState, Waiting, await_begin, await_end, await_routers, flip};
 pub use decider::Decider;
 pub use overrides::Overrides;
 pub use presence::Presence;

@@ -1,5 +1,6 @@
 //! Keeps a router registered: a beat each second, one at once when what it decides by has changed, and a goodbye. A
-//! beat brings back the flips that commands wait for, and the router acknowledges those that it decides as asked.
+//! beat brings back the flips that commands wait for, and the router acknowledges those whose every kind its flags decide
+//! as asked; what an override says meanwhile says nothing of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,8 +112,10 @@ impl Presence {
     }
 
     fn decides_as(&self, flip: &Asked) -> bool {
-        let stage = self.decider.stage(&flip.account, flip.kind.as_deref().unwrap_or(""));
-        flip.to_stage.parse::<Stage>().is_ok_and(|wanted| wanted == stage)
+        // One document for all kinds: between two there may be a flip.
+        let flags = self.decider.flags().document();
+        let there = |wanted| flip.kinds.iter().all(|kind| flags.stage(&flip.account, kind) == wanted);
+        flip.to_stage.parse::<Stage>().is_ok_and(there)
     }
 
     fn failed(&self, call: &str) {

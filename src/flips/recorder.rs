@@ -2,7 +2,8 @@
 //!
 //! An account and kind becomes known by a router's first decision for it. When what routers decide by changes, each router
 //! looks through all that is known and writes what is different; the first to write a change wins, the others find it
-//! there.
+//! there. Where an override was the change, only overrides are looked for: a router whose flags are behind must not undo
+//! what others have written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,16 @@ const GATHER: Duration = Duration::from_millis(100);
 const PAGE: i64 = 5_000;
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// For which differences all that is known is looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Look {
+    Nothing,
+    /// Overrides that have begun or ended.
+    Overrides,
+    /// Those, and every other stage.
+    All,
+}
 
 /// Writes standings and decisions for one router.
 pub struct Recorder {
@@ -50,21 +61,26 @@ impl Recorder {
     /// Records until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let (mut flags, mut overrides) = (self.decider.flags().changed(), self.decider.overrides().changed());
-        // What changed while no router looked.
-        let mut look = true;
+        let mut health = self.decider.flags().health_changed();
+        let mut look = Look::Overrides;
+        // What changed while no router looked, as soon as the flags are not those of an earlier time.
+        let mut first = true;
         let mut waiting: Vec<(String, String)> = Vec::new();
         while !stop.is_cancelled() {
+            if first && !self.stale() {
+                (look, first) = (Look::All, false);
+            }
             let working = async {
-                if look {
+                if look > Look::Nothing {
                     let view = self.decider.view();
                     self.know_overridden(&view).await?;
-                    self.look_through(&view).await?;
+                    self.look_through(&view, look).await?;
                 }
                 self.know(&mut waiting).await
             };
             match stop.run_until_cancelled(working).await {
                 None => return,
-                Some(Ok(())) => look = false,
+                Some(Ok(())) => look = Look::Nothing,
                 Some(Err(error)) => {
                     self.metrics.flips.errors.with_label_values(&["record"]).inc();
                     warn!(%error, "standings and decisions can't be written; tried again");
@@ -73,8 +89,10 @@ impl Recorder {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                Ok(()) = flags.changed() => look = true,
-                Ok(()) = overrides.changed() => look = true,
+                // The source has just said so.
+                Ok(()) = flags.changed() => (look, first) = (Look::All, false),
+                Ok(()) = overrides.changed() => look = look.max(Look::Overrides),
+                Ok(()) = health.changed(), if first => {}
                 more = self.news.recv_many(&mut waiting, BATCH) => {
                     if more == 0 { return }
                     tokio::time::sleep(GATHER).await;
@@ -119,10 +137,14 @@ impl Recorder {
         if standings.is_empty() { Ok(()) } else { self.store.know(&standings).await }
     }
 
+    /// Whether the flags may be older than what others have written: a stored copy, or a source that isn't good.
+    fn stale(&self) -> bool {
+        let health = self.decider.flags().health();
+        health.from_last_good || health.error.is_some()
+    }
+
     /// Compares all that is known with what this router decides.
-    async fn look_through(&self, view: &View) -> Result<(), LedgerError> {
-        // A stored copy may be older than what others have written; only overrides are news then.
-        let stale = self.decider.flags().health().from_last_good;
+    async fn look_through(&self, view: &View, look: Look) -> Result<(), LedgerError> {
         let mut after = (String::new(), None);
         loop {
             let page = self.store.standings(&after.0, after.1.as_deref(), PAGE).await?;
@@ -132,7 +154,10 @@ impl Recorder {
             let changes: Vec<Change> = page
                 .into_iter()
                 .map(|before| Change { after: standing(view, &before.account, &before.kind), before })
-                .filter(|c| c.before.override_id != c.after.override_id || (!stale && c.before.stage != c.after.stage))
+                .filter(|c| {
+                    c.before.override_id != c.after.override_id
+                        || (look == Look::All && c.before.stage != c.after.stage)
+                })
                 .collect();
             self.write(&changes).await?;
             if !full {

@@ -23,8 +23,8 @@ pub struct Asked {
     pub id: Uuid,
     /// The account.
     pub account: String,
-    /// One kind of it; absent for all.
-    pub kind: Option<String>,
+    /// The kinds that have to stand there; an empty one is every kind without a name of its own.
+    pub kinds: Vec<String>,
     /// The stage that it waits for.
     pub to_stage: String,
 }
@@ -52,7 +52,9 @@ pub struct NewFlip {
     /// One kind of it; absent for all.
     pub kind: Option<String>,
     /// Where it stands.
-    pub from: Option<Stage>,
+    pub from: Stage,
+    /// Every kind that is meant, and where it stands; an empty one is every kind without a name of its own.
+    pub kinds: Vec<(String, Stage)>,
     /// Where it is to stand.
     pub to: Stage,
     /// What the change will be called, where that is known.
@@ -199,7 +201,7 @@ impl FlipStore {
         good_at: DateTime<Utc>,
         overrides: &[i64],
     ) -> Result<Vec<Asked>, LedgerError> {
-        let beat = sqlx::query_as("select id, account, kind, to_stage from crossover.router_beat($1, $2, $3, $4, $5)");
+        let beat = sqlx::query_as("select id, account, kinds, to_stage from crossover.router_beat($1, $2, $3, $4, $5)");
         within(beat.bind(id).bind(name).bind(revision).bind(good_at).bind(overrides).fetch_all(&self.pool)).await
     }
 
@@ -252,39 +254,32 @@ impl FlipStore {
         Ok(())
     }
 
-    /// Writes an operator's intent, and where the account stands before if nobody knew.
+    /// Writes an operator's intent.
     pub async fn ask(&self, flip: &NewFlip) -> Result<Uuid, LedgerError> {
         let asked = sqlx::query_scalar(
-            "insert into crossover.flips (until_at, account, kind, from_stage, to_stage, revision, who, why)
-             values (clock_timestamp() + $1 * interval '1 millisecond', $2, $3, $4, $5, $6, $7, $8) returning id",
+            "insert into crossover.flips (until_at, account, kind, from_stage, to_stage, revision, who, why, kinds, froms)
+             values (clock_timestamp() + $1 * interval '1 millisecond', $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id",
         );
+        let (kinds, froms): (Vec<&str>, Vec<&str>) =
+            flip.kinds.iter().map(|(kind, stage)| (kind.as_str(), stage.as_str())).unzip();
         within(
             asked
                 .bind(flip.within.as_millis() as i64)
                 .bind(&flip.account)
                 .bind(&flip.kind)
-                .bind(flip.from.map(Stage::as_str))
+                .bind(flip.from.as_str())
                 .bind(flip.to.as_str())
                 .bind(&flip.revision)
                 .bind(&flip.who)
                 .bind(&flip.why)
+                .bind(kinds)
+                .bind(froms)
                 .fetch_one(&self.pool),
         )
         .await
     }
 
-    /// Notes that (account, kind) stands in `stage`, if nothing is known of it.
-    pub async fn note(
-        &self,
-        account: &str,
-        kind: Option<&str>,
-        stage: Stage,
-        revision: &str,
-    ) -> Result<(), LedgerError> {
-        let (account, kind, revision) = (account.to_owned(), kind.unwrap_or("").to_owned(), revision.to_owned());
-        self.know(&[Standing { account, kind, stage, override_id: None, revision }]).await
-    }
-
+    /// Notes where these stand of which nothing is known.
     pub(super) async fn know(&self, standings: &[Standing]) -> Result<(), LedgerError> {
         let c = Columns::of(standings.iter());
         let known = sqlx::query(

@@ -6,7 +6,9 @@ mod unleash;
 
 use std::process::{Command, Output};
 
+use crossover::flags::edit::{Known, Wish};
 use crossover::flags::{Document, DocumentBuilder};
+use crossover::flips::{self, Place};
 use crossover::interaction::Stage;
 use serde_json::Value;
 
@@ -200,7 +202,7 @@ async fn an_override_beats_the_flags_while_they_are_away_and_ends_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_override_can_be_ended_by_hand_and_outlives_postgres_only_for_its_time() {
+async fn an_override_of_a_kind_shows_while_it_is_in_force_and_can_be_ended_by_hand() {
     let world = world().await;
     let node = world.node_with(ROUTER, |_| {}).await;
     stage_of(&node, &world, "before").await;
@@ -270,4 +272,165 @@ async fn a_hundred_thousand_standings_follow_a_flip_of_everybody() {
     .await;
     assert_eq!(world.scalar::<i64>("select count(*) from crossover.decisions").await, 50_000, "one an account");
     node.stop().await;
+}
+
+/// A copy of the flags as they are: whoever follows it sees no flip.
+fn copy_of(world: &World) -> std::path::PathBuf {
+    let copy = world.fresh("copy.json");
+    std::fs::copy(&world.flags, &copy).unwrap();
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_of_an_account_is_acknowledged_only_when_its_kinds_stand_there_too() {
+    let world = world().await;
+    let account = world.account.as_str();
+    let mut flags = DocumentBuilder::default();
+    flags.account(Stage::Shadow, account).kind(Stage::Live, account, "sync");
+    flags.build().unwrap().write_to(&world.flags).unwrap();
+    let copy = copy_of(&world);
+    let one = world.node_with(ROUTER, |_| {}).await;
+    let late = world.node_with(ROUTER, |config| config.flags.file = copy.clone()).await;
+    let (code, said) = run(&world, &["rollback", account, "--reason", "slow", "--yes", "--timeout", "2s"]).await;
+    assert_eq!((code, said["from"].as_str()), (3, Some("shadow")), "{said}");
+    let states: Vec<_> = said["routers"].as_array().unwrap().iter().map(|r| r["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["seen", "late"], "{said}");
+    let told = decisions(&world, 1).await;
+    assert_eq!([&told[0]["kind"], &told[0]["from"], &told[0]["to"]], ["sync", "live", "shadow"]);
+    assert_eq!([&told[0]["who"], &told[0]["why"]], ["ana@bastion", "slow"]);
+
+    std::fs::copy(&world.flags, &copy).unwrap();
+    let (code, said) = run(&world, &["rollback", account, "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    one.stop().await;
+    late.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_does_not_acknowledge_a_flip_of_the_flags_below_it() {
+    let world = world().await;
+    let copy = copy_of(&world);
+    let node = world.node_with(ROUTER, |config| config.flags.file = copy.clone()).await;
+    let account = world.account.as_str();
+    let order = ["override", account, "--stage", "live", "--for", "10m", "--reason", "test", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    assert_eq!((code, said["took_ms"].is_number()), (0, true), "{said}");
+    let (code, said) = run(&world, &["cutover", account, "--yes", "--timeout", "2s"]).await;
+    assert_eq!((code, said["routers"][0]["state"].as_str()), (3, Some("late")), "{said}");
+    assert!(said["notes"].to_string().contains("keeps it in live until"), "{said}");
+    std::fs::copy(&world.flags, &copy).unwrap();
+    let (code, said) = run(&world, &["cutover", account, "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_with_older_flags_writes_nothing_but_the_override_when_one_begins() {
+    let world = world().await;
+    let copy = copy_of(&world);
+    let one = world.node_with(ROUTER, |_| {}).await;
+    let late = world.node_with(ROUTER, |config| config.flags.file = copy.clone()).await;
+    let account = world.account.as_str();
+    let (code, said) = run(&world, &["cutover", account, "--yes", "--timeout", "1s"]).await;
+    assert_eq!(code, 3, "{said}");
+    assert_eq!(decisions(&world, 1).await[0]["to"], "live");
+    one.stop().await;
+    // Behind the account in the order of a look, so what is said of the account is written with it or not at all.
+    let other = format!("{account}-other");
+    let order = ["override", &other, "--stage", "shadow", "--for", "10m", "--reason", "test", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    assert_eq!(code, 0, "{said}");
+    until("the override is a decision", async || {
+        let written = "select count(*) from crossover.decisions where source = 'override'";
+        (world.scalar::<i64>(written).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(decisions(&world, 1).await.len(), 1, "the older flags are no news");
+    late.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_may_last_for_a_whole_day() {
+    let world = world().await;
+    let begun = "select count(crossover.begin_override('a' || n, null, 'off', '24 hours', 'ana', 'test'))
+        from generate_series(1, 500) n";
+    assert_eq!(world.scalar::<i64>(begun).await, 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_that_postgres_did_not_confirm_is_said_to_be_in_force_perhaps() {
+    let world = world().await;
+    for slow in [
+        "create function crossover.dawdle() returns trigger language plpgsql as $$
+            begin perform pg_sleep(4); return new; end $$",
+        "create trigger dawdle before insert on crossover.overrides for each row execute function crossover.dawdle()",
+    ] {
+        sqlx::query(slow).execute(world.pool()).await.unwrap();
+    }
+    let account = world.account.as_str();
+    let order = ["override", account, "--stage", "off", "--for", "1h", "--reason", "test", "--yes"];
+    let (code, said) = run(&world, &order).await;
+    let error = said["error"].as_str().unwrap();
+    assert!(code == 1 && error.contains("MAY BE IN FORCE"), "{said}");
+    assert!(error.contains(&format!("crossover override {account} --end")), "{error}");
+    until("it is in force after all", async || {
+        (world.scalar::<i64>("select count(*) from crossover.overrides").await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_does_not_wait_for_a_postgres_that_hangs() {
+    let world = world().await;
+    let account = world.account.clone();
+    let (code, _) = run(&world, &["cutover", &account, "--yes"]).await;
+    assert_eq!(code, 0);
+    // Connections come into being, and nobody ever says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nobody@{}/none", silent.local_addr().unwrap());
+    let hangs = [("CROSSOVER_POSTGRES_URL", url.as_str()), ("CROSSOVER_POSTGRES_CONNECT_TIMEOUT", "60s")];
+    let began = std::time::Instant::now();
+    let (code, said) = run_with(&world, &["rollback", &account, "--yes"], &hangs).await;
+    assert_eq!((code, &said["done"]), (3, &Value::Bool(true)), "{said}");
+    assert!(said["notes"].to_string().contains("has not answered within 5s"), "{said}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(Document::read(&world.flags).unwrap().stage(&account, "sync"), Stage::Shadow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_is_refused_when_it_would_be_another_than_the_one_that_was_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flags.json");
+    let write = |edit: &dyn Fn(&mut DocumentBuilder)| {
+        let mut flags = DocumentBuilder::default();
+        edit(flags.account(Stage::Shadow, "acme").account(Stage::Live, "acme"));
+        flags.build().unwrap().write_to(&file).unwrap();
+    };
+    let (place, known) = (Place::File(file.clone()), Known::default());
+    let wish = Wish { account: "acme".to_owned(), kind: None, stage: Stage::Shadow };
+    let flip =
+        async |shown| flips::flip(&place, None, shown, &known, ("ana", None), std::time::Duration::from_secs(5)).await;
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.kind(Stage::Complete, "acme", "sync"));
+    let before = std::fs::read_to_string(&file).unwrap();
+    let refused = flip(shown).await.unwrap_err().to_string();
+    assert!(refused.contains("needs other changes now") && refused.contains("crossover-complete"), "{refused}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.account(Stage::Complete, "acme"));
+    let refused = flip(shown).await.unwrap_err().to_string();
+    assert!(refused.contains("was in live and is in complete"), "{refused}");
+
+    write(&|_| {});
+    let shown = place.plan(&wish, &known).await.unwrap();
+    write(&|flags| _ = flags.account(Stage::Live, "globex"));
+    flip(shown).await.unwrap();
+    assert_eq!(
+        Document::read(&file).unwrap().stage("acme", "sync"),
+        Stage::Shadow,
+        "an edit for others is no other flip"
+    );
 }

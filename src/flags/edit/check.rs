@@ -41,14 +41,21 @@ pub(super) fn kinds_meant(document: &Document, wish: &Wish, known: &Known) -> BT
     }
 }
 
-/// Where what is meant stands, and which kinds stand elsewhere.
-pub(super) fn stands(document: &Document, wish: &Wish, known: &Known) -> (Stage, Vec<(String, Stage)>) {
+/// Where what is meant stands, and each kind of it.
+pub(super) fn stands(
+    document: &Document,
+    after: &Document,
+    wish: &Wish,
+    known: &Known,
+) -> (Stage, Vec<(String, Stage)>) {
     let from = document.stage(&wish.account, wish.kind.as_deref().unwrap_or(ANY_OTHER));
-    let kinds = kinds_meant(document, wish, known).into_iter().map(|kind| {
+    let mut kinds = kinds_meant(document, wish, known);
+    kinds.extend(kinds_meant(after, wish, known));
+    let standing = |kind: String| {
         let stage = document.stage(&wish.account, &kind);
         (kind, stage)
-    });
-    (from, kinds.filter(|(_, stage)| *stage != from).collect())
+    };
+    (from, kinds.into_iter().map(standing).collect())
 }
 
 /// Refuses a change that misses its mark or hits others.

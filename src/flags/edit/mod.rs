@@ -91,6 +91,16 @@ impl Change {
             Change::Names { flag, .. } | Change::Add { flag, .. } | Change::Enable { flag } => *flag,
         }
     }
+
+    /// Whether both come to the same for the account, and for the flag as such.
+    fn is_like(&self, other: &Change, account: &str) -> bool {
+        let lists = |change: &Change| match change {
+            Change::Names { after, .. } => Some(after.iter().any(|name| name == account)),
+            Change::Add { .. } => Some(true),
+            Change::Enable { .. } => None,
+        };
+        self.flag() == other.flag() && lists(self) == lists(other)
+    }
 }
 
 impl fmt::Display for Change {
@@ -132,8 +142,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// Where what was asked about stands now.
     pub from: Stage,
-    /// Where the account's kinds stand that don't stand there, as (kind, stage).
-    pub apart: Vec<(String, Stage)>,
+    /// Every kind that is meant, and where it stands now; an empty one is every kind without a name of its own.
+    pub kinds: Vec<(String, Stage)>,
     /// The flags as they would be.
     pub after: Document,
 }
@@ -155,8 +165,22 @@ impl Document {
         let text = text::apply(self.text(), &changes);
         let after = Document::parse(&text).map_err(Refusal::Broken)?;
         check::check(self, &after, wish, known, &features)?;
-        let (from, apart) = check::stands(self, wish, known);
-        Ok(Plan { changes, from, apart, after })
+        let (from, kinds) = check::stands(self, &after, wish, known);
+        Ok(Plan { changes, from, kinds, after })
+    }
+}
+
+impl Plan {
+    /// Whether `now`, planned later for the same wish, is the same step: from the same stages, and no flag has another
+    /// change in it for the account. In which strategy the account is listed may be another.
+    pub fn covers(&self, now: &Plan, account: &str) -> bool {
+        let known = |change: &Change| self.changes.iter().any(|one| one.is_like(change, account));
+        self.from == now.from && self.apart().eq(now.apart()) && now.changes.iter().all(known)
+    }
+
+    /// The kinds of the account that don't stand where it stands.
+    pub fn apart(&self) -> impl Iterator<Item = &(String, Stage)> {
+        self.kinds.iter().filter(|(_, stage)| *stage != self.from)
     }
 }
 

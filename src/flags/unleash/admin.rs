@@ -10,6 +10,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, StatusCode, Url};
 use serde_json::{Value, json};
 
+use super::answer::off;
 use crate::config;
 use crate::flags::document::{Document, Fault, Flag};
 use crate::flags::edit::{Change, List};
@@ -22,6 +23,7 @@ pub struct Admin {
     project: String,
     environment: String,
     timeout: Duration,
+    accept_missing: Vec<Flag>,
 }
 
 /// The flags in Unleash as they were read, and which of its strategies is which.
@@ -30,6 +32,64 @@ pub struct Stored {
     /// The flags, as a file would hold them.
     pub document: Document,
     places: BTreeMap<Flag, Vec<Placed>>,
+    unread: BTreeMap<Flag, Unread>,
+}
+
+/// A flag that could not be read, and is off in the document.
+#[derive(Debug)]
+struct Unread {
+    found: Value,
+    why: Unreadable,
+}
+
+#[derive(Debug, Clone)]
+enum Unreadable {
+    /// The flag, the project and the environment; and whether that is meant.
+    Missing {
+        what: String,
+        meant: bool,
+    },
+    Faults(Vec<Fault>),
+}
+
+impl From<Unreadable> for AdminError {
+    fn from(why: Unreadable) -> Self {
+        match why {
+            Unreadable::Missing { what, .. } => Self::Missing { what },
+            Unreadable::Faults(faults) => Self::Faults(faults),
+        }
+    }
+}
+
+impl Stored {
+    /// Refuses changes of a flag that could not be read, and a plan for an account that such a flag names: what is off
+    /// in the document may be on.
+    pub fn allows(&self, account: &str, changes: &[Change]) -> Result<(), AdminError> {
+        let touched = |(flag, unread): &(&Flag, &Unread)| {
+            changes.iter().any(|change| change.flag() == **flag) || names(&unread.found, account)
+        };
+        self.unread.iter().find(touched).map_or(Ok(()), |(_, unread)| Err(unread.why.clone().into()))
+    }
+
+    /// What could not be read and need not be changed.
+    pub fn notes(&self) -> Vec<String> {
+        let unknown = |unread: &&Unread| !matches!(unread.why, Unreadable::Missing { meant: true, .. });
+        let line = |unread: &Unread| {
+            let error = AdminError::from(unread.why.clone());
+            format!("{error}; taken for off here, while routers go by its last definition")
+        };
+        self.unread.values().filter(unknown).map(line).collect()
+    }
+}
+
+/// Whether an account is among the texts of a flag, or in a list of one.
+fn names(found: &Value, account: &str) -> bool {
+    match found {
+        Value::String(text) => text.split(',').any(|name| name.trim() == account),
+        Value::Array(list) => list.iter().any(|one| names(one, account)),
+        Value::Object(fields) => fields.values().any(|one| names(one, account)),
+        _ => false,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -118,27 +178,56 @@ impl Admin {
         let base =
             Url::parse(base.strip_suffix("/api").unwrap_or(base)).map_err(|_| setting("flags.admin_url is no URL"))?;
         let (project, environment) = (config.project.clone(), config.environment.clone());
-        Ok(Self { client, base, project, environment, timeout: config.timeout })
+        let accepted = |flag: &Flag| config.accept_missing.contains(&flag.name());
+        let accept_missing = Flag::ALL.into_iter().filter(accepted).collect();
+        Ok(Self { client, base, project, environment, timeout: config.timeout, accept_missing })
     }
 
-    /// Reads the four flags.
+    /// Reads the four flags. One that is missing or can't be used keeps none of the others from being changed.
     pub async fn read(&self) -> Result<Stored, AdminError> {
-        let (mut features, mut places) = (Vec::new(), BTreeMap::new());
-        let mut segments = Vec::new();
+        let (mut features, mut places, mut unread) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for flag in Flag::ALL {
             let what = format!("{} of project {} in environment {}", flag.name(), self.project, self.environment);
-            let found = self.call(Method::GET, self.path(flag, &[]), None, &what).await?;
+            let found = match self.call(Method::GET, self.path(flag, &[]), None, &what).await {
+                Err(AdminError::Missing { what }) => {
+                    let why = Unreadable::Missing { what, meant: self.accept_missing.contains(&flag) };
+                    unread.insert(flag, Unread { found: Value::Null, why });
+                    Value::Null
+                }
+                other => other?,
+            };
             let (feature, placed) = normal(flag, &found);
-            features.push(feature);
+            features.push((flag, feature));
             places.insert(flag, placed);
         }
-        if features.iter().any(uses_segments) {
-            let list = self.call(Method::GET, self.url(&["segments"]), None, "segments").await?;
-            segments = list["segments"].as_array().into_iter().flatten().map(segment).collect();
+        // That is another project or environment.
+        if unread.len() == Flag::ALL.len()
+            && let Some((_, Unread { why, .. })) = unread.pop_first()
+        {
+            return Err(why.into());
         }
-        let document = json!({ "version": 2, "features": features, "segments": segments });
-        let document = Document::parse(&document.to_string()).map_err(AdminError::Faults)?;
-        Ok(Stored { document, places })
+        let segments = match features.iter().any(|(_, feature)| uses_segments(feature)) {
+            true => self.call(Method::GET, self.url(&["segments"]), None, "segments").await?,
+            false => Value::Null,
+        };
+        let segments: Vec<Value> = segments["segments"].as_array().into_iter().flatten().map(segment).collect();
+        let document = |features: &[&Value]| {
+            let document = json!({ "version": 2, "features": features, "segments": segments });
+            Document::parse(&document.to_string())
+        };
+        for n in 0..features.len() {
+            let others: Vec<Value> = features.iter().map(|(flag, _)| off(*flag)).collect();
+            let alone: Vec<&Value> =
+                (0..others.len()).map(|m| if m == n { &features[n].1 } else { &others[m] }).collect();
+            if let Err(faults) = document(&alone) {
+                let (flag, feature) = &mut features[n];
+                let found = std::mem::replace(feature, off(*flag));
+                unread.insert(*flag, Unread { found, why: Unreadable::Faults(faults) });
+            }
+        }
+        let features: Vec<&Value> = features.iter().map(|(_, feature)| feature).collect();
+        let document = document(&features).map_err(AdminError::Faults)?;
+        Ok(Stored { document, places, unread })
     }
 
     /// Makes one change of what `stored` holds; false: its strategy is no longer what it was, and nothing was changed.

@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use crossover::config::{Config, FlagSource, Secret, SecretUrl};
-use crossover::flags::edit::{Known, Wish};
-use crossover::flips::{self, Place};
 use crossover::provision::Unleash;
 use reqwest::Method;
 use serde_json::json;
@@ -167,4 +165,37 @@ async fn a_token_that_may_not_is_named_and_never_shown() {
     assert_eq!(code, 1);
     let error = said["error"].as_str().unwrap();
     assert!(error.contains("flags.admin_token") && !error.contains(&unleash.backend_token), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flag_that_is_odd_or_missing_in_unleash_keeps_only_its_own_changes_from_being_made() {
+    let unleash = servers::own_unleash().await;
+    let (mut config, known) = (Config::defaults(), Known::default());
+    follows(&mut config, &unleash);
+    let place = Place::of(&config.flags).unwrap();
+    let flip = async |place: &Place, stage| {
+        let wish = Wish { account: "acme".to_owned(), kind: None, stage };
+        let planned = place.plan(&wish, &known).await.map_err(|error| error.to_string())?;
+        let notes = planned.notes();
+        let flipped = flips::flip(place, None, planned, &known, ("ana", None), Duration::from_secs(5)).await;
+        flipped.map(|_| notes).map_err(|error| error.to_string())
+    };
+    // It asks for addresses, of which two routers know different ones.
+    let odd = json!({ "name": "remoteAddress", "constraints": [], "parameters": { "IPs": "" } });
+    admin(&unleash, Method::POST, "crossover-complete/environments/development/strategies", odd).await;
+    let notes = flip(&place, Stage::Live).await.unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("remoteAddress"), "{notes:?}");
+    assert!(flip(&place, Stage::Complete).await.unwrap_err().contains("remoteAddress"));
+
+    // Archived alone, it still answers to the admin API.
+    admin(&unleash, Method::DELETE, "crossover-complete", Value::Null).await;
+    let archive = format!("{}/api/admin/archive/crossover-complete", unleash.url);
+    let deleted = reqwest::Client::new().delete(archive).header("Authorization", &unleash.admin_token).send().await;
+    assert!(deleted.unwrap().status().is_success());
+    let notes = flip(&place, Stage::Shadow).await.unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("Unleash has no crossover-complete"), "{notes:?}");
+    assert!(flip(&place, Stage::Complete).await.unwrap_err().contains("Unleash has no crossover-complete"));
+    config.flags.accept_missing = vec!["crossover-complete"];
+    let accepting = Place::of(&config.flags).unwrap();
+    assert_eq!(flip(&accepting, Stage::Live).await.unwrap(), Vec::<String>::new());
 }
