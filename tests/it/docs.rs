@@ -112,9 +112,9 @@ fn the_page_of_divergences_has_a_section_for_each_verdict_and_class() {
 #[test]
 fn every_command_in_the_readme_and_the_docs_is_one() {
     let mut pages = vec![root().join("README.md")];
-    pages.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    pages.extend(markdown("docs"));
     let mut seen = 0;
-    for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
+    for page in &pages {
         let text = std::fs::read_to_string(page).unwrap();
         for block in text.split("```sh\n").skip(1) {
             for line in block.split("```").next().unwrap().lines() {
@@ -126,6 +126,30 @@ fn every_command_in_the_readme_and_the_docs_is_one() {
         }
     }
     assert!(seen >= 5, "only {seen} commands were found; is the README still written with ```sh blocks?");
+}
+
+#[test]
+fn the_readme_names_every_command_and_leads_to_every_page() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = format!("crossover {}", command.get_name());
+        assert!(readme.contains(&name) || readme.contains(&format!("-- {}", command.get_name())), "{name}");
+    }
+    let links: Vec<&str> = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+    for link in &links {
+        assert!(root().join(link).exists(), "README.md leads to {link}, which is not there");
+    }
+    for page in markdown("docs").iter().chain(&markdown("dashboards")) {
+        let page = page.strip_prefix(root()).unwrap().to_str().unwrap();
+        assert!(links.contains(&page), "README.md does not lead to {page}");
+    }
+    assert!(links.contains(&"docs/runbook/README.md"));
+}
+
+/// The pages of a folder.
+fn markdown(folder: &str) -> Vec<std::path::PathBuf> {
+    let files = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "md")).collect()
 }
 
 /// The arguments of a line that runs crossover, behind variables and without comments and redirections.
