@@ -68,7 +68,7 @@ pub(super) async fn enqueue(
             return problem.into_response();
         }
     };
-    if let Some(wait) = wait {
+    if let Some(wait) = wait.filter(|_| answer.pinned) {
         let left = api.request_timeout.saturating_sub(began.elapsed());
         let end = api.waiters.wait(answer.id, wait.min(api.max_wait).min(left)).await;
         answer.end(end);
@@ -95,8 +95,8 @@ pub(super) async fn accept(api: &Api, body: &[u8], faults: Vec<Fault>) -> Result
             How::Pending => StatusCode::ACCEPTED,
             How::Conflict => StatusCode::CONFLICT,
         };
-        let Accepted { id, key, owner, stage, epoch, .. } = accepted;
-        (status, Answer { id, key, owner, stage, epoch, end: None })
+        let Accepted { id, key, owner, stage, epoch, pinned, .. } = accepted;
+        (status, Answer { id, key, owner, stage, epoch, pinned, end: None })
     });
     let pinned = answered.as_ref().ok().map(|(_, answer)| (answer.stage, answer.owner));
     let status = answered.as_ref().map_or_else(Problem::status, |(status, _)| *status);

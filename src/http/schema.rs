@@ -65,6 +65,9 @@ pub(super) struct Answer {
     pub(super) stage: Stage,
     /// Grows when ownership moves.
     pub(super) epoch: i32,
+    /// Whether its end can be waited for.
+    #[serde(skip)]
+    pub(super) pinned: bool,
     /// How it ended, where `?wait=` was asked for and it ended in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) end: Option<End>,
