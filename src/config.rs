@@ -390,7 +390,7 @@ impl Config {
                 max_batch: r.integer("http.max_batch", 500, 1..=10_000),
                 max_batch_bytes: r.integer("http.max_batch_bytes", 8_388_608, 1024..=268_435_456),
                 max_wait: r.duration("http.max_wait", "30s", "0s", "10m"),
-                max_waiters: r.integer("http.max_waiters", 1_000, 0..=100_000),
+                max_waiters: r.integer("http.max_waiters", 500, 0..=100_000),
                 max_requests: r.integer("http.max_requests", 1_000, 1..=100_000),
                 rate: r.integer("http.rate", 0, 0..=1_000_000),
                 burst: r.integer("http.burst", 100, 1..=1_000_000),
@@ -486,6 +486,12 @@ impl Config {
     fn check_together(&self, r: &mut Reader) {
         if let Some(problem) = self.open_to_strangers() {
             r.fault("http.listen", problem);
+        }
+        if self.http.max_waiters >= self.http.max_requests {
+            r.fault(
+                "http.max_waiters",
+                "must be less than http.max_requests, or callers who wait leave no room for others",
+            );
         }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");

@@ -115,13 +115,17 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) -> std
 /// Every route, by the scope that it asks for.
 fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
+    let room = from_fn_with_state(api.clone(), guard::room);
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
-    let read = OpenApiRouter::new().routes(routes!(interactions::look_up)).routes(routes!(health::metrics));
+    let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
+    let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new().routes(routes!(interactions::cancel));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
-        .merge(enqueue.route_layer(with(Scope::Enqueue)))
-        .merge(read.route_layer(with(Scope::Read)))
-        .merge(operate.route_layer(with(Scope::Operate)))
+        .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
+        .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))
+        .merge(operate.route_layer(room).route_layer(with(Scope::Operate)))
+        // However busy it is, it can be seen.
+        .merge(watch.route_layer(with(Scope::Read)))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .routes(routes!(openapi::openapi))
