@@ -164,6 +164,10 @@ pub struct Http {
     pub max_waiters: usize,
     /// So many requests are worked on at once; further ones are refused with 503.
     pub max_requests: usize,
+    /// So many connections are open at once; further ones wait until one is over.
+    pub max_connections: usize,
+    /// A connection that is idle for so long, or does not send the head of its request within it, is closed.
+    pub header_timeout: Duration,
     /// Requests a second of one token, or of one address without tokens; further ones are refused with 429. 0: no limit.
     pub rate: u32,
     /// So many may come at once before the rate counts.
@@ -392,6 +396,8 @@ impl Config {
                 max_wait: r.duration("http.max_wait", "30s", "0s", "10m"),
                 max_waiters: r.integer("http.max_waiters", 500, 0..=100_000),
                 max_requests: r.integer("http.max_requests", 1_000, 1..=100_000),
+                max_connections: r.integer("http.max_connections", 4_000, 1..=100_000),
+                header_timeout: r.duration("http.header_timeout", "30s", "100ms", "10m"),
                 rate: r.integer("http.rate", 0, 0..=1_000_000),
                 burst: r.integer("http.burst", 100, 1..=1_000_000),
                 tokens: Self::tokens(r),

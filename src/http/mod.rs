@@ -6,6 +6,7 @@
 mod auth;
 mod batch;
 mod body;
+mod connections;
 mod guard;
 mod health;
 mod interactions;
@@ -15,7 +16,6 @@ mod problem;
 mod schema;
 mod wait;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ pub struct Api {
     stop: CancellationToken,
     guard: Guard,
     waiters: Waiters,
+    connections: connections::Bounds,
     max_payload: usize,
     max_batch: usize,
     max_batch_bytes: usize,
@@ -80,6 +81,7 @@ impl Api {
             flags,
             guard: Guard::new(http),
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
+            connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
             metrics,
             stop,
@@ -94,22 +96,20 @@ impl Api {
 }
 
 /// Serves until the API's `stop`, then answers what has come in, for as long as `grace`.
-pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
     let stop = api.stop.clone();
     let stopped = stop.clone();
-    let service = routes(api.clone()).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let server = connections::serve(listener, routes(api.clone()), api.connections, api.metrics.clone(), stopped);
     let late = async move {
         stop.cancelled().await;
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
-        served = server.into_future() => served?,
+        () = server => {}
         () = api.waiters.look() => {}
         () = late => warn!(?grace, "callers that did not finish are cut off"),
     }
     info!("the HTTP server has stopped");
-    Ok(())
 }
 
 /// Every route, by the scope that it asks for.
