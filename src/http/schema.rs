@@ -196,7 +196,7 @@ pub(super) struct Found {
     sides: Sides,
     /// Attempts of both sides that have ended, oldest first.
     attempts: Vec<FoundAttempt>,
-    /// What the comparator makes of it; null where it has not taken notice of it (yet, or because it was dropped).
+    /// What the comparator makes of it; null where it has not taken notice of it yet, or keeps it no longer.
     observation: Option<FoundObservation>,
 }
 
