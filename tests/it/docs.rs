@@ -127,7 +127,7 @@ fn every_command_in_the_readme_and_the_docs_is_one() {
         for inline in text.split('`').filter(|text| text.starts_with("crossover ") && !text.contains(['\n', '…'])) {
             let named: Vec<_> = inline.split_whitespace().map(example).collect();
             // Without arguments it only names the command.
-            let parsed = if named.len() > 2 { Cli::try_parse_from(&named).map(drop) } else { is_one(&named[1]) };
+            let parsed = if named.len() > 2 { Cli::try_parse_from(&named).map(drop) } else { is_one(named[1]) };
             assert!(parsed.is_ok(), "{}: `{inline}`: {}", page.display(), parsed.unwrap_err());
         }
     }
