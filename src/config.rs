@@ -164,6 +164,10 @@ pub struct Http {
     pub max_waiters: usize,
     /// So many requests are worked on at once; further ones are refused with 503.
     pub max_requests: usize,
+    /// So many connections are open at once; further ones wait until one is over.
+    pub max_connections: usize,
+    /// A connection that is idle for so long, or does not send the head of its request within it, is closed.
+    pub header_timeout: Duration,
     /// Requests a second of one token, or of one address without tokens; further ones are refused with 429. 0: no limit.
     pub rate: u32,
     /// So many may come at once before the rate counts.
@@ -390,8 +394,10 @@ impl Config {
                 max_batch: r.integer("http.max_batch", 500, 1..=10_000),
                 max_batch_bytes: r.integer("http.max_batch_bytes", 8_388_608, 1024..=268_435_456),
                 max_wait: r.duration("http.max_wait", "30s", "0s", "10m"),
-                max_waiters: r.integer("http.max_waiters", 1_000, 0..=100_000),
+                max_waiters: r.integer("http.max_waiters", 500, 0..=100_000),
                 max_requests: r.integer("http.max_requests", 1_000, 1..=100_000),
+                max_connections: r.integer("http.max_connections", 4_000, 1..=100_000),
+                header_timeout: r.duration("http.header_timeout", "30s", "100ms", "10m"),
                 rate: r.integer("http.rate", 0, 0..=1_000_000),
                 burst: r.integer("http.burst", 100, 1..=1_000_000),
                 tokens: Self::tokens(r),
@@ -486,6 +492,12 @@ impl Config {
     fn check_together(&self, r: &mut Reader) {
         if let Some(problem) = self.open_to_strangers() {
             r.fault("http.listen", problem);
+        }
+        if self.http.max_waiters >= self.http.max_requests {
+            r.fault(
+                "http.max_waiters",
+                "must be less than http.max_requests, or callers who wait leave no room for others",
+            );
         }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");

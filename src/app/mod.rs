@@ -149,11 +149,7 @@ impl App {
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let api = Api::new(router, flags.clone(), ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
-        incoming.1.spawn(async move {
-            if let Err(error) = http::serve(listener, Arc::new(api), grace).await {
-                warn!(%error, "the HTTP server ended");
-            }
-        });
+        incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if let Some(executor) = executor {
             parts.spawn_workers(config, &servers, executor, &working)?;
         }

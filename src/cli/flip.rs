@@ -305,7 +305,7 @@ fn tell(report: &Report, seen: bool) {
         (false, _, true) => println!("{who}: changed to {}; the routers can't be asked", report.to),
         (false, _, false) => println!(
             "{who}: changed to {}, but NOT EVERY ROUTER IS KNOWN TO DECIDE SO; `crossover routers` shows them, \
-             `crossover routers --forget` takes one out whose process is gone",
+             `crossover routers --forget ID --yes` takes one out whose process is gone",
             report.to
         ),
     }

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long)]
     kind: Option<String>,
     /// The stage: off, shadow, live or complete
-    #[arg(long, conflicts_with = "end", requires = "account")]
+    #[arg(long, conflicts_with = "end", requires_all = ["account", "lasts", "reason"])]
     stage: Option<Stage>,
     /// For how long, at most 24h
     #[arg(long = "for", value_name = "TIME", value_parser = lasting, requires = "stage")]
@@ -58,10 +58,10 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         let overrides = super::routers::store(&context).await?.overrides().await?;
         return list(&overrides, context.json);
     };
-    match args.stage {
-        None if args.end => end(&args, &account, context).await,
-        None => Err("say what: --stage STAGE --for TIME --reason TEXT, or --end".into()),
-        Some(stage) => begin(&args, &account, stage, context).await,
+    match (args.stage, args.lasts) {
+        (Some(stage), Some(lasts)) => begin(&args, &account, stage, lasts, context).await,
+        _ if args.end => end(&args, &account, context).await,
+        _ => Err("say what: --stage STAGE --for TIME --reason TEXT, or --end".into()),
     }
 }
 
@@ -82,8 +82,7 @@ fn list(overrides: &[OverrideRow], json: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn begin(args: &Args, account: &str, stage: Stage, context: Context) -> Outcome {
-    let lasts = args.lasts.ok_or("say for how long, like --for 2h")?;
+async fn begin(args: &Args, account: &str, stage: Stage, lasts: Duration, context: Context) -> Outcome {
     let why = args.reason.clone().filter(|why| !why.trim().is_empty()).ok_or("say why, with --reason")?;
     let config = context.load()?;
     let wish = Wish { account: account.to_owned(), kind: args.kind.clone(), stage };
@@ -97,7 +96,7 @@ async fn begin(args: &Args, account: &str, stage: Stage, context: Context) -> Ou
     let new = NewOverride { account: wish.account, kind: wish.kind, stage, lasts, who: config.operator, why };
     let begun = record.store.begin_override(&new).await;
     let id = begun.map_err(|error| not_begun(&new, error))?.ok_or(
-        "another override of it is in force; `crossover override` shows it, `crossover override ACCOUNT --end` ends it",
+        "another override of it is in force; `crossover override` shows it, `crossover override ACCOUNT --end --yes` ends it",
     )?;
     report.done = true;
     report.revision = Some(format!("override:{id}"));

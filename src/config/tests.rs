@@ -105,6 +105,13 @@ fn a_section_given_as_a_value_is_a_fault() {
 }
 
 #[test]
+fn callers_who_wait_leave_room_for_others() {
+    let found = faults("[http]\nmax_requests = 100\nmax_waiters = 100", &[]).join("\n");
+    assert!(found.contains("http.max_waiters") && found.contains("http.max_requests"), "{found}");
+    load("[http]\nmax_requests = 100\nmax_waiters = 99", &[]).unwrap();
+}
+
+#[test]
 fn a_poll_slower_than_the_lease_is_a_fault() {
     let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
     assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");

@@ -77,7 +77,7 @@ impl Presence {
         }
         if let Err(error) = self.store.deregister(self.id).await {
             self.failed("deregister");
-            warn!(%error, "this router could not deregister; `crossover routers --forget {}` does it", self.id);
+            warn!(%error, "this router could not deregister; `crossover routers --forget {} --yes` does it", self.id);
         }
     }
 

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::stream::{self, StreamExt};
 use serde_json::value::RawValue;
 
+use super::guard::Caller;
 use super::interactions::{accept, open};
 use super::schema::{Batch, BatchAnswer, ItemAnswer};
 use super::{Api, Problem, Shared, body};
@@ -29,12 +30,19 @@ const AT_ONCE: usize = 8;
     responses((status = 200, description = "The batch was read; each of its answers has a status of its own.", body = BatchAnswer)),
     security(("token" = ["enqueue"]))
 )]
-pub(super) async fn batch(State(api): Shared, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn batch(
+    State(api): Shared,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let began = Instant::now();
     let items = async {
         open(&api)?;
         let body = body::read(&headers, body, api.max_batch_bytes, api.request_timeout).await?;
-        Ok::<_, Problem>(request::parse_batch(&body, api.max_batch)?)
+        let items = request::parse_batch(&body, api.max_batch)?;
+        api.guard.charge(&caller, items.len(), &api.metrics)?;
+        Ok::<_, Problem>(items)
     };
     match items.await {
         Ok(items) => Json(BatchAnswer { answers: all(&api, &items, began).await }).into_response(),

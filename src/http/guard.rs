@@ -5,10 +5,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::{DefaultKeyedRateLimiter, InsufficientCapacity, Quota, RateLimiter};
 use tokio::sync::Semaphore;
 
 use super::auth::Auth;
@@ -21,12 +22,13 @@ use crate::metrics::Metrics;
 pub(super) struct Guard {
     pub(super) auth: Auth,
     rate: Option<DefaultKeyedRateLimiter<Caller>>,
+    burst: NonZeroU32,
     room: Semaphore,
 }
 
 /// Whose requests are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Caller {
+pub(super) enum Caller {
     Token(String),
     Address(Option<IpAddr>),
 }
@@ -40,24 +42,42 @@ const CALLERS: usize = 10_000;
 
 impl Guard {
     pub(super) fn new(http: &config::Http) -> Self {
-        let quota = |rate| Quota::per_second(rate).allow_burst(NonZeroU32::new(http.burst).unwrap_or(NonZeroU32::MIN));
+        let burst = NonZeroU32::new(http.burst).unwrap_or(NonZeroU32::MIN);
+        let quota = |rate| Quota::per_second(rate).allow_burst(burst);
         Self {
             auth: Auth::new(http.tokens.clone()),
             rate: NonZeroU32::new(http.rate).map(|rate| RateLimiter::keyed(quota(rate))),
+            burst,
             room: Semaphore::new(http.max_requests),
         }
     }
 
-    /// Whether this caller may come now; else in how many seconds.
-    fn on_time(&self, caller: Caller) -> Result<(), u32> {
+    /// Whether this caller may come now, with what counts as `n` requests.
+    fn on_time(&self, caller: &Caller, n: NonZeroU32) -> Result<(), Problem> {
         let Some(rate) = &self.rate else { return Ok(()) };
         if rate.len() > CALLERS {
             rate.retain_recent();
         }
-        rate.check_key(&caller).map_err(|early| {
-            let wait = early.wait_time_from(DefaultClock::default().now());
-            u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)
-        })
+        match rate.check_key_n(caller, n) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(early)) => {
+                let wait = early.wait_time_from(DefaultClock::default().now());
+                Err(Problem::too_many(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)))
+            }
+            Err(InsufficientCapacity(most)) => Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("counts as more requests than http.burst ({most}) allows at once; send smaller batches"),
+            )),
+        }
+    }
+
+    /// Whether the caller of a batch may send `items` at once; its request was counted as one of them.
+    pub(super) fn charge(&self, caller: &Caller, items: usize, metrics: &Metrics) -> Result<(), Problem> {
+        let all = NonZeroU32::new(u32::try_from(items).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN);
+        let Some(more) = NonZeroU32::new(all.get() - 1) else { return Ok(()) };
+        // What is larger than a burst never finds the room, however long its caller waits.
+        let n = if all > self.burst { all } else { more };
+        self.on_time(caller, n).inspect_err(|_| metrics.http.refused.with_label_values(&["rate"]).inc())
     }
 }
 
@@ -71,8 +91,8 @@ pub(super) async fn guard(State((api, scope)): State<(Arc<Api>, Scope)>, mut req
         Ok(Some(token)) => Caller::Token(token.name.clone()),
         Ok(None) | Err(_) => Caller::Address(address),
     };
-    if let Err(seconds) = guard.on_time(caller) {
-        return refused(&api.metrics, "rate", Problem::too_many(seconds));
+    if let Err(problem) = guard.on_time(&caller, NonZeroU32::MIN) {
+        return refused(&api.metrics, "rate", problem);
     }
     let token = match who {
         Ok(token) => token.cloned(),
@@ -84,11 +104,17 @@ pub(super) async fn guard(State((api, scope)): State<(Arc<Api>, Scope)>, mut req
     if let Err(problem) = Auth::may(token.as_ref(), scope) {
         return refused(&api.metrics, "scope", problem);
     }
-    let Ok(_place) = guard.room.try_acquire() else {
+    request.extensions_mut().insert(Who(token));
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// Lets a request through while there is room for it.
+pub(super) async fn room(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let Ok(_place) = api.guard.room.try_acquire() else {
         let detail = "as many requests as http.max_requests allows are being worked on; come back in a second";
         return refused(&api.metrics, "busy", Problem::unavailable(detail));
     };
-    request.extensions_mut().insert(Who(token));
     next.run(request).await
 }
 

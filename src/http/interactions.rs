@@ -16,6 +16,7 @@ use super::schema::{Answer, Cancelled, Found, LookedUp, NewInteraction, Unpinned
 use super::{Api, Problem, Shared, body};
 use crate::config::tokens::Scope;
 use crate::ledger::Cancelling;
+use crate::report;
 use crate::router::request::{Fault, RequestError};
 use crate::router::{Accepted, How, Router, request};
 
@@ -68,7 +69,7 @@ pub(super) async fn enqueue(
             return problem.into_response();
         }
     };
-    if let Some(wait) = wait {
+    if let Some(wait) = wait.filter(|_| answer.pinned) {
         let left = api.request_timeout.saturating_sub(began.elapsed());
         let end = api.waiters.wait(answer.id, wait.min(api.max_wait).min(left)).await;
         answer.end(end);
@@ -95,8 +96,8 @@ pub(super) async fn accept(api: &Api, body: &[u8], faults: Vec<Fault>) -> Result
             How::Pending => StatusCode::ACCEPTED,
             How::Conflict => StatusCode::CONFLICT,
         };
-        let Accepted { id, key, owner, stage, epoch, .. } = accepted;
-        (status, Answer { id, key, owner, stage, epoch, end: None })
+        let Accepted { id, key, owner, stage, epoch, pinned, .. } = accepted;
+        (status, Answer { id, key, owner, stage, epoch, pinned, end: None })
     });
     let pinned = answered.as_ref().ok().map(|(_, answer)| (answer.stage, answer.owner));
     let status = answered.as_ref().map_or_else(Problem::status, |(status, _)| *status);
@@ -135,7 +136,7 @@ fn wait_of(query: &[(String, String)]) -> Result<Option<Duration>, Vec<Fault>> {
 
 /// Look an interaction up
 ///
-/// Its state, its pin, the attempts of both sides, and its result.
+/// Its state, its pin, the attempts of both sides, its result, and what the comparator makes of it.
 #[utoipa::path(
     get, path = "/v1/interactions/{id}", tag = "interactions",
     params(("id" = Uuid, Path, description = "As the enqueue answered it.")),
@@ -149,7 +150,10 @@ pub(super) async fn look_up(State(api): Shared, Path(id): Path<String>) -> Respo
     let answered = async {
         let id = id_of(&id)?;
         match api.ledger.story(id).await {
-            Ok(Some(story)) => Ok(Json(LookedUp::Pinned(Box::new(Found::from(story))))),
+            Ok(Some(story)) => match report::observation(&api.ledger, id).await {
+                Ok(observation) => Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, observation))))),
+                Err(error) => Err(Problem::unavailable(error.to_string())),
+            },
             Ok(None) => unpinned(&api, id).await.map(|found| Json(LookedUp::Unpinned(found))),
             Err(error) => Err(Problem::unavailable(error.to_string())),
         }

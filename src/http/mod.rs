@@ -6,6 +6,7 @@
 mod auth;
 mod batch;
 mod body;
+mod connections;
 mod guard;
 mod health;
 mod interactions;
@@ -15,7 +16,6 @@ mod problem;
 mod schema;
 mod wait;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ pub struct Api {
     stop: CancellationToken,
     guard: Guard,
     waiters: Waiters,
+    connections: connections::Bounds,
     max_payload: usize,
     max_batch: usize,
     max_batch_bytes: usize,
@@ -80,6 +81,7 @@ impl Api {
             flags,
             guard: Guard::new(http),
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
+            connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
             metrics,
             stop,
@@ -94,34 +96,36 @@ impl Api {
 }
 
 /// Serves until the API's `stop`, then answers what has come in, for as long as `grace`.
-pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
     let stop = api.stop.clone();
     let stopped = stop.clone();
-    let service = routes(api.clone()).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let server = connections::serve(listener, routes(api.clone()), api.connections, api.metrics.clone(), stopped);
     let late = async move {
         stop.cancelled().await;
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
-        served = server.into_future() => served?,
+        () = server => {}
         () = api.waiters.look() => {}
         () = late => warn!(?grace, "callers that did not finish are cut off"),
     }
     info!("the HTTP server has stopped");
-    Ok(())
 }
 
 /// Every route, by the scope that it asks for.
 fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
+    let room = from_fn_with_state(api.clone(), guard::room);
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
-    let read = OpenApiRouter::new().routes(routes!(interactions::look_up)).routes(routes!(health::metrics));
+    let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
+    let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new().routes(routes!(interactions::cancel));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
-        .merge(enqueue.route_layer(with(Scope::Enqueue)))
-        .merge(read.route_layer(with(Scope::Read)))
-        .merge(operate.route_layer(with(Scope::Operate)))
+        .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
+        .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))
+        .merge(operate.route_layer(room).route_layer(with(Scope::Operate)))
+        // However busy it is, it can be seen.
+        .merge(watch.route_layer(with(Scope::Read)))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .routes(routes!(openapi::openapi))

@@ -11,6 +11,7 @@ use super::Problem;
 use crate::interaction::{Attempt, Outcome, Payload, Side, Stage, hex};
 use crate::ledger::{Ended, Story};
 use crate::policy::{Failure, Policy};
+use crate::report::{Difference, Observation};
 
 /// One unit of work. `router::request` reads it, and names every fault.
 #[derive(ToSchema)]
@@ -65,6 +66,9 @@ pub(super) struct Answer {
     pub(super) stage: Stage,
     /// Grows when ownership moves.
     pub(super) epoch: i32,
+    /// Whether its end can be waited for.
+    #[serde(skip)]
+    pub(super) pinned: bool,
     /// How it ended, where `?wait=` was asked for and it ended in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) end: Option<End>,
@@ -192,6 +196,45 @@ pub(super) struct Found {
     sides: Sides,
     /// Attempts of both sides that have ended, oldest first.
     attempts: Vec<FoundAttempt>,
+    /// What the comparator makes of it; null where it has not taken notice of it yet, or keeps it no longer.
+    observation: Option<FoundObservation>,
+}
+
+/// What the comparator makes of an interaction. docs/divergences.md explains each verdict and class.
+#[derive(Serialize, ToSchema)]
+struct FoundObservation {
+    /// `in_flight` (not judged yet), `matched`, `diverged`, `dropped`, `not_comparable` or `incomplete`.
+    verdict: String,
+    /// The classes of what differs, each once.
+    classes: Vec<String>,
+    /// What differs.
+    divergences: Vec<FoundDivergence>,
+    /// Why it is neither matched nor diverged.
+    reason: Option<String>,
+    /// When it was judged.
+    judged_at: Option<DateTime<Utc>>,
+}
+
+/// One difference between the sides.
+#[derive(Serialize, ToSchema)]
+struct FoundDivergence {
+    /// Its class.
+    class: String,
+    /// The side that is off.
+    side: Option<String>,
+    /// What was seen.
+    detail: Option<String>,
+}
+
+impl From<Observation> for FoundObservation {
+    fn from(o: Observation) -> Self {
+        let mut classes: Vec<_> = o.divergences.iter().map(|difference| difference.class.clone()).collect();
+        classes.sort();
+        classes.dedup();
+        let found = |Difference { class, side, detail, .. }| FoundDivergence { class, side, detail };
+        let divergences = o.divergences.into_iter().map(found).collect();
+        Self { verdict: o.verdict, classes, divergences, reason: o.reason, judged_at: o.judged_at }
+    }
 }
 
 /// The recorded decision which side owns an interaction.
@@ -289,8 +332,9 @@ impl From<Attempt> for FoundAttempt {
     }
 }
 
-impl From<Story> for Found {
-    fn from(story: Story) -> Self {
+impl Found {
+    /// What the ledger and the comparator know.
+    pub(super) fn new(story: Story, observation: Option<Observation>) -> Self {
         let Story { pin, account, key, series, state, undelivered, attempts } = story;
         let result = attempts.iter().rev().find(|a| !a.rehearsal && a.result.is_some()).and_then(|a| a.result.clone());
         let part = |side| match (pin.stage.writes_to(side), pin.owner == side) {
@@ -307,6 +351,7 @@ impl From<Story> for Found {
             result,
             sides: Sides { temporal: part(Side::Temporal), postgres: part(Side::Postgres) },
             attempts: attempts.into_iter().map(FoundAttempt::from).collect(),
+            observation: observation.map(FoundObservation::from),
             kind: pin.kind,
             reason: pin.reason,
             pin: FoundPin {

@@ -49,7 +49,7 @@ impl FlipMetrics {
             routers_silent: gauge(
                 r,
                 "crossover_routers_silent",
-                "Registered routers that have not reported for 5 seconds. What they decide by is unknown; if a process is gone for good, `crossover routers --forget` says so.",
+                "Registered routers that have not reported for 5 seconds. What they decide by is unknown; if a process is gone for good, `crossover routers --forget ID --yes` says so.",
             )?,
             flip_seconds: histogram(
                 r,

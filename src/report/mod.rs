@@ -18,7 +18,7 @@ pub use overview::{Blocked, Comparison, Overview, overview};
 pub use read::{Question, read};
 pub use story::{
     Before, Contents, Difference, Event, Observation, Outbox, PinPart, Place, ResultOf, Series, SideSeen, Standing,
-    Story, meaning, story,
+    Story, meaning, observation, story,
 };
 pub use verdict::{Answer, Bounds, Evidence, judge};
 

@@ -254,6 +254,11 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
     Ok(Some(story))
 }
 
+/// What the comparator makes of one interaction; none where it has not taken notice of it.
+pub async fn observation(ledger: &Ledger, id: Uuid) -> Result<Option<Observation>, LedgerError> {
+    Asked { ledger, id }.observation().await
+}
+
 /// What keeps it from going on, in a sentence.
 fn waits_for(story: &Story) -> Option<String> {
     let standing = story.standing.as_ref()?;

@@ -69,6 +69,8 @@ pub struct Accepted {
     pub stage: Stage,
     /// The pin's epoch.
     pub epoch: i32,
+    /// Whether its end will be known here: only Temporal knows of what was started without a pin.
+    pub pinned: bool,
     /// Whether it is new, repeated, or new and not started yet.
     pub how: How,
 }
@@ -285,6 +287,7 @@ impl Router {
             owner: Side::Temporal,
             stage: Stage::Off,
             epoch: 1,
+            pinned: false,
             how,
         };
         telemetry::join(&Span::current(), envelope.id);
@@ -342,6 +345,7 @@ impl Router {
             owner: pin.owner,
             stage: pin.stage,
             epoch: pin.epoch,
+            pinned: true,
             how,
         };
         let direct = direct || faults::is(Whether::ExtraCopy, Side::Temporal, pin.id);

@@ -112,9 +112,9 @@ fn the_page_of_divergences_has_a_section_for_each_verdict_and_class() {
 #[test]
 fn every_command_in_the_readme_and_the_docs_is_one() {
     let mut pages = vec![root().join("README.md")];
-    pages.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    pages.extend(markdown("docs").into_iter().chain(markdown("docs/runbook")));
     let mut seen = 0;
-    for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
+    for page in &pages {
         let text = std::fs::read_to_string(page).unwrap();
         for block in text.split("```sh\n").skip(1) {
             for line in block.split("```").next().unwrap().lines() {
@@ -124,8 +124,61 @@ fn every_command_in_the_readme_and_the_docs_is_one() {
                 seen += 1;
             }
         }
+        for inline in text.split('`').filter(|text| text.starts_with("crossover ") && !text.contains(['\n', '…'])) {
+            let named: Vec<_> = inline.split_whitespace().map(example).collect();
+            // Without arguments it only names the command.
+            let parsed = if named.len() > 2 { Cli::try_parse_from(&named).map(drop) } else { is_one(named[1]) };
+            assert!(parsed.is_ok(), "{}: `{inline}`: {}", page.display(), parsed.unwrap_err());
+        }
     }
     assert!(seen >= 5, "only {seen} commands were found; is the README still written with ```sh blocks?");
+}
+
+#[test]
+fn the_readme_names_every_command_and_leads_to_every_page() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = format!("crossover {}", command.get_name());
+        assert!(readme.contains(&name) || readme.contains(&format!("-- {}", command.get_name())), "{name}");
+    }
+    let links: Vec<&str> = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+    for link in &links {
+        assert!(root().join(link).exists(), "README.md leads to {link}, which is not there");
+    }
+    for page in markdown("docs").iter().chain(&markdown("dashboards")) {
+        let page = page.strip_prefix(root()).unwrap().to_str().unwrap();
+        assert!(links.contains(&page), "README.md does not lead to {page}");
+    }
+    assert!(links.contains(&"docs/runbook/README.md"));
+}
+
+/// The pages of a folder.
+fn markdown(folder: &str) -> Vec<std::path::PathBuf> {
+    let files = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "md")).collect()
+}
+
+#[test]
+fn an_override_is_not_asked_for_without_a_reason_and_a_time() {
+    let asked = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+    assert!(asked("crossover override acme --stage shadow --for 2h --reason away"));
+    assert!(!asked("crossover override acme --stage shadow --for 2h"));
+    assert!(!asked("crossover override acme --stage shadow --reason away"));
+}
+
+/// Something for a placeholder.
+fn example(word: &str) -> &str {
+    match word {
+        "ID" => "6fd1a3a0-8a3e-4a4c-9c55-6ad1f3b1f6f1",
+        "STAGE" => "shadow",
+        "TIME" => "2h",
+        word => word,
+    }
+}
+
+fn is_one(command: &str) -> Result<(), clap::Error> {
+    let known = Cli::command().find_subcommand(command).is_some();
+    if known { Ok(()) } else { Err(Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, command)) }
 }
 
 /// The arguments of a line that runs crossover, behind variables and without comments and redirections.

@@ -41,6 +41,37 @@ async fn a_body_that_does_not_come_is_answered_with_408() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn half_a_head_and_silence_end_a_connection_and_make_room() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(Stage::Live).await;
+    let node = world
+        .node_with(ROUTER, |config| {
+            config.http.header_timeout = Duration::from_millis(300);
+            config.http.max_connections = 2;
+        })
+        .await;
+    let address = node.base.trim_start_matches("http://").to_owned();
+    let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
+    half.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.unwrap();
+    let mut silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    // The third waits until one of them is gone.
+    assert_eq!(node.get("/healthz").await.status, 200);
+    for connection in [&mut half, &mut silent] {
+        let mut rest = Vec::new();
+        // Closed, with or without what was sent being read.
+        let _ = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut rest)).await.expect("it is closed");
+        assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    }
+    let line = "crossover_http_connections_total{how=\"silent\"}";
+    let counted = async || node.get("/metrics").await.body.as_str()?.contains(line).then_some(());
+    until("both are counted", counted).await;
+    // One that has not sent its head does not hold up a shutdown either.
+    let mut late = tokio::net::TcpStream::connect(&address).await.unwrap();
+    late.write_all(b"GET /hea").await.unwrap();
+    tokio::time::timeout(PATIENCE, node.stop()).await.expect("it stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_too_often_is_told_when_to_come_back() {
     let world = World::new(Stage::Live).await;
     let node = world
@@ -67,6 +98,30 @@ async fn who_comes_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_item_of_a_batch_counts() {
+    let world = World::new(Stage::Live).await;
+    let node = world
+        .node_with(ROUTER, |config| {
+            config.http.rate = 1;
+            config.http.burst = 10;
+        })
+        .await;
+    let batch = |from: usize, n: usize| {
+        let items: Vec<_> = (from..from + n).map(|n| world.request(&format!("b{n}"))).collect();
+        json!({ "interactions": items })
+    };
+    let path = "/v1/interactions/batch";
+    assert_eq!(post(&node, path, &batch(0, 8)).await.status, 200);
+    let again = post(&node, path, &batch(8, 8)).await;
+    is_problem(&again, 429);
+    assert!(again.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1, "{again:?}");
+    let never = async || Some(post(&node, path, &batch(8, 11)).await).filter(|answer| answer.status != 429);
+    is_problem(&until("the request itself may come", never).await, 413);
+    assert!(world.ledger.story(world.id("b8")).await.unwrap().is_none(), "nothing of a refused batch is taken in");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_more_requests_than_there_is_room_for() {
     let world = World::new(Stage::Live).await;
     let node = world.node_with(ALL, |config| config.http.max_requests = 1).await;
@@ -78,6 +133,7 @@ async fn no_more_requests_than_there_is_room_for() {
     let busy = node.post(&world.request("other")).await;
     is_problem(&busy, 503);
     assert_eq!(busy.headers["retry-after"], "1");
+    assert_eq!(node.get("/metrics").await.status, 200, "however busy it is, it can be seen");
     world.runner.release("held");
     assert_eq!(held.await.unwrap().unwrap().status(), 201);
     node.accepts(&world.request("other"), 201).await;

@@ -5,6 +5,7 @@ mod batch;
 mod cancel;
 mod collector;
 mod limits;
+mod look_up;
 mod openapi;
 mod page;
 mod telemetry;

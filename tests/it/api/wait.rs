@@ -34,6 +34,23 @@ async fn what_does_not_end_in_time_is_answered_without_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn work_without_a_pin_is_answered_at_once() {
+    let world = World::new(Stage::Off).await;
+    let node = world.node().await;
+    world.runner.hold("one");
+    let one = world.request("one");
+    let asked = post(&node, WAIT, &one);
+    let answer = tokio::time::timeout(Duration::from_secs(20), asked).await.expect("it is not held");
+    assert_eq!(
+        (answer.status, &answer.body["stage"], answer.body.get("end")),
+        (201, &json!("off"), None),
+        "{answer:?}"
+    );
+    world.runner.release("one");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_more_wait_than_there_is_room_for_and_who_goes_away_leaves_it() {
     let world = World::new(Stage::Live).await;
     let node = world.node_with(ALL, |config| config.http.max_waiters = 1).await;
