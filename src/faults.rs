@@ -4,7 +4,7 @@
 //! crate's tests turn on for themselves. A build without it (`cargo build --release`) holds the few hooks that are called
 //! from the work itself as empty functions, and nothing of what is below them.
 //!
-//! A fault is planned with [`inject`] for a side and an id, and happens once, to the first attempt that comes by. What
+//! A fault is planned with `inject` for a side and an id, and happens once, to the first attempt that comes by. What
 //! Postgres does wrong is told in `queue::faulty`.
 
 use futures::future::BoxFuture;

@@ -1,7 +1,7 @@
 //! The HTTP face: interactions in and out, health, metrics. Errors are problem details (RFC 9457).
 //!
-//! A request passes [`observe`] (id, log, count, panics), [`guard`] (who, how often, whether there is room) and then its
-//! handler, which reads it and asks [`crate::router`] or [`crate::ledger`]. Every route is described by [`openapi`].
+//! A request passes `observe` (id, log, count, panics), `guard` (who, how often, whether there is room) and then its
+//! handler, which reads it and asks [`crate::router`] or [`crate::ledger`]. Every route is described by `openapi`.
 
 mod auth;
 mod batch;
