@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Context, Outcome, print_json, table};
-use crate::app::Servers;
 use crate::config::Config;
 use crate::flags::edit::{Known, Wish};
 use crate::flips::{self, Flip, FlipStore, OverrideRow, Place, RouterState, Waiting};
@@ -86,9 +85,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) async fn read(config: &Config, account: &str) -> Result<Self, String> {
-        let url = Servers::known_postgres(config)
-            .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
-        let ledger = super::migrate::ledger(config, url.expose()).map_err(|error| error.to_string())?;
+        let ledger = super::migrate::known_ledger(config).map_err(|error| error.to_string())?;
         // A Postgres that hangs must not keep a rollback from the flags.
         let asked = tokio::time::timeout(KNOWING, Self::ask(&ledger, account)).await;
         asked.map_err(|_| format!("Postgres has not answered within {KNOWING:?}"))?.map_err(|error| error.to_string())

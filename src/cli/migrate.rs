@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Context, Outcome, print_json};
-use crate::app::AppError;
+use crate::app::{AppError, Servers};
 use crate::config::Config;
 use crate::ledger::{self, Ledger};
 
@@ -42,4 +42,11 @@ pub async fn run(args: Args, context: Context) -> Outcome {
 /// A ledger for a single command.
 pub(super) fn ledger(config: &Config, url: &str) -> Result<Ledger, AppError> {
     ledger::pool(url, 2, config.postgres.connect_timeout).map(Ledger::new).map_err(AppError::Pool)
+}
+
+/// A ledger for a single command on the Postgres that is configured or that `serve` has started.
+pub(super) fn known_ledger(config: &Config) -> Result<Ledger, Box<dyn std::error::Error + Send + Sync>> {
+    let url = Servers::known_postgres(config)
+        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
+    Ok(ledger(config, url.expose())?)
 }

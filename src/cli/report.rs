@@ -9,7 +9,6 @@ use comfy_table::{Cell, CellAlignment, Color, Table};
 
 use super::proof::{number, numbers};
 use super::{Context, Outcome, print_json, table};
-use crate::app::Servers;
 use crate::interaction::Stage;
 use crate::report::{self, Answer, Line, Quantiles, Question, Report};
 
@@ -55,9 +54,7 @@ const NOT_ACCEPTED: u8 = 3;
 /// See [`Args`].
 pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
-    let url = Servers::known_postgres(&config)
-        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
-    let ledger = super::migrate::ledger(&config, url.expose())?;
+    let ledger = super::migrate::known_ledger(&config)?;
     ledger.check_schema().await?;
     let Args { account, kind, stage, since, limit, fail_on } = args;
     let found = report::read(&ledger, &config, &Question { account, kind, stage, since, limit }).await?;

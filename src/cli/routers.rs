@@ -30,9 +30,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
 /// The store of a single command.
 pub(super) async fn store(context: &Context) -> Result<FlipStore, Box<dyn std::error::Error + Send + Sync>> {
     let config = context.load()?;
-    let url = crate::app::Servers::known_postgres(&config)
-        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
-    let ledger = super::migrate::ledger(&config, url.expose())?;
+    let ledger = super::migrate::known_ledger(&config)?;
     ledger.check_schema().await?;
     Ok(FlipStore::new(ledger.pool().clone()))
 }

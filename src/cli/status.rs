@@ -63,9 +63,7 @@ const GROUPS: i64 = 10;
 /// See [`Args`].
 pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
-    let url = Servers::known_postgres(&config)
-        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
-    let ledger = super::migrate::ledger(&config, url.expose())?;
+    let ledger = super::migrate::known_ledger(&config)?;
     ledger.check_schema().await?;
     let (stages, flags) = flags::read(&config).await;
     let (queue, flips) = (Queue::new(ledger.pool().clone()), FlipStore::new(ledger.pool().clone()));

@@ -38,9 +38,7 @@ pub struct Args {
 /// See [`Args`].
 pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
-    let url = Servers::known_postgres(&config)
-        .ok_or("no postgres.url is configured, and no `serve` has started one with this state_dir")?;
-    let ledger = super::migrate::ledger(&config, url.expose())?;
+    let ledger = super::migrate::known_ledger(&config)?;
     ledger.check_schema().await?;
     let derived = args.account.as_ref().zip(args.key.as_ref()).map(|(account, key)| interaction_id(account, key));
     let id = args.id.or(derived).ok_or("name the interaction, or its --account and --key")?;

@@ -8,14 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::process::Command;
 
 use super::account::Account;
 use super::error::{Error, Result};
 use super::guard::{Home, Launch};
-use super::server::{Probe, Server};
+use super::server::{HttpProbe, Server};
 use super::{Options, files, wheel};
 
 /// What the tests were written with. Debian keeps one version of a release, so a later one is taken where this is gone:
@@ -82,7 +80,7 @@ pub async fn prometheus(options: &Options, bin: &Path, given: &PrometheusFiles) 
         let path = home.path.join(name);
         std::fs::write(&path, text).map_err(Error::io("write", path))?;
     }
-    let plan = |[port]: [u16; 1]| Ok((launch(&program, &home, port), Box::new(Ready::new(port)) as _));
+    let plan = |[port]: [u16; 1]| Ok((launch(&program, &home, port), Box::new(HttpProbe::new(port, "/-/ready")) as _));
     let (server, [port]) = home.clear_unless(Server::start(plan).await)?;
     Ok(Prometheus { url: format!("http://127.0.0.1:{port}"), server })
 }
@@ -162,29 +160,5 @@ fn launch(program: &Path, home: &Home, port: u16) -> Launch {
         variables: Vec::new(),
         home: home.clone(),
         stop_signal: "TERM",
-    }
-}
-
-#[derive(Debug)]
-struct Ready {
-    url: String,
-    client: reqwest::Client,
-}
-
-impl Ready {
-    fn new(port: u16) -> Self {
-        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build();
-        let client = client.expect("a client without files or proxies");
-        Self { url: format!("http://127.0.0.1:{port}/-/ready"), client }
-    }
-}
-
-impl Probe for Ready {
-    fn look(&self) -> BoxFuture<'_, Result<(), String>> {
-        async move {
-            let answer = self.client.get(&self.url).send().await.map_err(|error| error.to_string())?;
-            answer.error_for_status().map(drop).map_err(|error| error.to_string())
-        }
-        .boxed()
     }
 }

@@ -134,3 +134,30 @@ async fn until_ready(probe: &dyn Probe) -> Result<(), String> {
         }
     }
 }
+
+/// Ready when a path of it answers with success.
+#[derive(Debug)]
+pub(super) struct HttpProbe {
+    url: String,
+    client: reqwest::Client,
+}
+
+impl HttpProbe {
+    pub(super) fn new(port: u16, path: &str) -> Self {
+        // No proxy of the environment for the loopback, and nothing kept that belongs to this runtime.
+        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build();
+        Self {
+            url: format!("http://127.0.0.1:{port}{path}"),
+            client: client.expect("a client without files or proxies"),
+        }
+    }
+}
+
+impl Probe for HttpProbe {
+    fn look(&self) -> futures::future::BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let answer = self.client.get(&self.url).send().await.map_err(|error| error.to_string())?;
+            answer.error_for_status().map(drop).map_err(|error| error.to_string())
+        })
+    }
+}

@@ -2,13 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-
 use super::account::Account;
 use super::error::{Error, Result};
 use super::guard::{Home, Launch};
-use super::server::{Probe, Server};
+use super::server::{HttpProbe, Server};
 use super::{Options, UNLEASH};
 
 /// Whoever reaches the loopback of this machine may know them: this Unleash is for tests and demonstrations.
@@ -46,7 +43,9 @@ pub async fn unleash(options: &Options, database: &str) -> Result<Unleash> {
     Account::require(account.as_ref(), "read", "-r", &main)?;
     let home = Home::make(options.data_dir.as_ref(), "unleash", account)?;
     let _step = options.progress.step("starting Unleash");
-    let plan = |[port]: [u16; 1]| Ok((launch(&node, &main, &home, database, port), Box::new(Ready::new(port)) as _));
+    let plan = |[port]: [u16; 1]| {
+        Ok((launch(&node, &main, &home, database, port), Box::new(HttpProbe::new(port, "/health")) as _))
+    };
     let (server, [port]) = home.clear_unless(Server::start(plan).await)?;
     Ok(Unleash {
         url: format!("http://127.0.0.1:{port}"),
@@ -81,29 +80,4 @@ fn launch(node: &Path, main: &Path, home: &Home, database: &str, port: u16) -> L
     let (program, home) = (PathBuf::from(node), home.clone());
     let (args, variables) = (vec![main.into()], variables.into());
     Launch { name: "Unleash", program, args, variables, home, stop_signal: "TERM" }
-}
-
-#[derive(Debug)]
-struct Ready {
-    url: String,
-    client: reqwest::Client,
-}
-
-impl Probe for Ready {
-    fn look(&self) -> BoxFuture<'_, Result<(), String>> {
-        async move {
-            let answer = self.client.get(&self.url).send().await.map_err(|error| error.to_string())?;
-            answer.error_for_status().map(drop).map_err(|error| error.to_string())
-        }
-        .boxed()
-    }
-}
-
-impl Ready {
-    fn new(port: u16) -> Self {
-        // No proxy of the environment for the loopback, and nothing kept that belongs to this runtime.
-        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build();
-        let url = format!("http://127.0.0.1:{port}/health");
-        Self { url, client: client.expect("a client without files or proxies") }
-    }
 }

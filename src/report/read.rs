@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Postgres, Row, Transaction};
 
 use super::verdict::share;
-use super::{Answer, Bounds, Comparator, Evidence, Found, Latency, Line, Quantiles, Report, SideLatency, Total, judge};
+use super::{Bounds, Comparator, Evidence, Found, Latency, Line, Quantiles, Report, SideLatency, Total, judge};
 use crate::comparator::latency;
 use crate::config::Config;
 use crate::interaction::Stage;
@@ -219,11 +219,6 @@ impl Asked<'_> {
 
 fn latency_of(view: &latency::View) -> Latency {
     let test = &view.test;
-    let answer = match test.answer {
-        latency::Answer::Pass => Answer::Pass,
-        latency::Answer::Fail => Answer::Fail,
-        latency::Answer::Inconclusive => Answer::Inconclusive,
-    };
     let side = |side: &latency::SideView| SideLatency { start: millis(side.start), run: millis(side.run) };
     let numbers = format!(
         "{} of {} pairs started over {:.0} ms later, {:.1} % may, {} pairs are needed at least",
@@ -233,7 +228,13 @@ fn latency_of(view: &latency::View) -> Latency {
         test.allowed * 100.0,
         test.min_pairs,
     );
-    Latency { pairs: view.pairs, temporal: side(&view.temporal), postgres: side(&view.postgres), answer, test: numbers }
+    Latency {
+        pairs: view.pairs,
+        temporal: side(&view.temporal),
+        postgres: side(&view.postgres),
+        answer: test.answer,
+        test: numbers,
+    }
 }
 
 fn millis(seconds: Option<latency::Quantiles>) -> Option<Quantiles> {

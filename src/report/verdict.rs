@@ -1,29 +1,6 @@
 //! Pass, fail, or not known. Pure. An unknown is never a pass.
 
-use serde::Serialize;
-
-/// What a line of the report comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Answer {
-    /// Both sides did the same, and enough is known to say so.
-    Pass,
-    /// They did not, or Postgres starts late.
-    Fail,
-    /// Too little is known.
-    Inconclusive,
-}
-
-impl Answer {
-    /// The name in JSON and on a screen.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Answer::Pass => "pass",
-            Answer::Fail => "fail",
-            Answer::Inconclusive => "inconclusive",
-        }
-    }
-}
+pub use crate::comparator::latency::Answer;
 
 /// What is known of an account, kind and stage in a period.
 #[derive(Debug, Clone, Default)]

@@ -35,8 +35,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Options;
 
-/// What the test says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What the test says, and with it a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
     /// The share of slow pairs is below what is allowed.
