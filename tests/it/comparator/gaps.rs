@@ -97,15 +97,16 @@ async fn killed_with_sightings_unwritten(stage: Stage) {
         world.succeeded(key).await;
         world.rehearsed(key, 1).await;
     }
-    let waiting = "select count(*) from pg_stat_activity
-        where datname = current_database() and wait_event_type = 'Lock' and query like 'with fresh%'";
-    until("its sightings wait", async || (world.scalar::<i64>(waiting).await > 0).then_some(())).await;
     child.kill();
-    // What it had sent already must not be written after its death.
+    // What it had sent already, a batch or a sign of life, must not be written after its death.
     let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-        where datname = current_database() and wait_event_type = 'Lock' and query like 'with fresh%'";
+        where datname = current_database() and wait_event_type = 'Lock'
+            and (query like 'with fresh%' or query like 'insert into crossover.observers%')";
     until("nothing of it waits", async || (world.scalar::<i64>(cut).await == 0).then_some(())).await;
     jammed.rollback().await.unwrap();
+    let written = "select count(*) from crossover.sightings s join crossover.pins p on p.id = s.id
+        where p.key like 'lost-%' and s.what <> 'delivered'";
+    assert_eq!(world.scalar::<i64>(written).await, 0);
 
     let heir = world.node_with(WORKS, quick).await;
     node.accepts(&world.request("after"), 201).await;
