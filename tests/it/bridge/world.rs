@@ -94,6 +94,8 @@ impl World {
         config.worker.slots = 8;
         config.relay.poll = Duration::from_millis(50);
         config.relay.grace = Duration::from_millis(500);
+        // Tests of arming and of outages switch it on.
+        config.router.fail_open = false;
         config
     }
 
@@ -114,6 +116,7 @@ impl World {
             ("WORKER_SLOTS", config.worker.slots.to_string()),
             ("RELAY_POLL", ms(config.relay.poll)),
             ("RELAY_GRACE", ms(config.relay.grace)),
+            ("ROUTER_FAIL_OPEN", config.router.fail_open.to_string()),
         ];
         set.map(|(key, value)| (format!("CROSSOVER_{key}"), value)).into()
     }
