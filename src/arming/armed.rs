@@ -461,3 +461,129 @@ impl Inner {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(state: State, generation: i64) -> Held {
+        Held { state, generation }
+    }
+
+    fn ready(fail_open: bool) -> Armed {
+        let armed = Armed::new(fail_open);
+        armed.take_all(HashMap::new());
+        armed
+    }
+
+    fn change(armed: &Armed, state: State, generation: i64) {
+        armed.take_changes(HashMap::from([("a".to_owned(), held(state, generation))]));
+    }
+
+    #[test]
+    fn before_it_knows_anything_nothing_starts_and_everybody_asks() {
+        let armed = Armed::new(true);
+        assert!(armed.begin_unpinned("a", Unpinned::Off).is_none());
+        assert!(armed.must_ask("a") && armed.not_ready().is_some());
+        let by_disk = Armed::new(true);
+        by_disk.go_by_disk(HashMap::from([("a".to_owned(), held(State::Armed, 5))]));
+        assert!(by_disk.begin_unpinned("a", Unpinned::FailOpen).is_none());
+        assert!(by_disk.begin_unpinned("b", Unpinned::Off).is_some());
+        assert!(by_disk.must_ask("a") && !by_disk.must_ask("b") && by_disk.not_ready().is_none());
+    }
+
+    #[test]
+    fn each_state_allows_what_it_says() {
+        let armed = ready(true);
+        for (generation, state) in (1..).zip(State::ALL) {
+            change(&armed, state, generation);
+            let open = matches!(state, State::Open | State::Pinning | State::Window);
+            assert_eq!(armed.begin_unpinned("a", Unpinned::Off).is_some(), state == State::Open, "{state}");
+            assert_eq!(armed.begin_unpinned("a", Unpinned::FailOpen).is_some(), open, "{state}");
+            assert_eq!(armed.must_ask("a"), !open, "{state}");
+        }
+        assert!(ready(false).begin_unpinned("a", Unpinned::FailOpen).is_none());
+    }
+
+    #[test]
+    fn a_state_is_acknowledged_when_what_began_before_it_has_an_answer() {
+        let armed = ready(true);
+        let mut before = armed.begin_unpinned("a", Unpinned::Off).unwrap();
+        before.sent();
+        change(&armed, State::Pinning, 1);
+        assert!(armed.acknowledgeable(10).is_empty());
+        // It may go on failing open, and that does not hold it up.
+        let after = armed.begin_unpinned("a", Unpinned::FailOpen).unwrap();
+        before.doubt();
+        assert_eq!(armed.in_doubt(), 1);
+        before.settled();
+        let acks = armed.acknowledgeable(10);
+        assert_eq!((acks.clone(), armed.in_doubt()), (vec![("a".to_owned(), 1)], 0));
+        armed.acknowledged(&acks);
+        assert!(armed.acknowledgeable(10).is_empty() && armed.owes());
+        change(&armed, State::Closing, 3);
+        assert!(armed.acknowledgeable(10).is_empty());
+        drop(after);
+        assert_eq!(armed.acknowledgeable(10), [("a".to_owned(), 3)]);
+        assert!(!armed.owes());
+    }
+
+    #[test]
+    fn what_was_sent_and_never_answered_is_in_flight_for_good() {
+        let armed = ready(false);
+        let mut start = armed.begin_unpinned("a", Unpinned::Off).unwrap();
+        start.sent();
+        drop(start);
+        change(&armed, State::Pinning, 1);
+        assert!(armed.acknowledgeable(10).is_empty() && armed.owes());
+    }
+
+    #[test]
+    fn what_is_not_written_holds_up_closing_and_not_pinning() {
+        struct One;
+        impl Unwritten for One {
+            fn any_of(&self, account: &str) -> bool {
+                account == "a"
+            }
+            fn count(&self) -> u64 {
+                1
+            }
+        }
+        let armed = ready(false);
+        armed.keep_unwritten(Arc::new(One));
+        assert!(armed.fails_open(), "until it is written");
+        change(&armed, State::Pinning, 1);
+        assert_eq!(armed.acknowledgeable(10).len(), 1);
+        change(&armed, State::Closing, 2);
+        assert!(armed.acknowledgeable(10).is_empty() && armed.owes());
+    }
+
+    #[test]
+    fn a_mark_does_not_outlive_a_change_of_state_nor_a_forgotten_registration() {
+        let armed = ready(false);
+        let marked = |armed: &Armed| armed.mark(&armed.begin_unpinned("a", Unpinned::Off).unwrap());
+        marked(&armed);
+        assert!(armed.is_marked("a"));
+        change(&armed, State::Pinning, 1);
+        change(&armed, State::Open, 2);
+        assert!(!armed.is_marked("a"));
+        let late = armed.begin_unpinned("a", Unpinned::Off).unwrap();
+        change(&armed, State::Pinning, 3);
+        change(&armed, State::Open, 4);
+        armed.mark(&late);
+        assert!(!armed.is_marked("a"), "its answer is of before");
+        marked(&armed);
+        armed.start_over();
+        assert!(!armed.is_marked("a"));
+    }
+
+    #[test]
+    fn postgres_put_back_to_an_earlier_time_is_believed() {
+        let armed = ready(false);
+        change(&armed, State::Armed, 5);
+        assert!(armed.take_all(HashMap::from([("a".to_owned(), held(State::Pinning, 1))])));
+        assert_eq!((armed.state("a"), armed.acknowledgeable(10)), (State::Pinning, vec![("a".to_owned(), 1)]));
+        assert!(armed.take_all(HashMap::new()));
+        assert_eq!(armed.state("a"), State::Open);
+    }
+}

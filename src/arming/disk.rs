@@ -126,3 +126,50 @@ impl Registration {
         replace(&self.path, &serde_json::to_string(&file)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::armed::State;
+    use super::*;
+
+    fn accounts() -> HashMap<String, Held> {
+        HashMap::from([("a".to_owned(), Held { state: State::Closing, generation: 3 })])
+    }
+
+    #[test]
+    fn a_restart_takes_up_the_registration_and_what_it_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, left) = Registration::open(dir.path(), "db").unwrap();
+        assert!(matches!(left, Left::Nothing(_)));
+        first.keep(accounts()).unwrap();
+        let id = first.id();
+        assert!(matches!(Registration::open(dir.path(), "db"), Err(RegistrationError::Taken(_))));
+        drop(first);
+        let (second, left) = Registration::open(dir.path(), "db").unwrap();
+        assert_eq!((second.id(), left), (id, Left::Standing(accounts())));
+    }
+
+    #[test]
+    fn what_deregistered_or_belongs_to_another_database_is_not_gone_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _) = Registration::open(dir.path(), "db").unwrap();
+        first.keep(accounts()).unwrap();
+        let id = first.id();
+        drop(first);
+        let (other, left) = Registration::open(dir.path(), "another").unwrap();
+        assert!(other.id() == id && matches!(left, Left::Nothing(why) if why.contains("another")));
+        other.keep(accounts()).unwrap();
+        other.leave().unwrap();
+        drop(other);
+        let (last, left) = Registration::open(dir.path(), "another").unwrap();
+        assert!(last.id() == id && matches!(left, Left::Nothing(why) if why.contains("deregistered")));
+    }
+
+    #[test]
+    fn a_damaged_registration_is_refused_and_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("registration.json"), "{").unwrap();
+        let refused = Registration::open(dir.path(), "db").unwrap_err().to_string();
+        assert!(refused.contains("--forget"), "{refused}");
+    }
+}
