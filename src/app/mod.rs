@@ -293,13 +293,13 @@ impl Parts {
         Router::new(
             self.intake.clone(),
             decider,
-            self.armed.clone(),
             self.deliverer.clone(),
             self.metrics.clone(),
             options,
             self.wake_queue.clone(),
             self.wake_relay.clone(),
         )
+        .holding(self.armed.clone())
     }
 
     /// What gives open workflows without a pin theirs.

@@ -22,8 +22,9 @@ const PARALLEL: usize = 3;
 const TAKEN: Duration = Duration::from_secs(10);
 /// What was left or failed is looked at again after so long.
 const AGAIN: Duration = Duration::from_millis(500);
-/// A look may take so small a share of the time.
-const SHARE: u32 = 20;
+/// Between two looks there is so many times the length of the last one, but no more than so long.
+const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Gives what is open on Temporal without a pin its pin.
 #[async_trait]
@@ -90,7 +91,7 @@ impl Driver {
         let mut wait = Duration::ZERO;
         while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
             let Some((full, looked)) = stop.run_until_cancelled(self.look()).await else { return };
-            wait = if full { Duration::ZERO } else { self.options.every.max(looked * SHARE) };
+            wait = if full { Duration::ZERO } else { self.options.every.max((looked * REST).min(LONGEST_REST)) };
         }
     }
 

@@ -17,7 +17,7 @@ use self::report::Report;
 use super::proof::{Compared, Proof, seconds};
 use super::{Context, Outcome, print_json};
 use crate::app::{App, Roles, Servers};
-use crate::arming::ArmingStore;
+use crate::arming::{ArmingStore, State};
 use crate::config::{Config, SecretUrl, temp_dir};
 use crate::policy::{Backoff, Exponential, Policy};
 use crate::proof::{BySide, Burst, Driver, Load, Runner, RunnerOptions, settle};
@@ -54,6 +54,8 @@ const COMPARATOR_PATIENCE: Duration = Duration::from_secs(90);
 /// How long the last of it may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CALLERS: usize = 64;
+/// Arming without a window takes seconds.
+const ARMING: Duration = Duration::from_secs(60);
 /// A caller of the demo repeats a key at once or not at all.
 const WINDOW: Duration = Duration::from_secs(3);
 
@@ -209,7 +211,9 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
         cohorts[..4].iter().map(|cohort| cohort.accounts.len()).sum::<usize>(),
         cohorts[4].accounts.len(),
     ));
+    let arming = Instant::now();
     arm_ahead(&app, &cohorts[..4]).await?;
+    progress.say(&format!("those in shadow are armed after {}, so that they can go live at once", seconds(arming.elapsed())));
     let accounts: Vec<Arc<str>> = cohorts.iter().flat_map(|cohort| cohort.accounts.clone()).collect();
     let pilot: Vec<_> = cohorts.iter().find(|c| c.name == ROLLED_BACK).map_or(Vec::new(), |c| c.accounts.clone());
     let burst = Burst { accounts: &pilot, interactions: total / 8, at: BURST_AT };
@@ -240,13 +244,22 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
     Ok((app, report))
 }
 
-/// Makes those ready for live that never had work without a pin, as `crossover arm` does.
+/// Makes those ready for live that never had work without a pin, as `crossover arm` does, and waits until they are.
 async fn arm_ahead(app: &App, cohorts: &[Cohort]) -> Result<(), Failure> {
     let store = ArmingStore::new(app.ledger().pool().clone());
     for account in cohorts.iter().flat_map(|cohort| &cohort.accounts) {
         store.ask(account, "the demo").await?;
     }
-    Ok(())
+    let armed = async {
+        for account in cohorts.iter().flat_map(|cohort| &cohort.accounts) {
+            while store.of(account).await?.is_none_or(|standing| standing.state != State::Armed) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    };
+    let late = |_| format!("accounts without an unpinned past were not armed within {ARMING:?}");
+    tokio::time::timeout(ARMING, armed).await.map_err(late)?
 }
 
 fn write_flags(cohorts: &[Cohort], home: &Home) -> Result<String, Failure> {

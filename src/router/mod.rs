@@ -138,11 +138,10 @@ pub struct Ticket {
 }
 
 impl Router {
-    /// A router over these parts.
+    /// A router over these parts. It takes nothing in before it knows the accounts' states: see [`Self::holding`].
     pub fn new(
         ledger: Ledger,
         decider: Arc<Decider>,
-        armed: Armed,
         deliverer: Deliverer,
         metrics: Arc<Metrics>,
         options: RouterOptions,
@@ -150,7 +149,14 @@ impl Router {
         wake_relay: Arc<Notify>,
     ) -> Self {
         let doubts = Arc::new(Doubts::new(deliverer.clone()));
+        let armed = Armed::new(false);
         Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, armed, doubts }
+    }
+
+    /// The same, and what may start without a pin is what `armed` says.
+    pub fn holding(mut self, armed: Armed) -> Self {
+        self.armed = armed;
+        self
     }
 
     /// Repeats unpinned starts whose outcome is in doubt, until `stop`.

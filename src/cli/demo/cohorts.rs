@@ -43,12 +43,12 @@ pub const STEPS: [Step; 8] = [
     Step { at: 0.22, what: "test-only: webhooks go live", moves: &[("test-only", Shadow, Some("webhook"))] },
     Step { at: 0.34, what: "the production pilot goes live", moves: &[(ROLLED_BACK, Live, None)] },
     Step { at: BURST_AT, what: "the pilot is rolled back, its work in flight", moves: &[(ROLLED_BACK, Shadow, None)] },
+    Step { at: 0.58, what: "the cohort that was off is to go live, and is armed first", moves: &[(FROM_OFF, Live, None)] },
     Step {
         at: 0.66,
         what: "everybody who may goes live",
         moves: &[("test-only", Live, None), (ROLLED_BACK, Live, None), ("everybody", Live, None)],
     },
-    Step { at: 0.74, what: "the cohort that was off goes live, its window over", moves: &[(FROM_OFF, Live, None)] },
     Step {
         at: 0.84,
         what: "internal and test-only are complete",

@@ -3,6 +3,7 @@
 mod barrier;
 mod disk;
 mod gate;
+mod steps;
 mod way;
 
 use std::process::Command;

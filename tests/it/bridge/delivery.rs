@@ -32,17 +32,8 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let options = RouterOptions { pin_timeout: Duration::from_secs(5), grace: Duration::from_millis(500) };
     let flags = node.flags.clone().unwrap();
     let (decider, _) = crossover::flips::Decider::new(flags, Arc::default(), metrics.clone());
-    let armed = crossover::arming::Armed::all_open();
-    Router::new(
-        world.ledger.clone(),
-        Arc::new(decider),
-        armed,
-        deliverer,
-        metrics,
-        options,
-        Arc::default(),
-        Arc::default(),
-    )
+    Router::new(world.ledger.clone(), Arc::new(decider), deliverer, metrics, options, Arc::default(), Arc::default())
+        .holding(crossover::arming::Armed::all_open())
 }
 
 fn interaction(world: &World, key: &str) -> Interaction {
