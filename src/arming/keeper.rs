@@ -17,6 +17,8 @@ use crate::metrics::Metrics;
 const ALL_EVERY: Duration = Duration::from_secs(60);
 /// Acknowledgements in one call.
 const ACKS: usize = 5_000;
+/// Between two writes to the disk there is so many times the length of the last one.
+const REST: u32 = 3;
 /// So long after a change the next one is near.
 const HURRY: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,8 @@ pub struct Keeper {
     changed: Instant,
     /// Whether the disk holds what the memory does.
     kept: bool,
+    /// Not before that, so that many accounts on their way don't keep the disk busy.
+    keep_after: Instant,
     trouble: Option<String>,
     /// A process before this one was cut off: what it had sent may still arrive until then.
     echo_until: Option<Instant>,
@@ -85,6 +89,7 @@ impl Keeper {
             read_all: now,
             changed: now,
             kept: false,
+            keep_after: now,
             trouble: None,
             echo_until,
         })
@@ -138,12 +143,14 @@ impl Keeper {
     }
 
     async fn keep(&mut self) {
-        if self.kept {
+        let began = Instant::now();
+        if self.kept || began < self.keep_after {
             return;
         }
         let (registration, accounts) = (self.registration.clone(), self.armed.snapshot());
         let kept = tokio::task::spawn_blocking(move || registration.keep(accounts)).await;
         let kept = kept.map_err(|error| error.to_string()).and_then(|kept| kept.map_err(|error| error.to_string()));
+        self.keep_after = Instant::now() + began.elapsed() * REST;
         match kept {
             Ok(()) => (self.kept, self.trouble) = (true, None),
             Err(error) => {
