@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod arming;
 pub mod comparator;
 mod flags;
 mod flips;
@@ -18,6 +19,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use arming::ArmingMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
@@ -102,6 +104,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
+    /// Arming.
+    pub arming: ArmingMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -275,6 +279,7 @@ impl Metrics {
             http: http::Http::new(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
+            arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

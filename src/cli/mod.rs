@@ -56,10 +56,12 @@ mod flip;
 mod proof;
 
 commands! {
+    Arm = arm,
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,
     Demo = demo if "temporal",
+    Disarm = disarm,
     Doctor = doctor,
     Migrate = migrate,
     Override = over_ride,

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "temporal")]
 mod api;
+#[cfg(feature = "temporal")]
+mod arming;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
