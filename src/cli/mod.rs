@@ -61,6 +61,7 @@ commands! {
     Decisions = decisions,
     Demo = demo if "temporal",
     Doctor = doctor,
+    Handover = handover,
     Migrate = migrate,
     Override = over_ride,
     Preview = preview,
