@@ -5,6 +5,7 @@ pub mod comparator;
 mod flags;
 mod flips;
 mod groups;
+mod handover;
 mod intake;
 pub mod observer;
 mod pools;
@@ -23,6 +24,7 @@ pub use arming::ArmingMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
@@ -89,6 +91,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
+    /// Handovers.
+    pub handovers: HandoverMetrics,
     /// The flags' source.
     pub flags: FlagMetrics,
     /// Connections to Postgres.
@@ -278,6 +282,7 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
+            handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,

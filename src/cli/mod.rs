@@ -63,6 +63,7 @@ commands! {
     Demo = demo if "temporal",
     Disarm = disarm,
     Doctor = doctor,
+    Handover = handover,
     Migrate = migrate,
     Override = over_ride,
     Preview = preview,

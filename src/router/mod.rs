@@ -5,6 +5,7 @@
 
 mod deliver;
 mod doubt;
+pub mod handover;
 mod intake;
 mod relay;
 pub mod request;
@@ -333,8 +334,8 @@ impl Router {
         }
     }
 
-    /// Asks to cancel `id`. What Postgres owns is decided here and now; what Temporal owns is told by the relay. None: it
-    /// was never pinned.
+    /// Asks to cancel `id`. What waits on Postgres is decided here and now; what runs there hears of it with its worker's
+    /// heartbeat, and what Temporal owns is told by the relay. None: it was never pinned.
     pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.cancel(id, reason)).await;

@@ -16,6 +16,8 @@ mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
+#[cfg(feature = "temporal")]
+mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
