@@ -17,6 +17,8 @@ mod flips_by_command;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
+#[cfg(feature = "temporal")]
+mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;
