@@ -88,6 +88,9 @@ guards! {
     UnpinnedAsks in "lag":
         "Where its account is closing or armed, an unpinned copy inserts a Temporal pin and runs only if the pin is its own",
         "An unpinned workflow that the listing did not show yet runs without a pin on an armed account";
+    AskingHoldsAnother in "lag":
+        "An unpinned copy that finds a Temporal pin of its key with another payload holds that pin, and runs",
+        "It gives up, the pin's copy is refused beside it, and neither runs";
     WorkersAcknowledge in "lag":
         "Temporal workers are in the barrier too: they acknowledge that unpinned copies ask",
         "A worker that was cut off since the window runs an unpinned copy of an armed account without asking";

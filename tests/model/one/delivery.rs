@@ -104,7 +104,7 @@ impl One {
         }
     }
 
-    fn hold(&self, s: &mut State, epoch: u8) {
+    pub(super) fn hold(&self, s: &mut State, epoch: u8) {
         let Some(pin) = s.pin.as_mut().filter(|pin| pin.epoch == epoch) else { return };
         if pin.end == End::Open {
             pin.held = true;

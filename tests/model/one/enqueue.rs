@@ -157,7 +157,7 @@ impl One {
         if router.start == Start::FailOpen && router.spool == Spool::Empty && !self.has(Guard::SpoolBeforeStart) {
             router.spool = Spool::Entry;
         }
-        s.accepted |= s.flow[0].executes;
+        s.accepted |= s.flow[0].executes && !s.flow[0].other;
         let begun = router.start != Start::None;
         router.start = Start::None;
         router.mine = false;

@@ -42,14 +42,19 @@ pub const ENDS: Goal<State> = Goal {
     name: "what was accepted can still end",
     reached: |s| match s.pin {
         _ if !s.accepted => true,
-        Some(pin) => pin.end != End::Open || pin.held && s.flow[0].other != pin.other,
-        None => match s.flow[0].step {
-            Step::Closed | Step::Terminated => true,
-            _ if s.flow[0].open() && s.flow[0].executes => false,
-            _ => s.ran_temporal != 0 || s.ran_postgres != 0,
-        },
+        Some(pin) => pin.end != End::Open || pin.held && s.flow[0].other != pin.other && ended_unpinned(s),
+        None => ended_unpinned(s),
     },
 };
+
+/// The unpinned copy has; one that gave up in favour of another payload has not.
+fn ended_unpinned(s: &State) -> bool {
+    match s.flow[0].step {
+        Step::Closed | Step::Terminated => true,
+        _ if s.flow[0].executes && s.flow[0].step != Step::None => false,
+        _ => s.ran_temporal != 0 || s.ran_postgres != 0,
+    }
+}
 
 pub const ARMS: Goal<State> =
     Goal { name: "the account can still be armed", reached: |s| matches!(s.account, Account::Open | Account::Armed) };

@@ -115,6 +115,7 @@ fn lag(scale: u8) -> One {
     actions.extend(steps_of_arming());
     actions.extend([
         Pin(1, Want::Live, false),
+        Pin(1, Want::Shadow, true),
         Pin(1, Want::Complete, false),
         WorkersBeat,
         BecomesVisible,

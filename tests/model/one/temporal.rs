@@ -29,8 +29,15 @@ impl One {
         if s.pin.is_none() {
             self.adopt(s, false);
         }
-        s.flow[e].pinned = true;
-        s.open_pin().is_some_and(|pin| pin.owner == Side::Temporal && usize::from(pin.epoch) == e + 1)
+        let another = s.pin.is_some_and(|pin| pin.owner == Side::Temporal && pin.other != s.flow[e].other);
+        if another && !s.flow[e].pinned && self.has(Guard::AskingHoldsAnother) {
+            // Its caller was told yes first; the pin's own copy can never be delivered beside it.
+            self.hold(s, 1);
+            return true;
+        }
+        let own = s.pin.is_some_and(|pin| pin.other == s.flow[e].other);
+        s.flow[e].pinned |= own;
+        own && s.open_pin().is_some_and(|pin| pin.owner == Side::Temporal && usize::from(pin.epoch) == e + 1)
     }
 
     /// The runner is called.
