@@ -44,6 +44,8 @@ pub struct Config {
     pub http: Http,
     /// The Postgres side's worker.
     pub worker: Worker,
+    /// How enqueues are decided.
+    pub router: Router,
     /// What comes in from SQL.
     pub intake: Intake,
     /// Delivery from the outbox.
@@ -196,6 +198,13 @@ pub struct Worker {
     pub poll: Duration,
     /// What runs at a shutdown gets so long to end.
     pub shutdown_grace: Duration,
+}
+
+/// `[router]`
+#[derive(Debug, Clone)]
+pub struct Router {
+    /// Whether work of accounts that are not armed starts on Temporal without a pin while Postgres is away.
+    pub fail_open: bool,
 }
 
 /// `[intake]`
@@ -407,6 +416,10 @@ impl Config {
                 lease: r.duration("worker.lease", "15s", "500ms", "1h"),
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
+            },
+            router: Router {
+                // Without Temporal there is nowhere to start it.
+                fail_open: r.switch("router.fail_open", true) && cfg!(feature = "temporal"),
             },
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),

@@ -1,9 +1,11 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod arming;
 pub mod comparator;
 mod flags;
 mod flips;
 mod groups;
+mod handover;
 mod intake;
 pub mod observer;
 mod pools;
@@ -18,9 +20,11 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use arming::ArmingMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
 #[cfg(feature = "temporal")]
@@ -87,6 +91,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
+    /// Handovers.
+    pub handovers: HandoverMetrics,
     /// The flags' source.
     pub flags: FlagMetrics,
     /// Connections to Postgres.
@@ -102,6 +108,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
+    /// Arming.
+    pub arming: ArmingMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -274,7 +282,9 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
+            handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
+            arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -116,12 +116,18 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let looks = async {
             let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
-            Ok::<_, LedgerError>((queues, parts.ledger.outbox_depth().await?, parts.ledger.intake_depth().await?))
+            let handovers = parts.ledger.handover_counts().await?;
+            Ok::<_, LedgerError>((
+                queues,
+                parts.ledger.outbox_depth().await?,
+                parts.ledger.intake_depth().await?,
+                handovers,
+            ))
         };
         let Some(looked) = stop.run_until_cancelled(looks).await else { return };
         let m = &parts.metrics;
         match looked {
-            Ok(((depth, groups), outbox, intake)) => {
+            Ok(((depth, groups), outbox, intake, handovers)) => {
                 for (place, rows) in
                     [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)]
                 {
@@ -132,6 +138,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
                 m.outbox_rows.set(outbox.rows);
                 m.outbox_oldest_seconds.set(outbox.oldest_seconds);
                 m.intake.show(&intake);
+                m.handovers.show(handovers);
                 m.gauges_updated.set(chrono::Utc::now().timestamp_millis() as f64 / 1_000.0);
             }
             Err(error) => {

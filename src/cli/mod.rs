@@ -56,11 +56,14 @@ mod flip;
 mod proof;
 
 commands! {
+    Arm = arm,
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,
     Demo = demo if "temporal",
+    Disarm = disarm,
     Doctor = doctor,
+    Handover = handover,
     Migrate = migrate,
     Override = over_ride,
     Preview = preview,

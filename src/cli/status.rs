@@ -2,6 +2,7 @@
 //! Temporal, Postgres, the comparator, what is blocked and on whom.
 
 mod accounts;
+mod arming;
 mod deciders;
 mod flags;
 
@@ -12,10 +13,12 @@ use comfy_table::{Cell, Table};
 use serde::Serialize;
 
 use self::accounts::{Accounts, Line, Summary};
+use self::arming::Arming;
 use self::flags::FlagStatus;
 use super::proof::number;
 use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
+use crate::arming::ArmingStore;
 use crate::config::Config;
 use crate::flips::{FlipStore, OverrideRow, RouterRow};
 use crate::ledger::{IntakeDepth, OutboxDepth};
@@ -34,6 +37,8 @@ pub struct Args {
 struct Status {
     flags: FlagStatus,
     summary: Summary,
+    /// Who is on its way to be armed, and what it waits for on whom.
+    arming: Arming,
     intake: IntakeDepth,
     outbox: OutboxDepth,
     temporal: TemporalStatus,
@@ -72,6 +77,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     let status = Status {
         flags,
         summary: all.summary,
+        arming: Arming::read(&ArmingStore::new(ledger.pool().clone()), &config).await?,
         intake: ledger.intake_depth().await?,
         outbox: ledger.outbox_depth().await?,
         temporal: temporal(&config).await,
@@ -122,6 +128,7 @@ fn show(status: &Status) {
     deciders::show(&status.overrides, &status.routers);
     status.flags.show();
     status.summary.show();
+    status.arming.show();
     let IntakeDepth { rows, oldest_seconds, refused, last_reason } = &status.intake;
     println!("from SQL    {rows} not pinned yet, the oldest for {oldest_seconds:.0} s; {refused} refused");
     if let Some(reason) = last_reason {

@@ -6,6 +6,7 @@
 mod cancel;
 mod compare;
 mod ends;
+mod handover;
 mod intake;
 mod outbox;
 mod pins;
@@ -21,6 +22,7 @@ pub use cancel::{Cancelling, Ended};
 pub use compare::{ComparedPin, NewPin};
 pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};
 pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
+pub use handover::{Candidates, HandedOver, HandoverCounts, Scope};
 pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};

@@ -41,10 +41,9 @@ pub struct OutboxDepth {
 /// A copy that can't be read is looked at again after so long.
 const UNREADABLE: Duration = Duration::from_secs(60);
 
-/// Whether a copy is delivered as cancelled: one that was begun is not, whoever delivers it again.
-const CANCELLED: &str = "o.cancel or (p.cancel_requested_at is not null and not exists (
-    select from crossover.sightings s
-    where s.id = o.id and s.side = 'temporal' and s.what = 'dequeued' and not s.rehearsal))";
+/// Whether a copy is delivered as cancelled. A rehearsal is only where its execution is known to be off: one that runs
+/// may end otherwise.
+const CANCELLED: &str = "o.cancel or (p.owner = 'temporal' and p.cancel_requested_at is not null)";
 
 fn undelivered_of(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
     let behind = row.try_get("behind")?;
@@ -107,9 +106,10 @@ impl Ledger {
                 Ok(copy) => copies.push(copy),
                 // The others are delivered all the same; only what follows it in its series waits.
                 Err(error) => {
-                    let (id, error) = (row.try_get("id")?, clean(&format!("the stored copy can't be read: {error}")));
-                    tracing::error!(%id, error, "a copy can't be delivered; see crossover.payloads");
-                    self.undeliverable(id, UNREADABLE, &error).await?;
+                    let copy: (Uuid, i32) = (row.try_get("id")?, row.try_get("epoch")?);
+                    let error = clean(&format!("the stored copy can't be read: {error}"));
+                    tracing::error!(id = %copy.0, error, "a copy can't be delivered; see crossover.payloads");
+                    self.undeliverable(copy, UNREADABLE, &error).await?;
                     if in_order {
                         break;
                     }
@@ -119,28 +119,37 @@ impl Ledger {
         Ok(copies)
     }
 
-    /// Takes delivered copies out of the outbox, but for those that were cancelled meanwhile: they go again, as such.
-    pub async fn delivered(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
+    /// Takes delivered copies out of the outbox, each by its epoch: one that was handed over meanwhile has another to be
+    /// delivered. But for those that were cancelled meanwhile: they go again, as such.
+    pub async fn delivered(&self, copies: &[(Uuid, i32)]) -> Result<(), LedgerError> {
         // The mark is in the row itself, so that it is seen even where this waits for the transaction that sets it.
-        let query = sqlx::query("delete from crossover.outbox where id = any ($1) and not cancel");
-        within(query.bind(ids).execute(&self.pool)).await?;
-        Ok(())
+        self.take_out(copies, "and not o.cancel").await
     }
 
-    /// Takes out of the outbox what has nothing left to be delivered, a cancellation included.
-    pub async fn nothing_left(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
-        within(sqlx::query("delete from crossover.outbox where id = any ($1)").bind(ids).execute(&self.pool)).await?;
+    /// Takes out of the outbox what has nothing left to be delivered under its epoch, a cancellation included.
+    pub async fn nothing_left(&self, copies: &[(Uuid, i32)]) -> Result<(), LedgerError> {
+        self.take_out(copies, "").await
+    }
+
+    async fn take_out(&self, copies: &[(Uuid, i32)], but: &str) -> Result<(), LedgerError> {
+        let (ids, epochs): (Vec<Uuid>, Vec<i32>) = copies.iter().copied().unzip();
+        let sql = format!(
+            "delete from crossover.outbox o using unnest($1::uuid[], $2::integer[]) as c (id, epoch)
+             where o.id = c.id and o.epoch = c.epoch {but}"
+        );
+        within(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ids).bind(epochs).execute(&self.pool)).await?;
         Ok(())
     }
 
     /// Records a failed delivery; the copy is due again after `wait`.
-    pub async fn undeliverable(&self, id: Uuid, wait: Duration, error: &str) -> Result<(), LedgerError> {
+    pub async fn undeliverable(&self, copy: (Uuid, i32), wait: Duration, error: &str) -> Result<(), LedgerError> {
         within(
             sqlx::query(
-                "update crossover.outbox set tries = tries + 1, last_error = $3,
-                due_at = clock_timestamp() + $2 * interval '1 millisecond' where id = $1",
+                "update crossover.outbox set tries = tries + 1, last_error = $4,
+                due_at = clock_timestamp() + $3 * interval '1 millisecond' where id = $1 and epoch = $2",
             )
-            .bind(id)
+            .bind(copy.0)
+            .bind(copy.1)
             .bind(wait.as_millis() as i64)
             .bind(error)
             .execute(&self.pool),

@@ -85,7 +85,7 @@ pub struct Deliverer {
     target: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
     observer: Observer,
-    delivered: mpsc::Sender<Uuid>,
+    delivered: mpsc::Sender<(Uuid, i32)>,
     /// Bounds the deliveries that no caller waits for; the relay does what finds no place.
     later: Arc<Semaphore>,
 }
@@ -162,9 +162,9 @@ impl Deliverer {
         if *settled != Settled::Delivered {
             return;
         }
-        if envelope.series_no.is_none() || ledger.delivered(&[envelope.id]).await.is_err() {
+        if envelope.series_no.is_none() || ledger.delivered(&[envelope.copy()]).await.is_err() {
             // A full channel is an outbox row that stays: the relay finds the copy there and takes it out.
-            let _ = self.delivered.try_send(envelope.id);
+            let _ = self.delivered.try_send(envelope.copy());
         }
     }
 
@@ -173,7 +173,7 @@ impl Deliverer {
         let recorded = match self.start(envelope).await {
             Ok(Delivery::Started | Delivery::AlreadyThere) if envelope.cancelled => {
                 self.see(envelope, Seen::Delivered);
-                ledger.nothing_left(&[envelope.id]).await
+                ledger.nothing_left(&[envelope.copy()]).await
             }
             Ok(Delivery::Started | Delivery::AlreadyThere) => {
                 self.see(envelope, Seen::Delivered);
@@ -186,7 +186,7 @@ impl Deliverer {
             Err(DeliveryError::OwnerConflict(found)) => {
                 error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
                 self.metrics.owner_conflicts.inc();
-                match ledger.hold(envelope.id, &clean(&found)).await {
+                match ledger.hold(envelope.copy(), &clean(&found)).await {
                     Ok(()) => return Settled::Conflict,
                     Err(error) => Err(error),
                 }
@@ -198,7 +198,7 @@ impl Deliverer {
             Err(error) => {
                 warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
                 let wait = Duration::from_millis(250 << tries.clamp(0, 7));
-                if let Err(error) = ledger.undeliverable(envelope.id, wait, &clean(&error.to_string())).await {
+                if let Err(error) = ledger.undeliverable(envelope.copy(), wait, &clean(&error.to_string())).await {
                     self.metrics.ledger_errors.with_label_values(&["undeliverable"]).inc();
                     warn!(id = %envelope.id, %error, "a failed delivery can't be recorded; it is repeated sooner");
                 }
@@ -251,7 +251,7 @@ pub(super) enum Settled {
 /// An unpinned copy had ended before its key was pinned: its end becomes the pin's.
 async fn end(ledger: &Ledger, e: &Envelope, outcome: Outcome, last: &Attempt) -> Result<(), LedgerError> {
     ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
-    ledger.nothing_left(&[e.id]).await
+    ledger.nothing_left(&[e.copy()]).await
 }
 
 /// Temporal will never take it. An execution has failed, and says why; a rehearsal is left out.
@@ -261,16 +261,16 @@ async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), Ledge
         let reason = clean(&format!("Temporal refused it: {reason}"));
         ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None).await?;
     }
-    ledger.nothing_left(&[e.id]).await
+    ledger.nothing_left(&[e.copy()]).await
 }
 
-async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<Uuid>) {
-    let mut ids = Vec::with_capacity(500);
-    while delivered.recv_many(&mut ids, 500).await > 0 {
-        if let Err(error) = ledger.delivered(&ids).await {
+async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<(Uuid, i32)>) {
+    let mut copies = Vec::with_capacity(500);
+    while delivered.recv_many(&mut copies, 500).await > 0 {
+        if let Err(error) = ledger.delivered(&copies).await {
             metrics.ledger_errors.with_label_values(&["delivered"]).inc();
-            warn!(%error, copies = ids.len(), "deliveries can't be recorded; the relay finds the copies there later");
+            warn!(%error, copies = copies.len(), "deliveries can't be recorded; the relay finds the copies there later");
         }
-        ids.clear();
+        copies.clear();
     }
 }

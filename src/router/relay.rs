@@ -89,10 +89,10 @@ impl Relay {
             if stop.is_cancelled() {
                 break;
             }
-            let id = copy.envelope.id;
+            let (id, epoch) = copy.envelope.copy();
             match self.one(copy).await {
                 Settled::Later => break,
-                Settled::Delivered => delivered.push(id),
+                Settled::Delivered => delivered.push((id, epoch)),
                 Settled::Done | Settled::Conflict => {}
             }
             settled += 1;
@@ -128,7 +128,7 @@ impl Relay {
         if copy.ended && !(rehearsal && copy.envelope.cancelled) {
             self.metrics.relayed.with_label_values(&["ended"]).inc();
             self.deliverer.skipped(&copy.envelope, "its pin had ended before it could be delivered");
-            return match self.ledger.nothing_left(&[copy.envelope.id]).await {
+            return match self.ledger.nothing_left(&[copy.envelope.copy()]).await {
                 Ok(()) => Settled::Done,
                 Err(_) => Settled::Later,
             };

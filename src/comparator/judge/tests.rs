@@ -329,11 +329,15 @@ fn an_effect_on_the_side_that_does_not_own_it_is_told_while_it_is_in_flight() {
 }
 
 #[test]
-fn an_effect_of_an_earlier_epoch_may_have_been_its_owners() {
+fn what_was_handed_over_is_not_comparable_and_an_effect_of_its_former_owner_is_told_all_the_same() {
     let mut facts = clean(Stage::Shadow);
-    facts.sides.postgres.tries[0].rehearsal = false;
     facts.pin.as_mut().unwrap().epoch = 2;
-    is(&judged(&facts), Verdict::Matched);
+    is(&judged(&facts), Verdict::NotComparable);
+    facts.sides.postgres.tries[0].rehearsal = false;
+    diverges(&judged(&facts), Class::UnclaimedEffect, Side::Postgres);
+    facts.sides.postgres.tries[0].rehearsal = true;
+    facts.pin.as_mut().unwrap().ended_at = None;
+    is(&judged(&facts), Verdict::InFlight);
 }
 
 // Duplicate --------------------------------------------------------------------------------------------------
