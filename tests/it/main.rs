@@ -6,6 +6,8 @@ mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
 #[cfg(feature = "temporal")]
+mod chaos;
+#[cfg(feature = "temporal")]
 mod comparator;
 mod config;
 #[cfg(feature = "temporal")]
