@@ -6,7 +6,7 @@ mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
 #[cfg(feature = "temporal")]
-mod chaos;
+pub mod chaos;
 #[cfg(feature = "temporal")]
 mod comparator;
 mod config;
@@ -17,6 +17,8 @@ mod docs;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
 mod latency;
+#[cfg(feature = "temporal")]
+mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;
 mod provision;

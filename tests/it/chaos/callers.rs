@@ -17,12 +17,14 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::cast::Cast;
-use super::plan::{Job, Repeat};
+use super::plan::{Job, ROUTERS, Repeat};
 
 /// Never used up, whatever breaks: what has ended without an answer of the runner's is lost.
 pub const ATTEMPTS: i32 = 1_000;
 /// A caller that gets no answer for so long asks another router.
 const REQUEST: Duration = Duration::from_secs(4);
+/// Who had to try for longer is worth a look.
+const SLOW: Duration = Duration::from_secs(25);
 const PAUSE: Duration = Duration::from_millis(150);
 /// A caller gives up after so long, and nobody knows what became of it.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -41,6 +43,8 @@ pub struct Told {
     pub repeats: usize,
     /// The longest that a caller had to try, in seconds.
     pub longest: f64,
+    /// What callers were told that had to try for long.
+    pub slow: Vec<String>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -165,10 +169,14 @@ impl Callers {
 
     /// Asks one router after the other until there is a yes or a no.
     async fn insist(&self, body: &Value, first: usize) -> Result<Yes, String> {
-        let (began, mut router) = (Instant::now(), first);
+        let (began, mut router, mut heard) = (Instant::now(), first, Vec::new());
         loop {
             let said = match self.ask(body, router).await {
                 Ok((status, text)) if status.is_success() => {
+                    if began.elapsed() > SLOW {
+                        let key = &body["key"];
+                        self.note(|told| told.slow.push(format!("{key} for {:.1?}: {heard:#?}", began.elapsed())));
+                    }
                     return serde_json::from_str(&text).map_err(|error| format!("{status}, {error}: {text}"));
                 }
                 Ok((status, text)) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
@@ -181,6 +189,7 @@ impl Callers {
                 return Err(format!("no answer in the end; the last: {said}"));
             }
             self.note(|told| told.repeats += 1);
+            heard.push(format!("{:.1?} {}: {said}", began.elapsed(), router % ROUTERS));
             router += 1;
             tokio::time::sleep(PAUSE).await;
         }

@@ -219,10 +219,6 @@ impl Cast {
             let _ = std::fs::copy(slot.state.join("log"), folder.join(format!("{name}.log")));
         }
     }
-
-    pub fn postgres_pool(&self) -> &sqlx::PgPool {
-        self.world.pool()
-    }
 }
 
 impl Slot {

@@ -15,7 +15,7 @@
 
 mod callers;
 mod cast;
-mod gate;
+pub mod gate;
 mod judge;
 mod plan;
 
@@ -121,6 +121,7 @@ impl Run {
             told.repeats,
             told.longest
         );
+        told.slow.iter().for_each(|slow| println!("SLOW: {slow}"));
         let found = self.settled(&cast, &told.accepted, &runner).await;
         println!("{:>7.1?} all has ended, or never will", began.elapsed());
         let mut verdict = judge::judge(&told, &runner.calls(), &found);
@@ -141,6 +142,7 @@ impl Run {
     ) -> HashMap<Uuid, Found> {
         let (began, client) = (Instant::now(), reqwest::Client::builder().no_proxy().build().unwrap());
         let (mut found, mut open) = (HashMap::new(), accepted.iter().map(|one| one.id).collect::<Vec<_>>());
+        let mut told = Duration::ZERO;
         while !open.is_empty() && began.elapsed() < self.patience {
             let looks = open.iter().map(async |id| (*id, look_up(&client, cast, *id).await));
             let looked: Vec<(Uuid, Option<Found>)> = stream::iter(looks).buffer_unordered(16).collect().await;
@@ -152,6 +154,11 @@ impl Run {
                 found => found.is_some_and(Found::has_ended),
             };
             open.retain(|id| !done(id));
+            if began.elapsed() > told + Duration::from_secs(10) {
+                told = began.elapsed();
+                let some: Vec<_> = open.iter().take(3).map(|id| format!("{id} {:?}", found.get(id))).collect();
+                println!("{told:>7.1?} after the last answer {} have not ended, such as {some:#?}", open.len());
+            }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         found
