@@ -212,6 +212,16 @@ impl Cast {
         }
     }
 
+    /// What Postgres is busy with, or waits for, and how busy the machine is: a few lines.
+    pub async fn glance(&self) -> String {
+        let busy = "select count(*) || ' ' || coalesce(wait_event, 'works') || ': ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 70)
+            from pg_stat_activity where state <> 'idle' and pid <> pg_backend_pid() and query <> ''
+            group by coalesce(wait_event, 'works'), left(regexp_replace(query, '\\s+', ' ', 'g'), 70) order by count(*) desc limit 6";
+        let busy: Vec<String> = sqlx::query_scalar(busy).fetch_all(self.world.pool()).await.unwrap_or_default();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        format!("load {}\n{}", load.trim(), busy.join("\n"))
+    }
+
     /// The log of every process, for whoever has to find out.
     pub fn keep_logs(&self, folder: &std::path::Path) {
         for slot in self.slots() {

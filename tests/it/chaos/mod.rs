@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `CHAOS_RATE` is how many interactions a second come at most, `CHAOS_FLIPS` how many flips, `CHAOS_PRINT=1` prints the
-//! schedule, and `CHAOS_KEEP` names a folder for the processes' logs.
+//! schedule, `CHAOS_WATCH=1` what Postgres waits for, and `CHAOS_KEEP` names a folder for the processes' logs.
 
 mod callers;
 mod cast;
@@ -91,6 +91,13 @@ impl Run {
         let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / self.rate));
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         println!("{:>7.1?} everybody is at work", began.elapsed());
+        let watched = cast.clone();
+        let watch = tokio::spawn(async move {
+            while given("CHAOS_WATCH", 0) == 1 {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                println!("{:>7.1?} {}", began.elapsed(), watched.glance().await);
+            }
+        });
         for event in plan::plan(self.options) {
             if given("CHAOS_PRINT", 0) == 1 {
                 println!("{:>7.1?} {event:?}", began.elapsed());
@@ -124,6 +131,7 @@ impl Run {
         told.slow.iter().for_each(|slow| println!("SLOW: {slow}"));
         let found = self.settled(&cast, &told.accepted, &runner).await;
         println!("{:>7.1?} all has ended, or never will", began.elapsed());
+        watch.abort();
         let mut verdict = judge::judge(&told, &runner.calls(), &found);
         verdict.broken.extend(runner.malformed().into_iter().map(|text| format!("the runner was asked amiss: {text}")));
         verdict.counts.insert("faults", self.options.faults as u64);
