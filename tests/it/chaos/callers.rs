@@ -21,13 +21,14 @@ use super::plan::{Job, ROUTERS, Repeat};
 
 /// Never used up, whatever breaks: what has ended without an answer of the runner's is lost.
 pub const ATTEMPTS: i32 = 1_000;
-/// A caller that gets no answer for so long asks another router.
-const REQUEST: Duration = Duration::from_secs(4);
+/// A caller that gets no answer for so long asks another router. Longer than a router needs to say that it has none.
+const REQUEST: Duration = Duration::from_secs(6);
 /// Who had to try for longer is worth a look.
 const SLOW: Duration = Duration::from_secs(25);
-const PAUSE: Duration = Duration::from_millis(150);
+/// Pauses between two requests double from the first to the second, or those who repeat keep everybody else away.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// A caller gives up after so long, and nobody knows what became of it.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// So many that belong to no series wait for their answers at once.
 const AT_ONCE: usize = 48;
 
@@ -169,7 +170,7 @@ impl Callers {
 
     /// Asks one router after the other until there is a yes or a no.
     async fn insist(&self, body: &Value, first: usize) -> Result<Yes, String> {
-        let (began, mut router, mut heard) = (Instant::now(), first, Vec::new());
+        let (began, mut router, mut heard, mut pause) = (Instant::now(), first, Vec::new(), PAUSES.0);
         loop {
             let said = match self.ask(body, router).await {
                 Ok((status, text)) if status.is_success() => {
@@ -191,7 +192,8 @@ impl Callers {
             self.note(|told| told.repeats += 1);
             heard.push(format!("{:.1?} {}: {said}", began.elapsed(), router % ROUTERS));
             router += 1;
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -250,7 +252,7 @@ impl Callers {
                 // It may have been cancelled all the same.
                 _ => self.note(|told| told.cancel_asked.push(id)),
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(PAUSES.0).await;
         }
     }
 }

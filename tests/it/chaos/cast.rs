@@ -25,8 +25,8 @@ const SET: &[(&str, &str)] = &[
     ("WORKER_SHUTDOWN_GRACE", "1s"),
     ("WORKER_SLOTS", "24"),
     ("TEMPORAL_START_TIMEOUT", "1s"),
-    ("POSTGRES_CONNECT_TIMEOUT", "2s"),
-    ("POSTGRES_MAX_CONNECTIONS", "8"),
+    ("POSTGRES_CONNECT_TIMEOUT", "3s"),
+    ("POSTGRES_MAX_CONNECTIONS", "12"),
     ("RELAY_SWEEP_AFTER", "20s"),
     ("LOG_FILTER", "crossover=info"),
 ];
@@ -61,6 +61,10 @@ impl Cast {
         let postgres = provision::postgres(&servers::options()).await.unwrap();
         let temporal = provision::temporal(&servers::options()).await.unwrap();
         let world = World::with(Some(postgres.url.clone()), Some(temporal.address.clone()), Stage::Off).await;
+        if let Ok(file) = std::env::var("CHAOS_SABOTAGE") {
+            let orders = std::fs::read_to_string(file).unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(orders)).execute(world.pool()).await.unwrap();
+        }
         let (mut routers, mut workers) = (Vec::new(), Vec::new());
         for n in 0..ROUTERS {
             let roles = if n == 0 { "router,relay" } else { "router" };

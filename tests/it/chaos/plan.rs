@@ -63,8 +63,10 @@ pub enum Fault {
     RemoveFlags(Duration),
 }
 
+type Drawn = fn(&mut StdRng) -> Fault;
+
 /// The faults with how often each comes. What is built later joins here.
-const FAULTS: &[(u32, fn(&mut StdRng) -> Fault)] = &[
+const FAULTS: &[(u32, Drawn)] = &[
     (6, |r| Fault::Kill(worker(r), ms(r, 0, 1_500))),
     (4, |r| Fault::Kill(router(r), ms(r, 0, 1_500))),
     (2, |r| Fault::Terminate(process(r))),
