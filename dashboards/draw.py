@@ -91,8 +91,15 @@ def steps_of(panel):
     return panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
 
 
-def draw_stat(axes, panel, prometheus):
+def worded(panel):
+    """A value as the panel says it: its word, if it has one."""
     unit = shown(panel["fieldConfig"]["defaults"]["unit"])
+    words = {float(value): word["text"] for m in panel["fieldConfig"]["defaults"]["mappings"] for value, word in m["options"].items()}
+    return lambda value: words[value] if value in words else unit(value)
+
+
+def draw_stat(axes, panel, prometheus):
+    unit = worded(panel)
     found = [s for t in panel["targets"] for s in prometheus.now(t["expr"])]
     value = float(found[0]["value"][1]) if found else None
     color = "#888888"

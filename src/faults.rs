@@ -15,7 +15,7 @@ use crate::interaction::{Envelope, Side};
 #[cfg(feature = "faults")]
 pub use planned::{Fault, inject};
 #[cfg(feature = "faults")]
-pub(crate) use planned::{alter, begun, early, hastened, hold, is, misreport};
+pub(crate) use planned::{alter, begun, beside, early, hastened, hold, is, misreport};
 
 /// Whether this build can misbehave.
 pub const COMPILED: bool = cfg!(feature = "faults");
@@ -70,6 +70,9 @@ mod planned {
         After(Uuid),
         /// A copy on Postgres begins as soon as it is there, although it is due later.
         Early,
+        /// A member of a series begins beside the one before it, as soon as that runs. On Postgres, and where it executes:
+        /// rehearsals are judged for order only.
+        Beside,
         /// A copy is taken and forgotten: nothing is recorded, nothing follows. On Postgres.
         Dropped,
         /// One attempt is made twice under one fence. On Temporal only where it executes.
@@ -158,13 +161,22 @@ mod planned {
 
     /// What is to begin before it is due.
     pub(crate) fn early(side: Side) -> Vec<Uuid> {
-        let planned = planned();
-        planned.iter().filter(|(s, _, fault)| *s == side && matches!(fault, Fault::Early)).map(|p| p.1).collect()
+        all(side, |fault| matches!(fault, Fault::Early))
     }
 
-    /// These have been made to begin early.
+    /// What is to begin beside the member before it.
+    pub(crate) fn beside(side: Side) -> Vec<Uuid> {
+        all(side, |fault| matches!(fault, Fault::Beside))
+    }
+
+    fn all(side: Side, wanted: impl Fn(&Fault) -> bool) -> Vec<Uuid> {
+        planned().iter().filter(|(s, _, fault)| *s == side && wanted(fault)).map(|p| p.1).collect()
+    }
+
+    /// These have been made to begin before their time or turn.
     pub(crate) fn hastened(side: Side, ids: &[Uuid]) {
-        planned().retain(|(s, id, fault)| !(*s == side && matches!(fault, Fault::Early) && ids.contains(id)));
+        let misplaced = |fault: &Fault| matches!(fault, Fault::Early | Fault::Beside);
+        planned().retain(|(s, id, fault)| !(*s == side && misplaced(fault) && ids.contains(id)));
     }
 
     /// An attempt at `id` begins.

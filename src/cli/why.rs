@@ -15,7 +15,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::report::{self, Contents, Difference, Observation, SideSeen, Standing, Story};
 
-/// Tell the whole story of one interaction: decision, copies, both sides' attempts, verdict, and what it waits for
+/// Tell the whole story of one interaction: who decided its stage and why, pin, copies, both sides' attempts, verdict, and what it waits for
 ///
 /// Payloads and results are left out unless --payload asks for them, because they may hold secrets. Exits with 1 where
 /// nothing is known of it.
@@ -101,6 +101,9 @@ fn show(story: &Story) {
     if let Some(what) = &story.waits_for {
         println!("\nIt waits for {what}.");
     }
+    if !story.decisions.is_empty() {
+        println!("\n{}", decisions(story).trim_fmt());
+    }
     println!("\n{}", timeline(story).trim_fmt());
     if let Some(observation) = &story.observation {
         print_observation(observation);
@@ -141,6 +144,17 @@ fn facts(story: &Story) -> Table {
         let until = place.until.map(|until| format!(", until {}", until.format("%T%.3f"))).unwrap_or_default();
         let worker = place.worker.map(|worker| format!(", worker {worker}")).unwrap_or_default();
         row(&place.place, format!("{what}, attempt {}, due {}{until}{worker}", place.attempt, place.due_at.format("%F %T%.3f")));
+    }
+    rows
+}
+
+fn decisions(story: &Story) -> Table {
+    let mut rows = table(&["DECIDED", "KIND", "FROM", "TO", "BY", "WHO", "WHY"]);
+    for d in &story.decisions {
+        let at = d.at.format("%F %T%.3f").to_string();
+        let kind = d.kind.as_deref().unwrap_or("(all)");
+        let (who, why) = (d.who.as_deref().unwrap_or_default(), d.why.as_deref().unwrap_or_default());
+        rows.add_row([&at, kind, &d.from_stage, &d.to_stage, &d.revision, who, why]);
     }
     rows
 }

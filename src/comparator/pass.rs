@@ -170,7 +170,7 @@ impl Comparator {
             while rows.give_up(from, AWAY, BATCH).await? == BATCH as u64 {}
         }
         if stand.sightings_until < from {
-            rows.seen(self.me, &[], from).await?;
+            rows.seen(self.me, &[], &[], from).await?;
         }
         self.remember(stand.now - REMEMBER, stand.now).await?;
         info!(comparator = %self.me, "the comparator works");
@@ -221,14 +221,25 @@ impl Comparator {
             self.extra(&unknown, &pinned).await?;
         }
         let more = page.len() >= SIGHTINGS as usize;
+        let ended = self.ended_early(&ids).await?;
         let mut again = ids;
         let judged = rows.judged_members(&again).await?;
         if !judged.is_empty() {
             // Whether a neighbour was in order may be another matter now.
             again.extend(ledger.neighbours(&judged).await?);
         }
-        rows.seen(self.me, &again, page.last().filter(|_| more).map_or(until, |(_, last)| *last)).await?;
+        rows.seen(self.me, &again, &ended, page.last().filter(|_| more).map_or(until, |(_, last)| *last)).await?;
         Ok(more)
+    }
+
+    /// Those of `ids` that have ended before they were due: both sides settle then, and nothing of them comes at their time.
+    async fn ended_early(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let not_due = self.sources.rows.not_due(ids).await?;
+        if not_due.is_empty() {
+            return Ok(not_due);
+        }
+        let open = self.sources.ledger.still_unended(&not_due).await?;
+        Ok(not_due.into_iter().filter(|id| !open.contains(id)).collect())
     }
 
     /// Makes rows of what was begun on a side that was not to have it. What is pinned in `shadow` or `live` gets its row in

@@ -153,22 +153,39 @@ impl Rows {
         .await
     }
 
+    /// Those of `ids` that are looked at only once they are due, which is later.
+    pub(super) async fn not_due(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let later = sqlx::query_scalar(
+            "select id from crossover.observations
+             where id = any ($1) and run_at > clock_timestamp() and look_at > clock_timestamp() + $2 * interval '1 millisecond'",
+        );
+        within(later.bind(ids).bind(ms(SETTLES_WITHIN)).fetch_all(&self.pool)).await
+    }
+
     /// Takes notice that something was seen of `ids` until `until`: what has a verdict, or is to be looked at much later, is
-    /// looked at again.
-    pub(super) async fn seen(&self, me: Uuid, ids: &[Uuid], until: DateTime<Utc>) -> Result<(), LedgerError> {
+    /// looked at again. Of what is not due only those that have `ended`: a delivery is no reason to look.
+    pub(super) async fn seen(
+        &self,
+        me: Uuid,
+        ids: &[Uuid],
+        ended: &[Uuid],
+        until: DateTime<Utc>,
+    ) -> Result<(), LedgerError> {
         within(async {
             let mut tx = self.pool.begin().await?;
             sqlx::query(
                 "with again as (
                     select id from crossover.observations
                     where id = any ($1) and (look_at is null
-                        or look_at > clock_timestamp() + $2 * interval '1 millisecond' and run_at <= clock_timestamp())
+                        or look_at > clock_timestamp() + $2 * interval '1 millisecond'
+                            and (run_at <= clock_timestamp() or id = any ($3)))
                     order by id for update)
                  update crossover.observations o set look_at = clock_timestamp() + $2 * interval '1 millisecond', looks = 0
                  from again where o.id = again.id",
             )
             .bind(ids)
             .bind(ms(SETTLES_WITHIN))
+            .bind(ended)
             .execute(&mut *tx)
             .await?;
             let moved =

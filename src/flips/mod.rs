@@ -17,7 +17,9 @@ pub use decider::Decider;
 pub use overrides::Overrides;
 pub use presence::Presence;
 pub use recorder::Recorder;
-pub use storage::{Asked, DecisionFilter, DecisionRow, FlipStore, NewFlip, NewOverride, OverrideRow, RouterRow};
+pub use storage::{
+    Asked, Bearing, DecisionFilter, DecisionRow, FlipStore, NewFlip, NewOverride, OverrideRow, RouterRow,
+};
 
 use std::time::Duration;
 

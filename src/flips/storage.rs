@@ -166,6 +166,21 @@ pub struct DecisionFilter {
     pub limit: i64,
 }
 
+/// An interaction, as decisions bear on it: the last of its account and kind before its pin, and those until its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Bearing<'a> {
+    /// Its account.
+    pub account: &'a str,
+    /// Its kind.
+    pub kind: &'a str,
+    /// The flags that it was pinned by.
+    pub revision: &'a str,
+    /// When that was.
+    pub pinned_at: DateTime<Utc>,
+    /// When it ended, if it has.
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
 /// A call that takes longer is given up: the next one comes soon.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -359,6 +374,25 @@ impl FlipStore {
         );
         let since = filter.since.map(|since| since.as_millis() as i64);
         within(rows.bind(&filter.account).bind(since).bind(filter.limit).fetch_all(&self.pool)).await
+    }
+
+    /// The decisions that bear on an interaction, in the order of time, at most `limit` and one.
+    pub async fn bearing_on(&self, bearing: &Bearing<'_>, limit: i64) -> Result<Vec<DecisionRow>, LedgerError> {
+        let rows = sqlx::query_as(
+            "with theirs as not materialized (
+                select * from crossover.decisions where account = $1 and (kind is null or kind = $2))
+             select d.at, d.account, d.kind, d.from_stage, d.to_stage, d.revision, d.source, r.name as router, d.who, d.why
+             from ((select * from theirs where at <= $4 order by at desc, id desc limit 1)
+                union
+                (select * from theirs where at > $4
+                    -- A router goes by new flags a moment before it has written the decision down.
+                    and (at <= coalesce($5, 'infinity') or revision = $3 and at <= $4 + interval '1 minute')
+                 order by at, id limit $6)) d
+             left join crossover.routers r on r.id = d.router order by d.at, d.id",
+        );
+        let Bearing { account, kind, revision, pinned_at, ended_at } = bearing;
+        let rows = rows.bind(account).bind(kind).bind(revision).bind(pinned_at).bind(ended_at).bind(limit);
+        within(rows.fetch_all(&self.pool)).await
     }
 
     /// The overrides in force.

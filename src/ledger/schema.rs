@@ -1,10 +1,24 @@
 //! The schema's versions: forward only, one migration at a time, never over a database that is newer than the program.
 
-use sqlx::migrate::Migrator;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection, PgConnection};
 
 use super::{Ledger, LedgerError, within};
 
-static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!("./migrations");
+    // Its lock is waited for in Postgres; see `run_migrations`.
+    migrator.set_locking(false);
+    migrator
+});
+
+/// Held by whoever migrates, as long as its connection lives.
+const LOCK: &str = "select pg_try_advisory_lock(hashtextextended('crossover.migrate', 0))";
+/// How often the others look whether it is done.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Partitions are made for so many days ahead.
 const DAYS_AHEAD: i32 = 7;
@@ -27,7 +41,7 @@ pub enum SchemaError {
     Behind(usize),
     /// A migration failed; those before it stand.
     #[error("a migration failed: {0}; the ones before it stand, mend the cause and run `crossover migrate` again")]
-    Failed(#[source] sqlx::migrate::MigrateError),
+    Failed(#[source] MigrateError),
     /// Postgres did not answer.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -49,10 +63,21 @@ impl Ledger {
     pub async fn migrate(&self) -> Result<Vec<(i64, String)>, SchemaError> {
         let pending = self.pending_migrations().await?;
         if !pending.is_empty() {
-            MIGRATOR.run(&self.pool).await.map_err(SchemaError::Failed)?;
+            self.run_migrations().await.map_err(SchemaError::Failed)?;
         }
         self.make_partitions().await?;
         Ok(pending)
+    }
+
+    /// One process at a time. The others ask again and again rather than wait in Postgres: `create index concurrently`
+    /// waits for every statement that runs, so it and somebody who waits for its lock would wait for each other.
+    async fn run_migrations(&self) -> Result<(), MigrateError> {
+        let mut lock = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        while !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut lock).await? {
+            tokio::time::sleep(LOOK).await;
+        }
+        MIGRATOR.run(&self.pool).await?;
+        Ok(lock.close().await?)
     }
 
     /// Refuses a database whose schema is not this program's.

@@ -64,7 +64,11 @@ impl Writer {
         loop {
             tokio::select! {
                 biased;
-                _ = beat.tick() => self.beat(false).await,
+                _ = beat.tick() => {
+                    self.beat(false).await;
+                    // A beat that hangs for longer than a tick must not be followed by the next: batches have their turn.
+                    beat.reset();
+                }
                 received = self.receiver.recv_many(&mut self.batch, BATCH) => {
                     if received == 0 {
                         return;

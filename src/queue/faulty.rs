@@ -20,7 +20,7 @@ mod honest {
     #[inline(always)]
     pub fn misreport(_: &mut [Finish]) {}
 
-    /// Makes ready what is not due.
+    /// Makes ready what is not due, or whose turn has not come.
     #[inline(always)]
     pub async fn hasten(_: &Shared) {}
 }
@@ -69,12 +69,17 @@ mod misbehaving {
         }
     }
 
-    /// Makes ready what is not due.
+    /// Makes ready what is not due, or whose turn has not come.
     pub async fn hasten(shared: &Shared) {
-        let early = faults::early(HERE);
-        if !early.is_empty()
-            && let Ok(moved) = shared.queue.hasten(&early).await
-        {
+        let (early, beside) = (faults::early(HERE), faults::beside(HERE));
+        let mut moved = Vec::new();
+        if !early.is_empty() {
+            moved.extend(shared.queue.hasten(&early).await.unwrap_or_default());
+        }
+        if !beside.is_empty() {
+            moved.extend(shared.queue.overtake(&beside).await.unwrap_or_default());
+        }
+        if !moved.is_empty() {
             faults::hastened(HERE, &moved);
             shared.wake.notify_one();
         }

@@ -405,6 +405,21 @@ impl Queue {
         );
         within(moved.bind(ids).fetch_all(&self.pool)).await
     }
+
+    /// Makes ready those of `ids` whose predecessor in the series is executed just now, as if the chain held nothing; which
+    /// those were.
+    pub(super) async fn overtake(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let placed = sqlx::query_scalar(
+            "insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+             select p.id, clock_timestamp(), p.attempts + 1, -p.priority, p.owner = 'postgres', p.grp
+             from crossover.pins p
+             join crossover.pins b on b.series_id = p.series_id and b.series_no = p.series_no - 1
+             join crossover.running r on r.id = b.id and r.execute
+             where p.id = any ($1) and p.ended_at is null
+             returning id",
+        );
+        within(placed.bind(ids).fetch_all(&self.pool)).await
+    }
 }
 
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {

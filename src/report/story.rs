@@ -9,6 +9,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::flips::{Bearing, DecisionRow, FlipStore};
 use crate::interaction::{Payload, hex};
 use crate::ledger::{Ledger, LedgerError, within};
 pub use timeline::Event;
@@ -24,6 +25,9 @@ pub struct Story {
     pub waits_for: Option<String>,
     /// The decision of a router; none before one was made.
     pub pin: Option<PinPart>,
+    /// The changes of its account's and kind's stage that bear on it: the last one before its pin, and the first few until
+    /// its end.
+    pub decisions: Vec<DecisionRow>,
     /// Its place in its series.
     pub series: Option<Series>,
     /// The Temporal copy, while it is undelivered.
@@ -230,6 +234,7 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
         return Ok(None);
     }
     let pin = asked.pin().await?;
+    let decisions = asked.decisions(standing.as_ref(), pin.as_ref()).await?;
     let series = asked.series().await?;
     let outbox = asked.outbox().await?;
     let places = asked.places().await?;
@@ -241,6 +246,7 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
         timeline: Vec::new(),
         standing,
         pin,
+        decisions,
         series,
         outbox,
         places,
@@ -258,6 +264,9 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
 pub async fn observation(ledger: &Ledger, id: Uuid) -> Result<Option<Observation>, LedgerError> {
     Asked { ledger, id }.observation().await
 }
+
+/// So many decisions after the pin are told.
+const DECISIONS: i64 = 50;
 
 /// What keeps it from going on, in a sentence.
 fn waits_for(story: &Story) -> Option<String> {
@@ -370,6 +379,23 @@ impl Asked<'_> {
                 payload_bytes,
             }
         }))
+    }
+
+    /// A pin alone says by which flags, not who had set them so.
+    async fn decisions(
+        &self,
+        standing: Option<&Standing>,
+        pin: Option<&PinPart>,
+    ) -> Result<Vec<DecisionRow>, LedgerError> {
+        let (Some(standing), Some(pin)) = (standing, pin) else { return Ok(Vec::new()) };
+        let bearing = Bearing {
+            account: &standing.account,
+            kind: &standing.kind,
+            revision: &pin.flag_revision,
+            pinned_at: pin.pinned_at,
+            ended_at: standing.ended_at,
+        };
+        FlipStore::new(self.ledger.pool().clone()).bearing_on(&bearing, DECISIONS).await
     }
 
     async fn series(&self) -> Result<Option<Series>, LedgerError> {

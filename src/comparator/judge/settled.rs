@@ -67,7 +67,9 @@ fn unseen(at: &SideFacts, context: &Context<'_>) -> Option<State> {
 fn never_began(facts: &Facts, pin: &PinFacts, side: Side, context: &Context<'_>) -> State {
     let at = facts.sides.of(side);
     if let Some(place) = at.waits {
-        let due = if place == Place::Scheduled { pin.run_at } else { context.now };
+        // What has ended does not wait for its time.
+        let waits = place == Place::Scheduled && pin.ended_at.is_none();
+        let due = if waits { pin.run_at } else { context.now };
         let look_again = (due + SOON).max(context.now + SOON);
         return State::InFlight { why: format!("it {}", place.as_str()), look_again };
     }

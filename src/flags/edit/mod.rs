@@ -225,8 +225,9 @@ impl Features {
         let mut changes = Vec::new();
         let flags = [(Flag::Shadow, Stage::Shadow), (Flag::Live, Stage::Live), (Flag::Complete, Stage::Complete)];
         for (flag, _) in flags.into_iter().filter(|(_, stage)| *stage <= wish.stage) {
-            if !self.is_on(document, flag, wish) {
-                changes.extend(self.turn_on(flag, wish)?);
+            match self.is_on(document, flag, wish) {
+                true => changes.extend(self.listed_once(flag, &wish.account)),
+                false => changes.extend(self.turn_on(flag, wish)?),
             }
         }
         for (flag, _) in flags.into_iter().rev().filter(|(_, stage)| *stage > wish.stage) {
@@ -277,27 +278,34 @@ impl Features {
         if now == then && !then.is_none() { Vec::new() } else { self.rewrite(flag, &entries, &wish.account, &then) }
     }
 
+    /// Takes the account out of a server's strategies that say what another before them says of it: whoever adds one there
+    /// can't know that somebody else does so at the same moment.
+    fn listed_once(&self, flag: Flag, account: &str) -> Vec<Change> {
+        let entries = self.entries(flag);
+        let listing: Vec<_> = entries.iter().filter(|(_, entry)| self.server && entry.lists(account)).collect();
+        let again = |at: usize| listing[..at].iter().any(|(_, before)| before.kinds == listing[at].1.kinds);
+        let twice = (0..listing.len()).filter(|at| again(*at)).map(|at| listing[at]);
+        twice.map(|(n, entry)| names(flag, *n, entry, entry.without(account))).collect()
+    }
+
     /// Has the account listed once, for exactly these kinds.
     fn rewrite(&self, flag: Flag, entries: &[(usize, Entry)], account: &str, kinds: &Kinds) -> Vec<Change> {
         let fits = |(_, entry): &&(usize, Entry)| !kinds.is_none() && entry.kinds == *kinds;
         let there = entries.iter().filter(fits).find(|(_, entry)| entry.lists(account));
         let home = there.or_else(|| entries.iter().filter(fits).find(|(_, entry)| entry.can_take(account, self.room)));
-        let names = |n: usize, entry: &Entry, after| Change::Names {
-            flag,
-            strategy: n,
-            list: entry.list,
-            before: entry.accounts.clone(),
-            after,
-        };
         let added = match home {
             _ if kinds.is_none() || there.is_some() => None,
-            Some((n, entry)) => Some(names(*n, entry, entry.with(account))),
+            Some((n, entry)) => Some(names(flag, *n, entry, entry.with(account))),
             None => Some(Change::Add { flag, strategy: entry::write(account, kinds) }),
         };
         let stays = home.map(|(n, _)| *n);
         let elsewhere = entries.iter().filter(|(n, entry)| Some(*n) != stays && entry.lists(account));
-        added.into_iter().chain(elsewhere.map(|(n, entry)| names(*n, entry, entry.without(account)))).collect()
+        added.into_iter().chain(elsewhere.map(|(n, entry)| names(flag, *n, entry, entry.without(account)))).collect()
     }
+}
+
+fn names(flag: Flag, strategy: usize, entry: &Entry, after: Vec<String>) -> Change {
+    Change::Names { flag, strategy, list: entry.list, before: entry.accounts.clone(), after }
 }
 
 /// For which kinds the lists have the account.

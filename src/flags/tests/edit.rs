@@ -70,6 +70,29 @@ fn one_kind_leaves_a_whole_account_and_comes_back() {
 }
 
 #[test]
+fn on_a_server_an_account_that_two_commands_added_at_once_is_taken_out_of_the_second_strategy() {
+    let of = |kind: &str, accounts: &[&str]| {
+        json!({ "name": "default", "constraints": [
+            { "contextName": "userId", "operator": "IN", "values": accounts },
+            { "contextName": "kind", "operator": "IN", "values": [kind] } ] })
+    };
+    let mut flags: serde_json::Value = serde_json::from_str(SHIPPED).unwrap();
+    let shadow =
+        flags["features"].as_array_mut().unwrap().iter_mut().find(|f| f["name"] == Flag::Shadow.name()).unwrap();
+    shadow["enabled"] = json!(true);
+    shadow["strategies"] = json!([of("webhook", &["acme"]), of("sync", &["acme"]), of("webhook", &["globex", "acme"])]);
+    let (document, known) = (parsed(&flags), Known::default());
+    let asked = wish("acme", Some("webhook"), Stage::Shadow);
+    let planned = document.plan_on_server(&asked, &known).unwrap();
+    let said: Vec<String> = planned.changes.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["crossover-shadow: remove acme from strategy 3 (1 accounts then)"]);
+    assert_eq!((planned.from, planned.after.stage("acme", "webhook")), (Stage::Shadow, Stage::Shadow));
+    assert!(planned.after.plan_on_server(&asked, &known).unwrap().changes.is_empty());
+    // A file is changed by one command at a time: what is listed twice there is meant.
+    assert!(document.plan(&asked, &known).unwrap().changes.is_empty());
+}
+
+#[test]
 fn a_user_with_id_strategy_keeps_its_form() {
     let strategy = json!({ "name": "userWithId", "constraints": [], "parameters": { "userIds": "acme, globex" } });
     let document = parsed(&live_by(strategy));

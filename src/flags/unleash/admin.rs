@@ -49,6 +49,11 @@ enum Unreadable {
         what: String,
         meant: bool,
     },
+    /// It still answers here, and routers get it no more.
+    Archived {
+        what: String,
+        meant: bool,
+    },
     Faults(Vec<Fault>),
 }
 
@@ -56,6 +61,7 @@ impl From<Unreadable> for AdminError {
     fn from(why: Unreadable) -> Self {
         match why {
             Unreadable::Missing { what, .. } => Self::Missing { what },
+            Unreadable::Archived { what, .. } => Self::Archived { what },
             Unreadable::Faults(faults) => Self::Faults(faults),
         }
     }
@@ -73,7 +79,9 @@ impl Stored {
 
     /// What could not be read and need not be changed.
     pub fn notes(&self) -> Vec<String> {
-        let unknown = |unread: &&Unread| !matches!(unread.why, Unreadable::Missing { meant: true, .. });
+        let unknown = |unread: &&Unread| {
+            !matches!(unread.why, Unreadable::Missing { meant: true, .. } | Unreadable::Archived { meant: true, .. })
+        };
         let line = |unread: &Unread| {
             let error = AdminError::from(unread.why.clone());
             format!("{error}; taken for off here, while routers go by its last definition")
@@ -126,6 +134,12 @@ pub enum AdminError {
     /// It has no such flag.
     #[error("Unleash has no {what}; see flags.project and flags.environment, and import flags/unleash-import.json")]
     Missing {
+        /// The flag, the project and the environment.
+        what: String,
+    },
+    /// The flag is in the archive: it could be changed, and no router would ever see it.
+    #[error("Unleash has archived {what}: no router is given it any more; revive it in Unleash's archive")]
+    Archived {
         /// The flag, the project and the environment.
         what: String,
     },
@@ -188,10 +202,16 @@ impl Admin {
         let (mut features, mut places, mut unread) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for flag in Flag::ALL {
             let what = format!("{} of project {} in environment {}", flag.name(), self.project, self.environment);
+            let meant = self.accept_missing.contains(&flag);
             let found = match self.call(Method::GET, self.path(flag, &[]), None, &what).await {
                 Err(AdminError::Missing { what }) => {
-                    let why = Unreadable::Missing { what, meant: self.accept_missing.contains(&flag) };
-                    unread.insert(flag, Unread { found: Value::Null, why });
+                    unread.insert(flag, Unread { found: Value::Null, why: Unreadable::Missing { what, meant } });
+                    Value::Null
+                }
+                Ok(found) if self.is_archived(flag, &what).await? => {
+                    // Where its absence is meant, routers take it for off; else for what it was.
+                    let found = if meant { Value::Null } else { found };
+                    unread.insert(flag, Unread { found, why: Unreadable::Archived { what, meant } });
                     Value::Null
                 }
                 other => other?,
@@ -228,6 +248,15 @@ impl Admin {
         let features: Vec<&Value> = features.iter().map(|(_, feature)| feature).collect();
         let document = document(&features).map_err(AdminError::Faults)?;
         Ok(Stored { document, places, unread })
+    }
+
+    /// Whether a flag that answers is in the archive: its environments do so from there, it itself does not.
+    async fn is_archived(&self, flag: Flag, what: &str) -> Result<bool, AdminError> {
+        let url = self.url(&["projects", &self.project, "features", flag.name()]);
+        match self.call(Method::GET, url, None, what).await {
+            Err(AdminError::Missing { .. }) => Ok(true),
+            other => Ok(other?["archived"] == true),
+        }
     }
 
     /// Makes one change of what `stored` holds; false: its strategy is no longer what it was, and nothing was changed.

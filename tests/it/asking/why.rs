@@ -112,3 +112,51 @@ async fn what_sql_accepted_waits_for_a_router_and_what_only_one_side_saw_is_told
         (0, &Value::Null, &json!("execution 1.1 began"))
     );
 }
+
+/// The decision that put the account where it was pinned, and what was decided while it ran; no other kind's, and nothing after.
+#[tokio::test]
+async fn the_decisions_before_the_pin_and_until_the_end_are_told_with_who_and_why() {
+    let asked = told().await;
+    asked
+        .sql(
+            "insert into crossover.decisions (at, account, kind, from_stage, to_stage, revision, source, router, who, why)
+             values ('2025-12-30Z', 'a', null, 'off', 'live', 'file:0', 'file', gen_random_uuid(), 'eve', 'too old'),
+                ('2025-12-31Z', 'a', null, 'live', 'shadow', 'file:1', 'file', gen_random_uuid(), 'ana', 'it was slow'),
+                ('2025-12-31 01:00Z', 'a', 'webhook', 'live', 'off', 'file:1', 'file', gen_random_uuid(), 'eve', 'another kind'),
+                ('2025-12-31 02:00Z', 'b', null, 'live', 'off', 'file:1', 'file', gen_random_uuid(), 'eve', 'another account'),
+                ('2026-01-01 00:00:05Z', 'a', 'sync', 'shadow', 'live', 'override:7', 'override', gen_random_uuid(), 'bob', 'flags away'),
+                ('2026-01-01 00:00:10Z', 'a', null, 'shadow', 'off', 'file:2', 'file', gen_random_uuid(), 'eve', 'after its end')",
+        )
+        .await;
+    let id = id("a", "k1").to_string();
+    let (story, _) = asked.json(&["why", &id]).await;
+    let of = |d: &Value| ["who", "why", "from", "to", "source"].map(|field| d[field].as_str().unwrap().to_owned());
+    let decisions: Vec<_> = story["decisions"].as_array().unwrap().iter().map(of).collect();
+    let wanted =
+        [["ana", "it was slow", "live", "shadow", "file"], ["bob", "flags away", "shadow", "live", "override"]];
+    assert_eq!(decisions, wanted.map(|row| row.map(str::to_owned)), "{story:#}");
+    assert_eq!(story["decisions"][1]["at"], "2026-01-01T00:00:05Z");
+    let text = asked.text(&["why", &id]).await;
+    for word in ["DECIDED", "2025-12-31 00:00:00.000", "it was slow", "flags away", "override:7"] {
+        assert!(text.contains(word), "{word} is not in:\n{text}");
+    }
+    assert!(!text.contains("eve"), "{text}");
+}
+
+/// A router pins by new flags at once, and writes the decision down beside its work.
+#[tokio::test]
+async fn a_decision_written_just_after_a_pin_by_its_flags_is_told_though_the_work_had_ended_by_then() {
+    let asked = told().await;
+    asked
+        .sql(
+            "insert into crossover.decisions (at, account, kind, from_stage, to_stage, revision, source, router)
+             values ('2026-01-01 00:00:11Z', 'a', null, 'off', 'shadow', 'file:1', 'file', gen_random_uuid())",
+        )
+        .await;
+    let (story, _) = asked.json(&["why", "--account", "a", "--key", "k1"]).await;
+    assert_eq!(
+        (&story["decisions"][0]["to"], &story["decisions"][0]["who"]),
+        (&json!("shadow"), &Value::Null),
+        "{story:#}"
+    );
+}

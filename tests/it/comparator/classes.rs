@@ -94,26 +94,36 @@ async fn another_copy_under_the_same_id_is_an_owner_conflict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_runs_beside_the_one_before_it_overlaps_it() {
+async fn a_member_that_runs_beside_the_one_before_it_overlaps_it_and_one_that_waits_does_not() {
+    const CLOCKS: Duration = Duration::from_millis(250);
     let world = World::new(Stage::Live).await;
-    let node = node(&world).await;
-    world.runner.hold("first");
-    for key in ["first", "second", "third"] {
-        node.post(&world.member("series", key)).await;
+    let adjust = |config: &mut Config| {
+        quick(config);
+        config.comparator.clocks = CLOCKS;
+    };
+    let node = world.node_with(crate::bridge::world::ALL, adjust).await;
+    inject(Side::Postgres, world.id("second"), Fault::Beside);
+    for (series, keys) in [("beside", ["first", "second", "third"]), ("in turn", ["one", "two", "three"])] {
+        world.runner.hold(keys[0]);
+        for key in keys {
+            node.post(&world.member(series, key)).await;
+        }
+        world.runner.nth(keys[0], 1).await;
     }
-    world.runner.nth("first", 1).await;
-    // As if the queue had lost its mind.
-    sqlx::query("select crossover.place($1, clock_timestamp(), 1, 0::smallint, true, 'default')")
-        .bind(world.id("second"))
-        .execute(world.pool())
-        .await
-        .unwrap();
     world.runner.nth("second", 1).await;
     world.succeeded("second").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    world.runner.release("first");
+    assert!(world.runner.of("two").is_empty(), "its turn has not come");
+    // Shorter than clocks may differ by is no overlap.
+    tokio::time::sleep(CLOCKS * 2).await;
+    for held in ["first", "one"] {
+        world.runner.release(held);
+    }
     diverged(&world, "second", "overlap", "postgres").await;
-    matched(&world, "first").await;
-    matched(&world, "third").await;
+    for key in ["first", "third", "one", "two", "three"] {
+        matched(&world, key).await;
+    }
+    scores_agree(&world).await;
+    let text = node.get("/metrics").await.body.as_str().unwrap().to_owned();
+    assert!(text.contains(r#"crossover_divergences_total{class="overlap",side="postgres"} 1"#), "{text}");
     node.stop().await;
 }

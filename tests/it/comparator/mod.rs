@@ -2,6 +2,7 @@
 //! neighbour passes.
 
 mod classes;
+mod gaps;
 mod innocent;
 mod proof;
 mod restart;

@@ -40,6 +40,23 @@ const MADE: [&str; 3] = [
         ('postgres', 'dequeued'), ('postgres', 'ended')) as s (side, what) where account = 'speed' and $1 > 0",
 ];
 
+/// Otherwise a comparator that was away for long catches up with the square of what it missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn catching_up_reads_the_next_pins_and_no_others() {
+    let world = World::new(Stage::Shadow).await;
+    sqlx::query(MADE[0]).bind(20_000).execute(world.pool()).await.unwrap();
+    sqlx::query("analyze crossover.pins").execute(world.pool()).await.unwrap();
+    let ledger = crossover::ledger::Ledger::new(world.pool().clone());
+    let next = ledger.pins_between(chrono::DateTime::UNIX_EPOCH, Utc::now(), 500).await.unwrap();
+    assert_eq!(next.len(), 500);
+    let read = until("what was read is counted", async || {
+        let read: i64 =
+            world.scalar("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'pins_in_order'").await;
+        (read > 0).then_some(read)
+    });
+    assert!(read.await <= 510, "it reads on after the last");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn pairs_are_judged_as_fast_as_is_said() {

@@ -46,6 +46,25 @@ fn the_dashboards_are_what_their_source_says() {
 }
 
 #[test]
+fn what_is_a_yes_or_a_no_is_shown_as_a_word() {
+    let dashboards = dashboards();
+    let panels: Vec<_> = dashboards.iter().flat_map(|dashboard| dashboard.panels()).collect();
+    let flags = panels.iter().find(|panel| panel.title == "Flags").unwrap();
+    let mappings = &flags.json()["fieldConfig"]["defaults"]["mappings"];
+    let options = &mappings[0]["options"];
+    assert_eq!(
+        (mappings[0]["type"].as_str(), options["1"]["text"].as_str()),
+        (Some("value"), Some("good")),
+        "{mappings}"
+    );
+    for panel in panels.iter().filter(|panel| !panel.words.is_empty()) {
+        for (value, _) in &panel.steps {
+            assert!(panel.words.iter().any(|(of, _)| of == value), "{}: {value} has no word", panel.title);
+        }
+    }
+}
+
+#[test]
 fn every_panel_says_what_it_shows_and_names_metrics_that_exist() {
     let documented = documented();
     for dashboard in dashboards() {

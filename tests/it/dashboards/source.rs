@@ -38,7 +38,10 @@ pub struct Panel {
     pub text: String,
     width: Option<u64>,
     #[serde(default)]
-    steps: Vec<(f64, String)>,
+    pub steps: Vec<(f64, String)>,
+    /// Instead of values.
+    #[serde(default)]
+    pub words: Vec<(f64, String)>,
     /// `always`, or why it may be empty.
     pub data: String,
     pub queries: Vec<Query>,
@@ -137,7 +140,7 @@ impl Panel {
         (self.width.unwrap_or(width), height)
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         let stat = self.kind == Kind::Stat;
         json!({
             "type": if stat { "stat" } else { "timeseries" },
@@ -158,7 +161,7 @@ impl Panel {
         let area = if self.kind == Kind::Lines && self.steps.len() > 1 { "dashed" } else { "off" };
         let color = if self.kind == Kind::Stat { "thresholds" } else { "palette-classic" };
         let mut defaults = json!({
-            "unit": self.unit, "min": 0, "color": { "mode": color }, "mappings": [],
+            "unit": self.unit, "min": 0, "color": { "mode": color }, "mappings": self.mappings(),
             "thresholds": { "mode": "absolute", "steps": steps },
         });
         if self.kind == Kind::Lines {
@@ -167,6 +170,15 @@ impl Panel {
                 "thresholdsStyle": { "mode": area } });
         }
         defaults
+    }
+}
+
+impl Panel {
+    fn mappings(&self) -> Vec<Value> {
+        let option =
+            |(n, (value, text)): (usize, &(f64, String))| (value.to_string(), json!({ "index": n, "text": text }));
+        let options: serde_json::Map<String, Value> = self.words.iter().enumerate().map(option).collect();
+        if options.is_empty() { Vec::new() } else { vec![json!({ "type": "value", "options": options })] }
     }
 }
 

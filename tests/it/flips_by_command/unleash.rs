@@ -187,8 +187,12 @@ async fn a_flag_that_is_odd_or_missing_in_unleash_keeps_only_its_own_changes_fro
     assert!(notes.len() == 1 && notes[0].contains("remoteAddress"), "{notes:?}");
     assert!(flip(&place, Stage::Complete).await.unwrap_err().contains("remoteAddress"));
 
-    // Archived alone, it still answers to the admin API.
+    // Archived alone, its environments still answer to the admin API.
     admin(&unleash, Method::DELETE, "crossover-complete", Value::Null).await;
+    let notes = flip(&place, Stage::Shadow).await.unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("archived crossover-complete"), "{notes:?}");
+    let refused = flip(&place, Stage::Complete).await.unwrap_err();
+    assert!(refused.contains("archived crossover-complete") && refused.contains("revive"), "{refused}");
     let archive = format!("{}/api/admin/archive/crossover-complete", unleash.url);
     let deleted = reqwest::Client::new().delete(archive).header("Authorization", &unleash.admin_token).send().await;
     assert!(deleted.unwrap().status().is_success());
@@ -198,4 +202,65 @@ async fn a_flag_that_is_odd_or_missing_in_unleash_keeps_only_its_own_changes_fro
     config.flags.accept_missing = vec!["crossover-complete"];
     let accepting = Place::of(&config.flags).unwrap();
     assert_eq!(flip(&accepting, Stage::Live).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_of_an_archived_flag_is_refused_at_once_and_so_is_one_of_an_account_that_it_lists() {
+    let unleash = servers::own_unleash().await;
+    let world = World::new(Stage::Off).await;
+    let node = world.node_with(ROUTER, |config| follows(config, &unleash)).await;
+    let (account, set) = (world.account.as_str(), variables(&unleash));
+    let (code, said) = run_with(&world, &["cutover", account, "--yes"], &set).await;
+    assert_eq!(code, 0, "{said}");
+    admin(&unleash, Method::DELETE, "crossover-live", Value::Null).await;
+    // Routers keep its last definition, by which this account is live whatever else is changed.
+    for order in [["cutover", "somebody-else", "--yes"], ["rollback", account, "--yes"], ["shadow", account, "--yes"]] {
+        let (code, said) = run_with(&world, &order, &set).await;
+        let error = said["error"].as_str().unwrap_or_else(|| panic!("{order:?}: {said}"));
+        assert!(
+            code == 1 && error.contains("archived crossover-live") && error.contains("revive"),
+            "{order:?}: {error}"
+        );
+    }
+    let revived = format!("{}/api/admin/projects/default/revive", unleash.url);
+    let request = reqwest::Client::new().post(revived).header("Authorization", &unleash.admin_token);
+    let answer = request.json(&json!({ "features": ["crossover-live"] })).send().await.unwrap();
+    assert!(answer.status().is_success(), "{answer:?}");
+    node.stop().await;
+}
+
+/// Unleash adds a strategy whatever stands there meanwhile; the read after it sees both, and the second is emptied by a
+/// compare-and-set.
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_who_add_strategies_at_once_leave_each_account_listed_once_and_with_a_way_back() {
+    const OPERATORS: usize = 4;
+    let unleash = servers::own_unleash().await;
+    let (place, known) = (place(&unleash), Known::default());
+    // A kind of its own needs a strategy of its own, which nobody has yet.
+    let wish = |account: &str, stage| Wish { account: account.to_owned(), kind: Some("webhook".to_owned()), stage };
+    let flip = async |account: &str, stage| {
+        let planned = place.plan(&wish(account, stage), &known).await?;
+        flips::flip(&place, None, planned, &known, ("ana", None), Duration::from_secs(5)).await
+    };
+    let added = futures::future::join_all(
+        (0..OPERATORS).map(|n| flip(if n % 2 == 0 { "acme" } else { "umbrella" }, Stage::Live)),
+    );
+    for made in added.await {
+        made.unwrap();
+    }
+    let listings = async |flag: &str, account: &str| {
+        let found = admin(&unleash, Method::GET, &format!("{flag}/environments/development"), Value::Null).await;
+        let lists = |strategy: &&Value| strategy["constraints"].to_string().contains(&format!("{account:?}"));
+        (found["strategies"].as_array().unwrap().iter().filter(lists).count(), found)
+    };
+    for account in ["acme", "umbrella"] {
+        for flag in ["crossover-shadow", "crossover-live"] {
+            let (times, found) = listings(flag, account).await;
+            assert_eq!(times, 1, "{account} in {flag}: {found:#}");
+        }
+        let now = place.plan(&wish(account, Stage::Live), &known).await.unwrap();
+        assert!(now.plan.from == Stage::Live && now.plan.changes.is_empty(), "{account}: {:?}", now.plan.changes);
+        flip(account, Stage::Off).await.unwrap();
+        assert_eq!(listings("crossover-live", account).await.0, 0);
+    }
 }

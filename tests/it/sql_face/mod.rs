@@ -34,6 +34,14 @@ async fn enqueue(connection: &mut PgConnection, arguments: &str) -> Result<uuid:
     })
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_migrate_at_once_wait_for_each_other() {
+    let url = servers::database().await;
+    let four = futures::future::join_all((0..4).map(|_| ledger_at(&url)));
+    let ledgers = tokio::time::timeout(Duration::from_secs(60), four).await.expect("none waits for ever");
+    assert_eq!(ledgers[0].pending_migrations().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn an_interaction_is_accepted_if_and_only_if_the_callers_transaction_commits() {
     let ledger = ledger().await;
