@@ -22,7 +22,7 @@ use super::plan::{Job, ROUTERS, Repeat};
 /// Never used up, whatever breaks: what has ended without an answer of the runner's is lost.
 pub const ATTEMPTS: i32 = 1_000;
 /// A caller that gets no answer for so long asks another router. Longer than a router needs to say that it has none.
-const REQUEST: Duration = Duration::from_secs(6);
+const REQUEST: Duration = Duration::from_secs(8);
 /// Who had to try for longer is worth a look.
 const SLOW: Duration = Duration::from_secs(25);
 /// Pauses between two requests double from the first to the second, or those who repeat keep everybody else away.

@@ -24,7 +24,7 @@ const SET: &[(&str, &str)] = &[
     ("WORKER_LEASE", "2s"),
     ("WORKER_SHUTDOWN_GRACE", "1s"),
     ("WORKER_SLOTS", "24"),
-    ("TEMPORAL_START_TIMEOUT", "1s"),
+    ("TEMPORAL_START_TIMEOUT", "3s"),
     ("POSTGRES_CONNECT_TIMEOUT", "3s"),
     ("POSTGRES_MAX_CONNECTIONS", "12"),
     ("RELAY_SWEEP_AFTER", "20s"),
