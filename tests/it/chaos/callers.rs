@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
-use crossover::interaction::{Side, Stage};
+use crossover::interaction::{Side, Stage, interaction_id};
 use crossover::proof::Accepted;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
@@ -30,7 +30,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// A caller gives up after so long, and nobody knows what became of it.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// So many that belong to no series wait for their answers at once.
-const AT_ONCE: usize = 48;
+const AT_ONCE: usize = 24;
 
 /// What they were told.
 #[derive(Debug, Clone, Default)]
@@ -39,8 +39,10 @@ pub struct Told {
     /// Answered 200 to a cancellation, and 202.
     pub cancelled: Vec<Uuid>,
     pub cancel_asked: Vec<Uuid>,
-    /// Anything but yes that isn't to be repeated, a yes that contradicts another, and what never got an answer.
+    /// Anything but yes that isn't to be repeated, and a yes that contradicts another.
     pub wrong: Vec<String>,
+    /// Whose callers gave up: they may have been accepted or not, and what was accepted may run.
+    pub in_doubt: Vec<Uuid>,
     pub repeats: usize,
     /// The longest that a caller had to try, in seconds.
     pub longest: f64,
@@ -53,6 +55,15 @@ struct Yes {
     id: Uuid,
     owner: Side,
     stage: Stage,
+}
+
+/// What is no yes.
+#[derive(Debug)]
+enum No {
+    /// Something that nobody who enqueues good work must be told.
+    Wrong(String),
+    /// Nothing definite, for as long as a caller would try.
+    GaveUp,
 }
 
 pub struct Callers {
@@ -169,7 +180,7 @@ impl Callers {
     }
 
     /// Asks one router after the other until there is a yes or a no.
-    async fn insist(&self, body: &Value, first: usize) -> Result<Yes, String> {
+    async fn insist(&self, body: &Value, first: usize) -> Result<Yes, No> {
         let (began, mut router, mut heard, mut pause) = (Instant::now(), first, Vec::new(), PAUSES.0);
         loop {
             let said = match self.ask(body, router).await {
@@ -178,16 +189,17 @@ impl Callers {
                         let key = &body["key"];
                         self.note(|told| told.slow.push(format!("{key} for {:.1?}: {heard:#?}", began.elapsed())));
                     }
-                    return serde_json::from_str(&text).map_err(|error| format!("{status}, {error}: {text}"));
+                    return serde_json::from_str(&text)
+                        .map_err(|error| No::Wrong(format!("{status}, {error}: {text}")));
                 }
                 Ok((status, text)) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-                    return Err(format!("{status}: {text}"));
+                    return Err(No::Wrong(format!("{status}: {text}")));
                 }
                 Ok((status, text)) => format!("{status}: {text}"),
                 Err(error) => error,
             };
             if began.elapsed() > PATIENCE {
-                return Err(format!("no answer in the end; the last: {said}"));
+                return Err(No::GaveUp);
             }
             self.note(|told| told.repeats += 1);
             heard.push(format!("{:.1?} {}: {said}", began.elapsed(), router % ROUTERS));
@@ -210,15 +222,17 @@ impl Callers {
     }
 
     /// Whoever asks for the same key is told the same.
-    fn agree(&self, job: &Job, one: Result<Yes, String>, other: Result<Yes, String>) -> Result<Yes, String> {
+    fn agree(&self, job: &Job, one: Result<Yes, No>, other: Result<Yes, No>) -> Result<Yes, No> {
         match (&one, &other) {
             (Ok(a), Ok(b)) if (a.id, a.owner) == (b.id, b.owner) => {}
+            (_, Err(No::GaveUp)) => {}
+            (Err(No::GaveUp), _) => return other,
             _ => self.note(|told| told.wrong.push(format!("{} was told {one:?} and {other:?}", job.key))),
         }
         one
     }
 
-    fn noted(&self, job: &Job, said: Result<Yes, String>) -> Option<Yes> {
+    fn noted(&self, job: &Job, said: Result<Yes, No>) -> Option<Yes> {
         match said {
             Ok(yes) => {
                 self.note(|told| {
@@ -236,8 +250,12 @@ impl Callers {
                 });
                 Some(yes)
             }
-            Err(said) => {
+            Err(No::Wrong(said)) => {
                 self.note(|told| told.wrong.push(format!("{} of {}: {said}", job.key, job.account)));
+                None
+            }
+            Err(No::GaveUp) => {
+                self.note(|told| told.in_doubt.push(interaction_id(job.account, &job.key)));
                 None
             }
         }

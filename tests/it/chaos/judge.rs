@@ -79,9 +79,15 @@ pub fn judge(told: &Told, calls: &[Seen], found: &HashMap<Uuid, Found>) -> Verdi
             verdict.breaks(format!("{promise}: {count}, for instance {:?}", promises.examples.get(promise)));
         }
     }
-    if promises.foreign > 0 {
-        verdict.breaks(format!("{} were run that nobody was told are accepted", promises.foreign));
+    let asked: HashSet<Uuid> = told.accepted.iter().map(|one| one.id).chain(told.in_doubt.iter().copied()).collect();
+    let foreign = of.keys().filter(|id| !asked.contains(id)).count();
+    if foreign > 0 {
+        verdict.breaks(format!("{foreign} were run that nobody was told are accepted"));
     }
+    if told.in_doubt.len() * 10 > told.accepted.len() {
+        verdict.breaks(format!("{} callers never got an answer: this run proves too little", told.in_doubt.len()));
+    }
+    verdict.counts.insert("in doubt for ever", told.in_doubt.len() as u64);
     verdict.counts.insert("accepted", told.accepted.len() as u64);
     verdict.counts.insert("calls", calls.len() as u64);
     verdict.counts.insert("executed on temporal", promises.executed.temporal);
