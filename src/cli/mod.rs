@@ -54,13 +54,17 @@ macro_rules! commands {
 
 mod flip;
 mod proof;
+mod way_back;
 
 commands! {
+    Arm = arm,
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,
     Demo = demo if "temporal",
+    Disarm = disarm,
     Doctor = doctor,
+    Handover = handover,
     Migrate = migrate,
     Override = over_ride,
     Preview = preview,

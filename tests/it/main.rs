@@ -2,6 +2,8 @@
 
 #[cfg(feature = "temporal")]
 mod api;
+#[cfg(feature = "temporal")]
+mod arming;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
@@ -16,11 +18,15 @@ mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
+#[cfg(feature = "temporal")]
+mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
 mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;
+#[cfg(feature = "temporal")]
+mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;
