@@ -293,7 +293,7 @@ pub struct Envelope {
     pub epoch: i32,
     /// False for a copy that was started in `off` without a pin.
     pub pinned: bool,
-    /// Somebody called it off before it was known to have begun: whoever gets it runs it no more.
+    /// Somebody called it off: whoever gets it does not begin it, and ends it where it runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
     /// Hex SHA-256 of the payload.
@@ -308,6 +308,11 @@ impl Envelope {
     /// The workflow id of an interaction without a series: the same from every router and for every repetition.
     pub fn workflow_id(&self) -> String {
         format!("{}:{}", self.id, self.epoch)
+    }
+
+    /// The copy that it is: a handover makes another of the same interaction.
+    pub fn copy(&self) -> (Uuid, i32) {
+        (self.id, self.epoch)
     }
 
     /// Whether `side` executes this copy rather than rehearses it.

@@ -5,10 +5,12 @@ pub mod comparator;
 mod flags;
 mod flips;
 mod groups;
+mod handover;
 mod intake;
 pub mod observer;
 mod pools;
 mod process;
+mod relay;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -23,8 +25,10 @@ pub use arming::ArmingMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
+pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
+pub use relay::RelayMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -51,6 +55,8 @@ pub struct Metrics {
     pub unrecorded: IntGaugeVec,
     /// How long a delivery took.
     pub delivery_seconds: Histogram,
+    /// A Temporal that is away.
+    pub relay: RelayMetrics,
     /// Copies that Temporal does not have yet.
     pub outbox_rows: IntGauge,
     /// Since when the oldest of them waits.
@@ -89,6 +95,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
+    /// Handovers.
+    pub handovers: HandoverMetrics,
     /// The flags' source.
     pub flags: FlagMetrics,
     /// Connections to Postgres.
@@ -169,6 +177,7 @@ impl Metrics {
                 "crossover_delivery_seconds",
                 "Seconds that one delivery to Temporal took, whatever its outcome.",
             )?,
+            relay: RelayMetrics::register(&mut r)?,
             outbox_rows: gauge(
                 &mut r,
                 "crossover_outbox_rows",
@@ -278,6 +287,7 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
+            handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,

@@ -54,6 +54,7 @@ macro_rules! commands {
 
 mod flip;
 mod proof;
+mod way_back;
 
 commands! {
     Arm = arm,
@@ -63,6 +64,7 @@ commands! {
     Demo = demo if "temporal",
     Disarm = disarm,
     Doctor = doctor,
+    Handover = handover,
     Migrate = migrate,
     Override = over_ride,
     Preview = preview,

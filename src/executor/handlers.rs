@@ -146,6 +146,7 @@ mod tests {
             side: Side::Postgres,
             fence: Fence { epoch: 1, attempt: 1 },
             heartbeat: Default::default(),
+            over: Default::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use handlers::{Context, HandlerError, Handlers};
@@ -40,6 +41,9 @@ pub struct Call {
     pub fence: Fence,
     /// Where a handler reports progress.
     pub heartbeat: Heartbeat,
+    /// Cancelled when nobody waits for the call any longer: it was answered, cancelled, cut at a time-out, or its worker
+    /// lost it. The handler's future is dropped then; this is for what it spawned.
+    pub over: CancellationToken,
 }
 
 impl Call {
@@ -55,6 +59,7 @@ impl Call {
             side,
             fence: Fence { epoch: envelope.epoch, attempt },
             heartbeat: Heartbeat::default(),
+            over: CancellationToken::new(),
         }
     }
 }
@@ -105,6 +110,8 @@ pub trait Executor: Send + Sync {
 
 /// Runs a call within its policy's time-outs. A panic is a failed attempt, not a dead worker.
 pub async fn run(executor: &dyn Executor, call: &Call, policy: &Policy) -> Answer {
+    // Also where this future is dropped, which is how a call is called off.
+    let _over = call.over.clone().drop_guard();
     let execution = AssertUnwindSafe(executor.execute(call)).catch_unwind();
     tokio::select! {
         answer = execution => answer.unwrap_or_else(|panic| Answer::retryable(format!("the handler panicked: {}", said(&*panic)))),
@@ -174,6 +181,7 @@ mod tests {
             side: Side::Postgres,
             fence: Fence { epoch: 1, attempt: 1 },
             heartbeat: Heartbeat::default(),
+            over: Default::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::router::{Accepted, How, Router, request};
 
 /// Room for everything of a request but its payload.
 const ENVELOPE_BYTES: usize = 64 << 10;
-/// A caller who cancels what Temporal owns is held for so long, so that it mostly learns what came of it.
+/// A caller who cancels what is with a worker or with Temporal is held for so long, so that it mostly learns what came of it.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
 /// Put an interaction in
@@ -179,16 +179,18 @@ async fn unpinned(api: &Api, id: Uuid) -> Result<Unpinned, Problem> {
     }
 }
 
-/// Cancel an interaction that waits
+/// Cancel an interaction
 ///
-/// Nothing of it runs, then or later. What its owner has begun runs on. Repeating it is safe.
+/// What waits, also for another attempt, is cancelled at once. What runs hears of it with its next heartbeat, on either side
+/// within a third of `worker.lease`: its call is dropped, and no attempt follows. If it ends by itself before that, its own
+/// end stands. Repeating it is safe.
 #[utoipa::path(
     post, path = "/v1/interactions/{id}/cancel", tag = "interactions",
     params(("id" = Uuid, Path, description = "As the enqueue answered it.")),
     responses(
         (status = 200, description = "It is cancelled, now or before.", body = Cancelled),
-        (status = 202, description = "Temporal owns it and is being told; whether that came in time is not known yet. Look it up, or ask again.", body = Cancelled),
-        (status = 409, description = "It has begun, or has ended otherwise.", body = Problem, content_type = "application/problem+json"),
+        (status = 202, description = "It is with a worker or with Temporal, which are being told; whether that comes in time is not known yet. Look it up, or ask again.", body = Cancelled),
+        (status = 409, description = "It has ended otherwise.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "Nothing is known of it.", body = Problem, content_type = "application/problem+json"),
     ),
     security(("token" = ["operate"]))
@@ -230,9 +232,7 @@ async fn call_off(api: &Api, id: &str, by: Option<&str>) -> Result<(StatusCode, 
     match answer {
         Cancelling::Cancelled => Ok((StatusCode::OK, Cancelled { id, state: "cancelled" })),
         Cancelling::Asked => Ok((StatusCode::ACCEPTED, Cancelled { id, state: "asked" })),
-        Cancelling::Begun => conflict("has begun; only what waits can be cancelled"),
         Cancelling::Ended => conflict("has ended otherwise; look it up"),
-        Cancelling::Moving => conflict("is moving from one side to the other; ask again in a moment"),
     }
 }
 

@@ -13,14 +13,11 @@ use crate::interaction::{Outcome, Payload};
 pub enum Cancelling {
     /// It has ended as cancelled, now or before; nothing of it ran or will.
     Cancelled,
-    /// Temporal owns it and is told by the relay; whether that comes in time is not known yet.
+    /// It is with a worker or with Temporal, which are told; whether that comes in time is not known yet. If it does not
+    /// succeed by itself before, it ends as cancelled, and no attempt follows.
     Asked,
-    /// Its owner has begun it.
-    Begun,
     /// It ended otherwise.
     Ended,
-    /// Its owner is changing just now.
-    Moving,
 }
 
 impl Cancelling {
@@ -29,9 +26,7 @@ impl Cancelling {
         match self {
             Cancelling::Cancelled => "cancelled",
             Cancelling::Asked => "asked",
-            Cancelling::Begun => "begun",
             Cancelling::Ended => "ended",
-            Cancelling::Moving => "moving",
         }
     }
 }
@@ -59,8 +54,6 @@ impl Ledger {
         Ok(answer.map(|answer| match answer.as_str() {
             "cancelled" => Cancelling::Cancelled,
             "asked" => Cancelling::Asked,
-            "begun" => Cancelling::Begun,
-            "moving" => Cancelling::Moving,
             _ => Cancelling::Ended,
         }))
     }

@@ -107,7 +107,9 @@ impl Ledger {
     ) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ended: Option<Uuid> = sqlx::query_scalar(
-            "select * from crossover.end_pins('temporal', array[$1], array[$2], array[$3], array[$4], array[$5])",
+            // Who asked to cancel it says more than that its workflow was cancelled.
+            "select * from crossover.end_pins('temporal', array[$1], array[$2], array[$3], array[$4], array[coalesce(
+                (select cancel_reason from crossover.pins where id = $1 and $4 = 'cancelled'), $5)])",
         )
         .bind(id)
         .bind(fence.epoch)
@@ -153,6 +155,21 @@ impl Ledger {
         within(query.bind(ids).fetch_all(&self.pool)).await
     }
 
+    /// Whoever stands in the way of a member with these `behind` it: the first of its series, up to the last of them, that
+    /// have not ended, whoever owns them. The names alone are not enough: there may be more than were named, and a member
+    /// that waits can be cancelled out of its turn, before those in front of it have ended.
+    pub async fn unended_up_to(&self, behind: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let query = sqlx::query_scalar(
+            "select p.id from (
+                select series_id, max(series_no) as no from crossover.pins
+                where id = any ($1) and series_id is not null group by series_id) b
+             join crossover.series s using (series_id)
+             join crossover.pins p on p.series_id = b.series_id and p.series_no between s.head_no and b.no
+             where p.ended_at is null order by p.series_no limit 10",
+        );
+        within(query.bind(behind).fetch_all(&self.pool)).await
+    }
+
     /// Records that Temporal's worker has dequeued a rehearsal.
     pub async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
         within(
@@ -174,14 +191,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has. Another mirror gets
-    /// them after a few seconds, if this one does not close them.
+    /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has, or has been handed over:
+    /// then another copy has taken their place. Another mirror gets them after a few seconds, if this one does not close
+    /// them.
     pub async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
-        let rows = within(sqlx::query(
-            "with due as materialized (
-                select r.id, r.epoch, r.attempt, p.created_at, p.run_at, p.outcome as final, p.attempts as made, p.reason
-                from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch = r.epoch
-                where (p.attempts >= r.attempt or p.ended_at is not null) and r.taken_until < clock_timestamp()
+        let rows = within(
+            sqlx::query(
+                "with due as materialized (
+                select r.id, r.epoch, r.attempt, p.created_at, p.run_at, p.attempts as made,
+                    case when p.epoch = r.epoch then p.outcome else 'cancelled' end as final,
+                    case when p.epoch = r.epoch then p.reason else 'it was handed over: another copy runs' end as reason
+                from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch >= r.epoch
+                where (p.epoch > r.epoch or p.attempts >= r.attempt or p.ended_at is not null)
+                    and r.taken_until < clock_timestamp()
                 limit $1 for update of r skip locked),
              done as (
                 update crossover.rehearsals r set taken_until = clock_timestamp() + interval '5 seconds'
@@ -195,9 +217,11 @@ impl Ledger {
                 select * from crossover.attempts a
                 where a.id = d.id and a.ended_at >= d.created_at and a.side = 'postgres' and not a.rehearsal
                     and a.epoch = d.epoch and a.attempt = d.attempt limit 1) a on true",
+            )
+            .bind(limit)
+            .fetch_all(&self.pool),
         )
-        .bind(limit)
-        .fetch_all(&self.pool)).await?;
+        .await?;
         let read =
             |row| finished_of(row).inspect_err(|error| tracing::error!(%error, "a rehearsal can't be read")).ok();
         Ok(rows.iter().filter_map(read).collect())

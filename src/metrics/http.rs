@@ -26,7 +26,7 @@ impl Http {
             seconds: register(r, HistogramVec::new(HistogramOpts::new("crossover_http_seconds", "Seconds from a request's head to its answer, by route. Answers that ?wait= held are in it: look at the route's lower quantiles.").buckets(SECONDS.to_vec()), &["route"])?)?,
             refused: counters(r, "crossover_http_refused_total", "Requests turned away unread, by reason: token (none or unknown), scope (the token lacks it), rate (http.rate), busy (http.max_requests). waiters counts answers that ?wait= did not hold for want of room (http.max_waiters).", &["reason"])?,
             connections: counters(r, "crossover_http_connections_total", "Connections that are over, by how: ended, silent (idle, or its request's head did not come within http.header_timeout), broken (the caller went away in the middle), failed (it could not be taken; see the log, and the limit of open files).", &["how"])?,
-            cancels: counters(r, "crossover_cancels_total", "Wishes to cancel by answer: cancelled, asked (Temporal owns it and is told), begun and ended (too late), moving.", &["answer"])?,
+            cancels: counters(r, "crossover_cancels_total", "Wishes to cancel by answer: cancelled, asked (a worker or Temporal has it and is told), ended (too late).", &["answer"])?,
         })
     }
 }

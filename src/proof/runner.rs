@@ -319,6 +319,7 @@ mod tests {
             side: Side::Postgres,
             fence: Fence { epoch: 2, attempt: 1 },
             heartbeat: Heartbeat::default(),
+            over: Default::default(),
         };
         assert!(matches!(executor.execute(&call).await, Answer::Failed { .. }));
         call.fence.attempt = 3;

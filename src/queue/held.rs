@@ -2,7 +2,7 @@
 //! and backlog are rehearsed, but gives it up when an execution wants it: occupancy is fidelity, never safety.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,19 @@ pub(super) struct Signals {
     pub lost: CancellationToken,
     /// The worker shuts down: the attempt fails, and another follows.
     pub interrupted: CancellationToken,
+    /// Somebody asked to cancel it: the attempt ends so, and no other follows.
+    pub called_off: CancellationToken,
+    /// In which words.
+    pub wish: Arc<OnceLock<String>>,
+}
+
+impl Signals {
+    /// Tells it that somebody asked to cancel it. True the first time.
+    pub fn call_off(&self, wish: &str) -> bool {
+        let first = self.wish.set(wish.to_owned()).is_ok();
+        self.called_off.cancel();
+        first
+    }
 }
 
 struct Execution {
@@ -155,6 +168,12 @@ impl Held {
         of_series.map(|execution| execution.signals.interrupted.cancel()).count()
     }
 
+    /// Tells an execution that somebody asked to cancel it; one whose end is known is past that. True the first time.
+    pub fn call_off(&self, key: Key, wish: &str) -> bool {
+        let inner = self.lock();
+        inner.executions.get(&key).is_some_and(|execution| !execution.reported && execution.signals.call_off(wish))
+    }
+
     /// The rehearsals whose end is not known yet.
     pub fn rehearsals(&self) -> Vec<Rehearsing> {
         self.lock().rehearsals.values().filter(|r| !r.reported).cloned().collect()
@@ -211,7 +230,15 @@ mod tests {
         };
         let now = Utc::now();
         let fence = Fence { epoch: 1, attempt: 1 };
-        Claimed { envelope, fence, rehearsal: true, due_at: now, started_at: now, age: Duration::ZERO }
+        Claimed {
+            envelope,
+            fence,
+            rehearsal: true,
+            due_at: now,
+            started_at: now,
+            age: Duration::ZERO,
+            called_off: None,
+        }
     }
 
     #[test]
@@ -253,6 +280,18 @@ mod tests {
         let signals = held.execute((Uuid::nil(), 1), false);
         assert!(held.lose((Uuid::nil(), 1)) && signals.lost.is_cancelled());
         assert!(!held.lose((Uuid::nil(), 1)));
+    }
+
+    #[test]
+    fn an_execution_is_called_off_once_and_not_after_its_end() {
+        let held = Held::new(1);
+        let signals = held.execute((Uuid::nil(), 1), false);
+        assert!(held.call_off((Uuid::nil(), 1), "so be it") && signals.called_off.is_cancelled());
+        assert_eq!(signals.wish.get().unwrap(), "so be it");
+        assert!(!held.call_off((Uuid::nil(), 1), "once more"));
+        held.execute((Uuid::nil(), 2), false);
+        held.reported((Uuid::nil(), 2));
+        assert!(!held.call_off((Uuid::nil(), 2), "too late"));
     }
 
     #[test]

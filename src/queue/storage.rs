@@ -45,7 +45,24 @@ pub struct Claimed {
     pub started_at: DateTime<Utc>,
     /// How long ago the interaction was first due.
     pub age: Duration,
+    /// Somebody asked to cancel it, in these words: it is not to be run.
+    pub called_off: Option<String>,
 }
+
+/// What a heartbeat answers of an attempt that is still held.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Kept {
+    /// The interaction.
+    pub id: Uuid,
+    /// The attempt.
+    pub attempt: i32,
+    /// Somebody asked to cancel it, in these words.
+    pub called_off: Option<String>,
+}
+
+/// The wish to cancel an execution, in a query that has its pin.
+const CALLED_OFF: &str = "case when p.owner = 'postgres' and p.cancel_requested_at is not null
+    then coalesce(p.cancel_reason, 'somebody asked to cancel it') end as called_off";
 
 /// How an attempt that a worker holds ended.
 #[derive(Debug, Clone)]
@@ -164,7 +181,7 @@ impl Queue {
                 from taken t join crossover.pins p on p.id = t.id
                 where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
                 returning *)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at,
+             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF},
                 extract(epoch from h.started_at - p.run_at)::float8 as age
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
@@ -200,22 +217,24 @@ impl Queue {
         good
     }
 
-    /// Prolongs leases. Answers which of `held` this worker still holds.
+    /// Prolongs leases. Answers which of `held` this worker still holds, and which of these somebody asked to cancel.
     pub async fn heartbeat(
         &self,
         worker: Uuid,
         held: &[(Uuid, i32)],
         lease: Duration,
-    ) -> Result<Vec<(Uuid, i32)>, LedgerError> {
+    ) -> Result<Vec<Kept>, LedgerError> {
         let (ids, attempts): (Vec<Uuid>, Vec<i32>) = held.iter().copied().unzip();
-        let kept = sqlx::query_as(
+        let sql = format!(
             "with mine as materialized (
                 select r.id from crossover.running r join unnest($1::uuid[], $2::integer[]) as h (id, attempt)
                     on r.id = h.id and r.attempt = h.attempt
                 where r.worker = $3 order by r.id for update of r)
              update crossover.running r set lease_until = clock_timestamp() + $4 * interval '1 millisecond'
-             from mine where r.id = mine.id returning r.id, r.attempt",
+             from mine join crossover.pins p on p.id = mine.id
+             where r.id = mine.id returning r.id, r.attempt, {CALLED_OFF}"
         );
+        let kept = sqlx::query_as(sqlx::AssertSqlSafe(sql));
         within(kept.bind(ids).bind(attempts).bind(worker).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await
     }
 
@@ -231,20 +250,24 @@ impl Queue {
         Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
     }
 
-    /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.
+    /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused. What
+    /// somebody asked to cancel is not tried again.
     pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
-        let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
-        let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9)")
-            .bind(worker)
-            .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
-            .bind(column(|e| e.outcome.map(|o| o.to_string())))
-            .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
-            .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
-            .bind(column(|e| e.error.clone()));
-        within(kept.fetch_all(&self.pool)).await
+        let retried: Vec<Uuid> = ends.iter().filter(|e| e.retry.is_some() && !e.rehearsal).map(|e| e.id).collect();
+        if retried.is_empty() {
+            return within(finish(&self.pool, worker, ends)).await;
+        }
+        within(async {
+            let mut tx = self.pool.begin().await?;
+            let kept = finish(&mut *tx, worker, ends).await?;
+            let cancel = sqlx::query_scalar::<_, Uuid>("select crossover.cancel_instead_of_retry($1)");
+            for id in cancel.bind(retried).fetch_all(&mut *tx).await? {
+                tracing::info!(%id, "cancelled instead of tried again");
+            }
+            tx.commit().await?;
+            Ok(kept)
+        })
+        .await
     }
 
     /// Which of `ends` are recorded as they are told here: where the answer to a [`Queue::finish`] was lost. One that was
@@ -283,7 +306,7 @@ impl Queue {
              held as (
                 update crossover.running r set worker = $2, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                 from lost where r.id = lost.id returning r.*)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at,
+             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF},
                 extract(epoch from clock_timestamp() - p.run_at)::float8 as age
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at"
@@ -386,6 +409,21 @@ impl Queue {
     }
 }
 
+async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {
+    let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
+    let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+        .bind(worker)
+        .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
+        .bind(column(|e| e.outcome.map(|o| o.to_string())))
+        .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
+        .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
+        .bind(column(|e| e.error.clone()));
+    kept.fetch_all(executor).await
+}
+
 /// What only a misbehaving test build does.
 #[cfg(feature = "faults")]
 impl Queue {
@@ -441,6 +479,7 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         due_at: row.try_get("due_at")?,
         started_at: row.try_get("started_at")?,
         age: Duration::from_secs_f64(age.max(0.0)),
+        called_off: row.try_get("called_off")?,
         envelope,
     })
 }

@@ -80,6 +80,10 @@ async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::
 }
 
 fn after_loss(lost: &Claimed) -> Finish {
+    if let Some(wish) = lost.called_off.as_ref().filter(|_| !lost.rehearsal) {
+        let error = Some(crate::executor::clean(&format!("{wish}; {LOST}")));
+        return Finish { error, ..Finish::of(lost, Some(Outcome::Cancelled)) };
+    }
     let failure = Failure::RETRYABLE;
     let (id, attempt) = (lost.envelope.id, lost.fence.attempt);
     let retry = lost.envelope.policy.after(id, attempt, &failure, lost.age).wait();

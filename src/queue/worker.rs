@@ -222,6 +222,9 @@ impl Starting {
         }
         let id = claimed.envelope.id;
         let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
+        if let Some(wish) = &claimed.called_off {
+            signals.call_off(wish);
+        }
         let (executor, ends) = (self.executor.clone(), self.ends.clone());
         let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
             side = "postgres", fence = %claimed.fence);
@@ -233,6 +236,7 @@ impl Starting {
                     warn!("the lease was lost; the run is given up");
                     return;
                 }
+                () = signals.called_off.cancelled() => called_off(&claimed, signals.wish.get()),
                 () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
                 finish = execute(&*executor, &claimed) => finish,
             };
@@ -255,6 +259,13 @@ async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {
     finish_of(claimed, began.elapsed(), answer)
 }
 
+/// Somebody asked to cancel it: the call was dropped, or never made, and no attempt follows.
+pub(super) fn called_off(claimed: &Claimed, wish: Option<&String>) -> Finish {
+    let wish = wish.map_or("somebody asked to cancel it", String::as_str);
+    let error = Some(crate::executor::clean(&format!("{wish}, while a worker had it")));
+    Finish { error, ..Finish::of(claimed, Some(Outcome::Cancelled)) }
+}
+
 fn overslept(claimed: &Claimed) -> bool {
     let waited = (claimed.started_at - claimed.due_at).to_std().unwrap_or_default();
     claimed.envelope.policy.start_timeout_ms.is_some_and(|ms| waited > Duration::from_millis(ms))
@@ -273,7 +284,8 @@ fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
     }
 }
 
-/// Prolongs the leases of everything held, and gives up what another has taken over meanwhile. While no heartbeat gets
+/// Prolongs the leases of everything held, calls off what somebody asked to cancel, and gives up what another has taken
+/// over meanwhile. While no heartbeat gets
 /// through, what is not of a series runs on: should another take it over, its result is late. A member of a series is
 /// given up as soon as its lease may have run out, because the next member could start beside it.
 async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
@@ -297,7 +309,12 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
         match answer {
             Ok(kept) => {
                 alive = sent;
-                let kept: HashSet<Key> = kept.into_iter().collect();
+                for (key, wish) in
+                    kept.iter().filter_map(|kept| Some(((kept.id, kept.attempt), kept.called_off.as_ref()?)))
+                {
+                    shared.held.call_off(key, wish);
+                }
+                let kept: HashSet<Key> = kept.into_iter().map(|kept| (kept.id, kept.attempt)).collect();
                 held.into_iter().filter(|key| !kept.contains(key)).for_each(|key| shared.lost(key));
             }
             Err(error) => {

@@ -82,6 +82,8 @@ pub struct PinPart {
     pub owner: String,
     /// Grows when ownership moves.
     pub epoch: i32,
+    /// When it moved last; none where it never did.
+    pub moved_at: Option<DateTime<Utc>>,
     /// Whether there is a copy for Temporal.
     pub on_temporal: bool,
     /// Whether there is one for Postgres.
@@ -356,29 +358,44 @@ impl Asked<'_> {
     }
 
     async fn pin(&self) -> Result<Option<PinPart>, LedgerError> {
-        type Row = (DateTime<Utc>, String, String, String, i32, bool, bool, Vec<u8>, Option<i32>);
+        type Row =
+            (DateTime<Utc>, String, String, String, i32, Option<DateTime<Utc>>, bool, bool, Vec<u8>, Option<i32>);
         let row: Option<Row> = self
             .one(
-                "select p.created_at, p.stage, p.flag_revision, p.owner, p.epoch, p.on_temporal, p.on_postgres, p.payload_hash,
+                "select p.created_at, p.stage, p.flag_revision, p.owner, p.epoch, p.moved_at, p.on_temporal, p.on_postgres, p.payload_hash,
                     octet_length(y.payload::text)
                  from crossover.pins p
                  left join crossover.payloads y on y.id = p.id and y.created_at = p.created_at where p.id = $1",
             )
             .await?;
-        Ok(row.map(|(pinned_at, stage, flag_revision, owner, epoch, on_temporal, on_postgres, hash, payload_bytes)| {
-            let payload_hash = hex(&hash);
-            PinPart {
+        Ok(row.map(
+            |(
                 pinned_at,
                 stage,
                 flag_revision,
                 owner,
                 epoch,
+                moved_at,
                 on_temporal,
                 on_postgres,
-                payload_hash,
+                hash,
                 payload_bytes,
-            }
-        }))
+            )| {
+                let payload_hash = hex(&hash);
+                PinPart {
+                    pinned_at,
+                    stage,
+                    flag_revision,
+                    owner,
+                    epoch,
+                    moved_at,
+                    on_temporal,
+                    on_postgres,
+                    payload_hash,
+                    payload_bytes,
+                }
+            },
+        ))
     }
 
     /// A pin alone says by which flags, not who had set them so.

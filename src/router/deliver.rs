@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::Utc;
+use rand::RngExt;
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{Instrument, error, info_span, warn};
 use uuid::Uuid;
 
+use super::circuit::{self, Circuit, jittered};
 use crate::executor::clean;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::ledger::{Ledger, LedgerError};
@@ -85,7 +87,8 @@ pub struct Deliverer {
     target: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
     observer: Observer,
-    delivered: mpsc::Sender<Uuid>,
+    circuit: Arc<Circuit>,
+    delivered: mpsc::Sender<(Uuid, i32)>,
     /// Bounds the deliveries that no caller waits for; the relay does what finds no place.
     later: Arc<Semaphore>,
 }
@@ -99,7 +102,8 @@ impl Deliverer {
     pub fn new(target: Arc<dyn Deliver>, ledger: Ledger, metrics: Arc<Metrics>) -> Self {
         let (delivered, receiver) = mpsc::channel(UNRECORDED);
         tokio::spawn(record(ledger, metrics.clone(), receiver));
-        Self { target, metrics, observer: Observer::none(), delivered, later: Arc::new(Semaphore::new(LATER)) }
+        let (circuit, later) = (Arc::new(Circuit::new(metrics.clone())), Arc::new(Semaphore::new(LATER)));
+        Self { target, metrics, observer: Observer::none(), circuit, delivered, later }
     }
 
     /// The same, and `observer` sees what it does.
@@ -112,7 +116,17 @@ impl Deliverer {
         &self.observer
     }
 
-    /// Starts a copy and says what Temporal said.
+    /// What is known of whether Temporal answers.
+    pub(crate) fn circuit(&self) -> &Circuit {
+        &self.circuit
+    }
+
+    /// Temporal did not answer somebody else of this process.
+    pub(crate) fn suspect(&self) {
+        circuit::suspect(&self.circuit, &self.target, &self.observer);
+    }
+
+    /// Starts a copy and says what Temporal said, also while it seems to be away.
     pub async fn start(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError> {
         let began = Instant::now();
         let span = info_span!("deliver", id = %envelope.id, cancelled = envelope.cancelled);
@@ -127,8 +141,12 @@ impl Deliverer {
             Err(DeliveryError::Refused { .. }) => "refused",
         };
         self.metrics.deliveries.with_label_values(&[outcome]).inc();
-        if matches!(&answer, Err(DeliveryError::InDoubt(_) | DeliveryError::Refused { retryable: true, .. })) {
-            self.observer.disturbed(Side::Temporal, "deliveries fail");
+        match &answer {
+            Err(DeliveryError::InDoubt(_) | DeliveryError::Refused { retryable: true, .. }) => {
+                self.observer.disturbed(Side::Temporal, "deliveries fail");
+                self.suspect();
+            }
+            _ => self.circuit.answered(),
         }
         answer
     }
@@ -147,6 +165,9 @@ impl Deliverer {
 
     /// Delivers behind the caller's back, if there is room for it.
     pub(super) fn deliver_later(&self, ledger: &Ledger, envelope: Envelope) {
+        if self.circuit.is_open() {
+            return self.metrics.relay.spared.inc();
+        }
         let Ok(place) = self.later.clone().try_acquire_owned() else { return };
         let (this, ledger) = (self.clone(), ledger.clone());
         tokio::spawn(async move {
@@ -162,18 +183,23 @@ impl Deliverer {
         if *settled != Settled::Delivered {
             return;
         }
-        if envelope.series_no.is_none() || ledger.delivered(&[envelope.id]).await.is_err() {
+        if envelope.series_no.is_none() || ledger.delivered(&[envelope.copy()]).await.is_err() {
             // A full channel is an outbox row that stays: the relay finds the copy there and takes it out.
-            let _ = self.delivered.try_send(envelope.id);
+            let _ = self.delivered.try_send(envelope.copy());
         }
     }
 
-    /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later.
+    /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later. While
+    /// Temporal is known to be away nothing is tried, and nobody waits.
     pub(super) async fn settle(&self, ledger: &Ledger, envelope: &Envelope, tries: i32) -> Settled {
+        if self.circuit.is_open() {
+            self.metrics.relay.spared.inc();
+            return Settled::Away;
+        }
         let recorded = match self.start(envelope).await {
             Ok(Delivery::Started | Delivery::AlreadyThere) if envelope.cancelled => {
                 self.see(envelope, Seen::Delivered);
-                ledger.nothing_left(&[envelope.id]).await
+                ledger.nothing_left(&[envelope.copy()]).await
             }
             Ok(Delivery::Started | Delivery::AlreadyThere) => {
                 self.see(envelope, Seen::Delivered);
@@ -186,7 +212,7 @@ impl Deliverer {
             Err(DeliveryError::OwnerConflict(found)) => {
                 error!(id = %envelope.id, found, "owner conflict: Temporal has another copy under this id; the Postgres copy is held");
                 self.metrics.owner_conflicts.inc();
-                match ledger.hold(envelope.id, &clean(&found)).await {
+                match ledger.hold(envelope.copy(), &clean(&found)).await {
                     Ok(()) => return Settled::Conflict,
                     Err(error) => Err(error),
                 }
@@ -197,8 +223,10 @@ impl Deliverer {
             }
             Err(error) => {
                 warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
+                // Each copy for itself: what is wrong with one is no outage.
                 let wait = Duration::from_millis(250 << tries.clamp(0, 7));
-                if let Err(error) = ledger.undeliverable(envelope.id, wait, &clean(&error.to_string())).await {
+                let wait = jittered(wait, rand::rng().random_range(0.0..1.0));
+                if let Err(error) = ledger.undeliverable(envelope.copy(), wait, &clean(&error.to_string())).await {
                     self.metrics.ledger_errors.with_label_values(&["undeliverable"]).inc();
                     warn!(id = %envelope.id, %error, "a failed delivery can't be recorded; it is repeated sooner");
                 }
@@ -246,12 +274,14 @@ pub(super) enum Settled {
     Conflict,
     /// It must be delivered again, before anything later of its series.
     Later,
+    /// The same, and it was not even tried: Temporal is known to be away.
+    Away,
 }
 
 /// An unpinned copy had ended before its key was pinned: its end becomes the pin's.
 async fn end(ledger: &Ledger, e: &Envelope, outcome: Outcome, last: &Attempt) -> Result<(), LedgerError> {
     ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
-    ledger.nothing_left(&[e.id]).await
+    ledger.nothing_left(&[e.copy()]).await
 }
 
 /// Temporal will never take it. An execution has failed, and says why; a rehearsal is left out.
@@ -261,16 +291,16 @@ async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), Ledge
         let reason = clean(&format!("Temporal refused it: {reason}"));
         ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None).await?;
     }
-    ledger.nothing_left(&[e.id]).await
+    ledger.nothing_left(&[e.copy()]).await
 }
 
-async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<Uuid>) {
-    let mut ids = Vec::with_capacity(500);
-    while delivered.recv_many(&mut ids, 500).await > 0 {
-        if let Err(error) = ledger.delivered(&ids).await {
+async fn record(ledger: Ledger, metrics: Arc<Metrics>, mut delivered: mpsc::Receiver<(Uuid, i32)>) {
+    let mut copies = Vec::with_capacity(500);
+    while delivered.recv_many(&mut copies, 500).await > 0 {
+        if let Err(error) = ledger.delivered(&copies).await {
             metrics.ledger_errors.with_label_values(&["delivered"]).inc();
-            warn!(%error, copies = ids.len(), "deliveries can't be recorded; the relay finds the copies there later");
+            warn!(%error, copies = copies.len(), "deliveries can't be recorded; the relay finds the copies there later");
         }
-        ids.clear();
+        copies.clear();
     }
 }

@@ -3,9 +3,12 @@
 //! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
+mod circuit;
 mod deliver;
 mod doubt;
+pub mod handover;
 mod intake;
+mod pace;
 mod relay;
 pub mod request;
 
@@ -242,7 +245,7 @@ impl Router {
         self.wake_queue.notify_one();
         match (delivery, accepted.owner) {
             (Some(envelope), Side::Temporal) => match self.deliverer.deliver_now(&self.ledger, &envelope).await {
-                Settled::Later => accepted.how = How::Pending,
+                Settled::Later | Settled::Away => accepted.how = How::Pending,
                 Settled::Conflict => accepted.how = How::Conflict,
                 Settled::Delivered | Settled::Done => {}
             },
@@ -333,8 +336,8 @@ impl Router {
         }
     }
 
-    /// Asks to cancel `id`. What Postgres owns is decided here and now; what Temporal owns is told by the relay. None: it
-    /// was never pinned.
+    /// Asks to cancel `id`. What waits on Postgres is decided here and now; what runs there hears of it with its worker's
+    /// heartbeat, and what Temporal owns is told by the relay. None: it was never pinned.
     pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.cancel(id, reason)).await;

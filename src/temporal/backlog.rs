@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::interaction::{Envelope, Outcome};
+use crate::interaction::{Envelope, Outcome, Side};
 
 use super::ledger::End;
 
@@ -43,6 +43,9 @@ impl Backlog {
     /// other work under the same key fails, for it will never run.
     /// A cancelled one that is not known yet is taken like any other, and never runs.
     pub fn accept(&mut self, envelope: Envelope) {
+        if self.has_later_epoch(&envelope) {
+            return;
+        }
         let hash = hash_head(&envelope);
         if envelope.cancelled && self.remembered.contains_key(&name(&envelope)) {
             return self.call_off(&envelope);
@@ -65,6 +68,61 @@ impl Backlog {
             },
             Some(_) => {}
         }
+    }
+
+    /// Takes the copy of what was handed over: in place of the copy of an earlier epoch, and before what waits with a later
+    /// number. True where that whose turn it is must give way to it, if it can: it has a later number, or is the old copy.
+    pub fn hand_over(&mut self, envelope: Envelope) -> bool {
+        if self.remembered.contains_key(&name(&envelope)) || self.has_later_epoch(&envelope) {
+            self.accept(envelope);
+            return false;
+        }
+        let older = |work: &Work| matches!(work, Work::Run(e) if e.id == envelope.id && e.epoch < envelope.epoch);
+        for epoch in 1..envelope.epoch {
+            self.remembered.remove(&name_of(&envelope, epoch));
+        }
+        self.pending.retain(|work| !older(work));
+        self.remembered.insert(name(&envelope), Memory(None, None, hash_head(&envelope)));
+        let gives_way = self.running.as_ref().is_some_and(|r| r.id == envelope.id || follows(r, &envelope));
+        self.insert(envelope);
+        gives_way
+    }
+
+    /// Puts that whose turn it is back, for it has not begun and an earlier one came. False where it is to end: it was called
+    /// off, or another copy has taken its place.
+    pub fn put_back(&mut self) -> bool {
+        let Some(running) = self.running.take_if(|r| !r.cancelled) else { return false };
+        if self.has_later_epoch(&running) {
+            self.running = Some(running);
+            return false;
+        }
+        self.insert(running);
+        true
+    }
+
+    /// Puts it before the first that has a later number.
+    fn insert(&mut self, envelope: Envelope) {
+        let later = |work: &Work| matches!(work, Work::Run(e) if follows(e, &envelope));
+        let at = self.pending.iter().position(later).unwrap_or(self.pending.len());
+        self.pending.insert(at, Work::Run(Box::new(envelope)));
+    }
+
+    /// Whether a later copy of the same interaction came before this one: then this one is late. An epoch is a handover,
+    /// and there are few of an interaction.
+    fn has_later_epoch(&self, envelope: &Envelope) -> bool {
+        (envelope.epoch + 1..=envelope.epoch + 4).any(|epoch| self.remembered.contains_key(&name_of(envelope, epoch)))
+    }
+
+    /// That whose turn it is was called off: it is not put back.
+    pub fn call_off_running(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.cancelled = true;
+        }
+    }
+
+    /// Whether that whose turn it is runs nothing.
+    pub fn is_rehearsing(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.executes_on(Side::Temporal))
     }
 
     /// Whether the copy is the one whose turn it is.
@@ -193,8 +251,18 @@ impl From<&Envelope> for Member {
 
 /// Half of SHA-256 over `id:epoch`, in hex.
 pub fn name(envelope: &Envelope) -> String {
-    let digest = Sha256::digest(envelope.workflow_id());
+    name_of(envelope, envelope.epoch)
+}
+
+/// The name of its copy under another epoch.
+fn name_of(envelope: &Envelope, epoch: i32) -> String {
+    let digest = Sha256::digest(format!("{}:{epoch}", envelope.id));
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether `one` has a later number in the series than `other`.
+fn follows(one: &Envelope, other: &Envelope) -> bool {
+    one.series_no.zip(other.series_no).is_some_and(|(one, other)| one > other)
 }
 
 fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32, reason: &str) -> End {
@@ -320,6 +388,60 @@ mod tests {
         })
         .collect();
         assert_eq!(turns, [("c".into(), true), ("b".into(), false), ("d".into(), true)]);
+    }
+
+    fn member(no: i64, epoch: i32, owner: Side) -> Envelope {
+        Envelope { series_no: Some(no), epoch, owner, ..envelope(&no.to_string(), true) }
+    }
+
+    /// The turns that are left, as number and epoch.
+    fn turns(mut backlog: Backlog) -> Vec<(i64, i32)> {
+        let mut turns = Vec::new();
+        while let Some(work) = backlog.begin() {
+            if let Work::Run(envelope) = work {
+                turns.push((envelope.series_no.unwrap(), envelope.epoch));
+            }
+            backlog.finish(1, Some(Outcome::Succeeded), 1);
+        }
+        turns
+    }
+
+    #[test]
+    fn what_is_handed_over_takes_the_place_of_its_rehearsal_and_what_came_first_stays_away() {
+        let mut backlog = Backlog::default();
+        for no in 1..=4 {
+            backlog.accept(member(no, 1, Side::Postgres));
+        }
+        backlog.begin();
+        assert!(backlog.is_rehearsing());
+        assert!(!backlog.hand_over(member(3, 2, Side::Temporal)), "the first goes before it");
+        assert!(!backlog.hand_over(member(3, 2, Side::Temporal)), "a repeat");
+        backlog.accept(member(3, 1, Side::Postgres));
+        assert!(backlog.hand_over(member(1, 2, Side::Temporal)), "its own rehearsal stands aside");
+        assert!(!backlog.put_back());
+        backlog.finish(1, None, 0);
+        assert_eq!(turns(backlog), [(1, 2), (2, 1), (3, 2), (4, 1)]);
+    }
+
+    #[test]
+    fn what_was_never_delivered_goes_before_those_that_wait_for_it() {
+        let mut backlog = Backlog::default();
+        backlog.accept(member(6, 1, Side::Temporal));
+        backlog.accept(member(8, 1, Side::Temporal));
+        backlog.begin();
+        assert!(backlog.hand_over(member(5, 2, Side::Temporal)) && backlog.put_back());
+        assert!(!backlog.hand_over(member(7, 2, Side::Temporal)));
+        assert_eq!(turns(backlog), [(5, 2), (6, 1), (7, 2), (8, 1)]);
+    }
+
+    #[test]
+    fn what_gives_way_and_is_called_off_ends() {
+        let mut backlog = Backlog::default();
+        backlog.accept(member(6, 1, Side::Temporal));
+        backlog.begin();
+        assert!(backlog.hand_over(member(5, 2, Side::Temporal)));
+        backlog.call_off_running();
+        assert!(!backlog.put_back() && backlog.running_is_pinned());
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub struct Closed {
     pub result: Option<Payload>,
     /// Why it didn't succeed.
     pub reason: Option<String>,
+    /// It was called off while it waited; nothing of it has begun.
+    #[serde(skip)]
+    pub(super) unbegun: bool,
     /// The last attempt, as its worker saw it.
     #[serde(skip)]
     report: Option<Attempt>,
@@ -42,7 +45,7 @@ pub struct Closed {
 
 impl Closed {
     fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
-        Self { rehearsal, outcome, attempt, result: None, reason: Some(reason.into()), report: None }
+        Self { rehearsal, outcome, attempt, result: None, reason: Some(reason.into()), unbegun: false, report: None }
     }
 
     fn ran(report: Attempt) -> Self {
@@ -52,6 +55,7 @@ impl Closed {
             attempt: report.fence.attempt,
             result: report.result.clone(),
             reason: report.error.clone(),
+            unbegun: false,
             report: Some(report),
         }
     }
@@ -80,7 +84,10 @@ pub async fn run_copy<W>(
     waiting: WorkflowCancellationToken,
 ) -> Closed {
     let rehearsal = !envelope.executes_on(Side::Temporal);
-    let called_off = || Closed::new(rehearsal, Some(Outcome::Cancelled), 0, "it was cancelled before it began");
+    let called_off = || Closed {
+        unbegun: true,
+        ..Closed::new(rehearsal, Some(Outcome::Cancelled), 0, "it was cancelled before it began")
+    };
     if envelope.cancelled || !wait_until_due(ctx, envelope, &waiting).await || waiting.is_cancelled() {
         return called_off();
     }
@@ -89,6 +96,7 @@ pub async fn run_copy<W>(
     }
     if !envelope.behind.is_empty()
         && let Err(error) = wait_behind(ctx, envelope, &waiting).await
+        && !waiting.is_cancelled()
     {
         return failed(envelope, &error);
     }
@@ -130,7 +138,8 @@ async fn execute<W>(
     options.heartbeat_timeout = Some(terms.heartbeat());
     options.retry_policy = Some(native_retries(&envelope.policy, &[]));
     options.cancellation_token = Some(cancel);
-    // What has begun may have effects: its own word counts, not the wish to end it.
+    // What has begun may have effects: its own word counts, not the wish to end it. What has not, or waits for another
+    // attempt, the server ends at once.
     options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
     match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
         Ok(Exact(report)) => Closed::ran(report),
@@ -185,6 +194,19 @@ fn native_retries(policy: &Policy, final_errors: &[&str]) -> RetryPolicy {
 
 /// Reads an outcome from what became of the activity.
 fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
+    match retry_state(error) {
+        // It would have been tried again, had not somebody asked to cancel it.
+        Some(RetryState::CancelRequested) => Closed::new(
+            false,
+            Some(Outcome::Cancelled),
+            report_of(error).map_or(0, |report| report.fence.attempt),
+            "it was cancelled, and its last attempt failed",
+        ),
+        _ => ended(envelope, error),
+    }
+}
+
+fn ended(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     let lost = |reason: &str| {
         Closed::new(
             false,
@@ -196,7 +218,7 @@ fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     if let Some(cancelled) = error.as_cancelled() {
         return match cancelled.details::<Exact<Attempt>>() {
             Ok(Some(Exact(report))) => Closed::ran(report),
-            _ => Closed::new(false, Some(Outcome::Cancelled), 0, "the workflow was cancelled before it ran"),
+            _ => Closed::new(false, Some(Outcome::Cancelled), 0, "it was cancelled while it waited for a worker"),
         };
     }
     match error.as_timeout().map(|timeout| timeout.timeout_type()) {
@@ -208,23 +230,32 @@ fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
         Some(_) => return lost("its worker neither ended it nor reported a time-out"),
         None => {}
     }
-    match error.reason() {
-        Some(temporalio_common::error::IncomingError::Application(failure)) => {
-            match failure.details::<Exact<Attempt>>().ok().flatten() {
-                Some(Exact(report)) => Closed::ran(report),
-                None => Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), failure.to_string()),
-            }
+    match (report_of(error), error.reason()) {
+        (Some(report), _) => Closed::ran(report),
+        (None, Some(temporalio_common::error::IncomingError::Application(failure))) => {
+            Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), failure.to_string())
         }
         _ => Closed::new(false, Some(Outcome::Failed), used_up(envelope, error), error.to_string()),
     }
 }
 
+/// The attempt as its worker reported it with the failure.
+fn report_of(error: &ActivityExecutionError) -> Option<Attempt> {
+    let Some(temporalio_common::error::IncomingError::Application(failure)) = error.reason() else { return None };
+    failure.details::<Exact<Attempt>>().ok().flatten().map(|Exact(report)| report)
+}
+
 fn used_up(envelope: &Envelope, error: &ActivityExecutionError) -> i32 {
-    match error {
-        ActivityExecutionError::Failed(failure) if failure.retry_state() == RetryState::MaximumAttemptsReached => {
-            envelope.policy.max_attempts
-        }
+    match retry_state(error) {
+        Some(RetryState::MaximumAttemptsReached) => envelope.policy.max_attempts,
         _ => 0,
+    }
+}
+
+fn retry_state(error: &ActivityExecutionError) -> Option<RetryState> {
+    match error {
+        ActivityExecutionError::Failed(failure) => Some(failure.retry_state()),
+        _ => None,
     }
 }
 

@@ -74,7 +74,11 @@ impl TemporalClient {
         let delivery = async {
             match &envelope.series {
                 Some(series) => self.enqueue(envelope, series).await,
-                None => self.start(envelope).await,
+                None => {
+                    let delivered = self.start(envelope).await?;
+                    self.stand_aside(envelope).await?;
+                    Ok(delivered)
+                }
             }
         };
         self.bounded(delivery).await
@@ -90,6 +94,20 @@ impl TemporalClient {
             Err(status) if status.code() == Code::AlreadyExists => self.compare(envelope).await,
             Err(status) => Err(status.into()),
         }
+    }
+
+    /// Tells the copies of earlier epochs, all rehearsals, that another has taken their place. One that is delivered later
+    /// still is ended by the mirror.
+    async fn stand_aside(&self, envelope: &Envelope) -> Result<(), DeliverError> {
+        for epoch in 1..envelope.epoch {
+            let old = Envelope { epoch, ..envelope.clone() };
+            let request = self.signalling(&old, String::new(), "cancel");
+            match self.service().await?.signal_workflow_execution(self.request(request)).await {
+                Err(status) if status.code() != Code::NotFound && !is_closing(&status) => return Err(status.into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     async fn enqueue(&self, envelope: &Envelope, series: &str) -> Result<Delivered, DeliverError> {
@@ -143,14 +161,7 @@ impl TemporalClient {
     }
 
     async fn signal(&self, envelope: &Envelope, found: &Description, name: &str) -> Result<Delivered, DeliverError> {
-        let request = SignalWorkflowExecutionRequest {
-            namespace: self.target.namespace.clone(),
-            workflow_execution: Some(execution(&envelope.workflow_id(), found)),
-            signal_name: name.to_owned(),
-            identity: self.target.identity.clone(),
-            request_id: format!("{name}:{}", envelope.workflow_id()),
-            ..Default::default()
-        };
+        let request = self.signalling(envelope, found.run_id.clone(), name);
         let mut service = self.service().await?;
         loop {
             match service.signal_workflow_execution(self.request(request.clone())).await {
@@ -163,6 +174,17 @@ impl TemporalClient {
                 Err(status) if status.code() == Code::NotFound => return Ok(Delivered::AlreadyThere),
                 Err(status) => return Err(status.into()),
             }
+        }
+    }
+
+    fn signalling(&self, envelope: &Envelope, run_id: String, name: &str) -> SignalWorkflowExecutionRequest {
+        SignalWorkflowExecutionRequest {
+            namespace: self.target.namespace.clone(),
+            workflow_execution: Some(WorkflowExecution { workflow_id: envelope.workflow_id(), run_id }),
+            signal_name: name.to_owned(),
+            identity: self.target.identity.clone(),
+            request_id: format!("{name}:{}", envelope.workflow_id()),
+            ..Default::default()
         }
     }
 

@@ -87,7 +87,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError>;
 
     /// Which of these pins have not ended.
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
 
     /// Records that a rehearsal was dequeued. Idempotent by token.
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError>;

@@ -78,8 +78,8 @@ impl Ledger for OnPostgres {
         self.told("record_attempt", self.ledger.record_attempt(attempt).await)
     }
 
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
-        self.told("still_unended", self.ledger.still_unended(ids).await)
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        self.told("unended_up_to", self.ledger.unended_up_to(ids).await)
     }
 
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError> {

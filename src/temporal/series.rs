@@ -16,6 +16,7 @@ use super::backlog::Work;
 pub use super::backlog::{Backlog, Member, SeriesStatus, name};
 use super::copy::{run_copy, settle};
 use super::wire::Exact;
+use super::workflow::CANCEL_BEGUN;
 
 /// The next run's input must fit into two megabytes, the remembered keys included.
 const CARRY_AT_MOST: usize = 1_800_000;
@@ -40,13 +41,21 @@ pub struct SeriesWorkflow {
     series: Series,
     /// Ends the wait of the member whose turn it is, for as long as that has not begun.
     waiting: WorkflowCancellationToken,
+    /// Ends the member whose turn it is once it has begun.
+    ending: WorkflowCancellationToken,
+    /// An earlier member came after it and goes first.
+    gives_way: bool,
 }
+
+/// Histories without it know no handover.
+const HANDOVER: &str = "handover";
 
 #[workflow_methods]
 impl SeriesWorkflow {
     #[init]
     fn new(_: &WorkflowContextView, series: Exact<Series>) -> Self {
-        Self { series: series.0, waiting: WorkflowCancellationToken::new() }
+        let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
+        Self { series: series.0, waiting, ending, gives_way: false }
     }
 
     /// Ends when it was idle for a whole window; the next delivery starts another. A cancellation isn't heeded: it
@@ -74,14 +83,28 @@ impl SeriesWorkflow {
         }
     }
 
-    /// A copy arrives, or the word that it is called off. What has begun is not touched.
+    /// A copy arrives, or the word that it is called off. One that was handed over arrives late, and those whose turn comes
+    /// after it wait for it: it takes its place by its number, and what has not begun gives way.
     #[signal(name = "enqueue")]
-    pub fn enqueue(&mut self, _: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
+    pub fn enqueue(&mut self, ctx: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
         let Exact(envelope) = envelope;
         if envelope.cancelled && self.series.backlog.is_running(&envelope) {
+            self.series.backlog.call_off_running();
             self.waiting.cancel();
+            if ctx.patched(CANCEL_BEGUN) {
+                self.ending.cancel();
+            }
         }
-        self.series.backlog.accept(envelope);
+        if envelope.epoch == 1 || !ctx.patched(HANDOVER) {
+            return self.series.backlog.accept(envelope);
+        }
+        if self.series.backlog.hand_over(envelope) {
+            self.gives_way = true;
+            self.waiting.cancel();
+            if self.series.backlog.is_rehearsing() {
+                self.ending.cancel();
+            }
+        }
     }
 
     /// What it has and had.
@@ -98,9 +121,12 @@ impl SeriesWorkflow {
             Work::Settle(end) => return settle(ctx, *end).await,
         };
         let terms = ctx.state(|s| s.series.terms);
-        let waiting = WorkflowCancellationToken::new();
-        ctx.state_mut(|s| s.waiting = waiting.clone());
-        let closed = run_copy(ctx, &envelope, &terms, WorkflowCancellationToken::new(), waiting).await;
+        let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
+        ctx.state_mut(|s| (s.waiting, s.ending, s.gives_way) = (waiting.clone(), ending.clone(), false));
+        let closed = run_copy(ctx, &envelope, &terms, ending, waiting).await;
+        if closed.unbegun && ctx.state_mut(|s| s.gives_way && s.series.backlog.put_back()) {
+            return;
+        }
         if let Some(end) = closed.end(&envelope)
             && ctx.state(|s| s.series.backlog.running_is_pinned())
         {

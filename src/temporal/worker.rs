@@ -210,6 +210,8 @@ impl TemporalWorker {
             // A crashed worker's workflows move on to another after so long.
             .sticky_queue_schedule_to_start_timeout(Duration::from_secs(2))
             .graceful_shutdown_period(self.settings.drain)
+            // A wish to cancel comes back with a heartbeat, so none of them is swallowed.
+            .max_heartbeat_throttle_interval(Duration::from_secs(1))
             .register_activities(activities)
             .register_workflow::<InteractionWorkflow>()?
             .register_workflow::<SeriesWorkflow>()?

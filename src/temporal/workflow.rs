@@ -27,31 +27,40 @@ pub struct InteractionWorkflow {
     copy: Copy,
     /// The envelope was pinned, or a router that pinned a repeat of its key said so before the end.
     pinned: bool,
-    /// Ends its wait: for as long as it has not begun, it can be called off.
+    /// Ends its wait.
     waiting: WorkflowCancellationToken,
+    /// Ends it once it has begun.
+    ending: WorkflowCancellationToken,
 }
+
+/// Histories without it were written when a wish to cancel did not reach what had begun.
+pub(super) const CANCEL_BEGUN: &str = "cancel-begun";
 
 #[workflow_methods]
 impl InteractionWorkflow {
     #[init]
     fn new(_: &WorkflowContextView, copy: Exact<Copy>) -> Self {
         let Exact(copy) = copy;
-        Self { pinned: copy.envelope.pinned, waiting: WorkflowCancellationToken::new(), copy }
+        let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
+        Self { pinned: copy.envelope.pinned, waiting, ending, copy }
     }
 
     /// The whole life of the copy. An unpinned one is settled only if it was adopted meanwhile.
     #[run(name = "InteractionWorkflow")]
     pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<Exact<Closed>> {
         let Copy { envelope, terms } = ctx.state(|s| s.copy.clone());
-        // A cancellation of the workflow itself ends the wait as well.
-        let waiting = ctx.cancellation_token().child_token();
+        // A cancellation of the workflow itself ends both as well.
+        let (waiting, ending) = (ctx.cancellation_token().child_token(), ctx.cancellation_token().child_token());
         ctx.state_mut(|s| {
             if s.waiting.is_cancelled() {
                 waiting.cancel();
             }
-            s.waiting = waiting.clone();
+            if s.ending.is_cancelled() {
+                ending.cancel();
+            }
+            (s.waiting, s.ending) = (waiting.clone(), ending.clone());
         });
-        let mut closed = run_copy(ctx, &envelope, &terms, ctx.cancellation_token(), waiting).await;
+        let mut closed = run_copy(ctx, &envelope, &terms, ending, waiting).await;
         if let Some(end) = closed.end(&envelope)
             && ctx.state(|s| s.pinned)
         {
@@ -67,9 +76,12 @@ impl InteractionWorkflow {
         self.pinned = true;
     }
 
-    /// Somebody calls it off. What has begun is not touched.
+    /// Somebody calls it off, or another copy takes its place.
     #[signal(name = "cancel")]
-    pub fn cancel(&mut self, _: &mut SyncWorkflowContext<Self>) {
+    pub fn cancel(&mut self, ctx: &mut SyncWorkflowContext<Self>) {
         self.waiting.cancel();
+        if ctx.patched(CANCEL_BEGUN) {
+            self.ending.cancel();
+        }
     }
 }

@@ -16,9 +16,13 @@ mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
+#[cfg(feature = "temporal")]
+mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
+#[cfg(feature = "temporal")]
+mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;

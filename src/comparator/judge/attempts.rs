@@ -7,7 +7,7 @@ use super::{Context, Findings};
 use crate::comparator::Class;
 use crate::comparator::facts::{Facts, PinFacts, SideFacts, Try};
 use crate::comparator::rules::Rules;
-use crate::interaction::Side;
+use crate::interaction::{Outcome, Side};
 
 /// Finds attempts that began twice under the same number. One that was handed back in between, redelivered or taken over
 /// is innocent: the first is noted, the others have another number.
@@ -40,6 +40,10 @@ pub(super) fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Co
     let told = real.tries.iter().all(|t| t.recorded_at.is_some());
     if !told || !whole(real) || !whole(rehearsal) {
         return found.excuse("an attempt, or the record of it, was lost with its worker");
+    }
+    let same = last_real.fence.attempt == last.fence.attempt && waits(real, rehearsal, rules).is_none();
+    if !same && pin.outcome == Some(Outcome::Cancelled) {
+        return found.excuse("it was cancelled, and one side heard of it before another attempt and one after");
     }
     if last_real.fence.attempt != last.fence.attempt {
         let detail = format!("it made {} attempts, {} made {}", last.fence.attempt, pin.owner, last_real.fence.attempt);

@@ -50,6 +50,9 @@ fn order(facts: &Facts, before: &Neighbour, side: Side, context: &Context<'_>, f
     if context.in_gap(own.at.min(before.created_at.max(own.at - context.bounds.patience)), earlier.at) {
         return found.excuse(format!("{side}: its order was not seen whole"));
     }
+    if before.sides.of(side).tries.iter().any(|t| t.fence.epoch > 1) {
+        return found.excuse(format!("{side}: the member before it was handed over in between"));
+    }
     let by = words(earlier.at - own.at);
     found.add(Class::Order, side, format!("began {by} before the member before it, {}", before.id));
 }

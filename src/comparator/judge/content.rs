@@ -12,8 +12,8 @@ pub(super) fn owner(facts: &Facts, pin: &PinFacts, found: &mut Findings) {
         found.add(Class::OwnerConflict, Side::Temporal, conflict.clone());
     }
     let stranger = pin.owner.other();
-    // Who owned it in an earlier epoch is not known any more.
-    let runs = facts.sides.of(stranger).executions().find(|t| t.fence.epoch >= pin.epoch);
+    // In whatever epoch: only what was never claimed is handed over.
+    let runs = facts.sides.of(stranger).executions().next();
     if let Some(run) = runs {
         let detail = format!("attempt {} was executed, and {} owns it", run.fence, pin.owner);
         found.add(Class::UnclaimedEffect, stranger, detail);

@@ -132,6 +132,9 @@ pub fn judge(facts: &Facts, rules: &Rules, context: &Context<'_>) -> Judgement {
     if pin.conflict.is_some() {
         return Judgement::diverged(found.divergences, None);
     }
+    if pin.epoch > 1 {
+        return handed_over(pin, found, context);
+    }
     content::unwritten(facts, pin, &mut found);
     let states = PerSide {
         temporal: settled::state(facts, pin, Side::Temporal, context),
@@ -151,6 +154,23 @@ pub fn judge(facts: &Facts, rules: &Rules, context: &Context<'_>) -> Judgement {
     }
     compare(facts, pin, rules, context, &mut found);
     conclude(states, found, pin, context)
+}
+
+/// Neither copy had the life of one that stays where it was pinned; only what pages somebody counts.
+fn handed_over(pin: &PinFacts, found: Findings, context: &Context<'_>) -> Judgement {
+    let look_again = pin.ended_at.is_none().then(|| context.now + context.bounds.patience);
+    if !found.divergences.is_empty() {
+        return Judgement::diverged(found.divergences, look_again);
+    }
+    match look_again {
+        Some(look_again) => Judgement::in_flight("it was handed over and has not ended", look_again, Vec::new()),
+        None => Judgement {
+            verdict: Verdict::NotComparable,
+            divergences: Vec::new(),
+            reason: Some(format!("it was handed over to {}, epoch {}", pin.owner, pin.epoch)),
+            look_again: None,
+        },
+    }
 }
 
 fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Context<'_>, found: &mut Findings) {

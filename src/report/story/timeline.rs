@@ -102,7 +102,9 @@ fn opened(story: &Story) -> Vec<Event> {
     match &story.pin {
         None => push(standing.accepted_at, "accepted from SQL; no router has pinned it".to_owned()),
         Some(pin) => {
-            let other = if pin.owner == "postgres" { "temporal" } else { "postgres" };
+            // Work is handed over once, and from Postgres.
+            let owner = if pin.moved_at.is_some() { "postgres" } else { pin.owner.as_str() };
+            let other = if owner == "postgres" { "temporal" } else { "postgres" };
             let rehearses = match pin.on_temporal && pin.on_postgres {
                 true => format!("{other} rehearses"),
                 false => "nothing rehearses".to_owned(),
@@ -111,9 +113,12 @@ fn opened(story: &Story) -> Vec<Event> {
                 pin.pinned_at,
                 format!(
                     "pinned in stage {} by flags {}: {} executes, {rehearses}",
-                    pin.stage, pin.flag_revision, pin.owner
+                    pin.stage, pin.flag_revision, owner
                 ),
             );
+            if let Some(moved_at) = pin.moved_at {
+                push(moved_at, format!("handed over: {} executes from epoch {} on", pin.owner, pin.epoch));
+            }
             if let Some(due) = standing.run_at.filter(|due| *due > pin.pinned_at) {
                 push(due, "due".to_owned());
             }

@@ -19,6 +19,8 @@ use super::PATIENCE;
 pub enum Rule {
     /// Nothing until it is released.
     Hold,
+    /// Nothing until it is released, and then 503.
+    HoldThenFail,
     /// So many times 503.
     Fail(usize),
     /// 400.
@@ -142,7 +144,7 @@ impl Shared {
     async fn until_released(&self, key: &str) {
         loop {
             let rung = self.bell.notified();
-            if !matches!(self.lock().rules.get(key), Some(Rule::Hold)) {
+            if !matches!(self.lock().rules.get(key), Some(Rule::Hold | Rule::HoldThenFail)) {
                 return;
             }
             rung.await;
@@ -191,6 +193,10 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
         tokio::time::sleep(pace).await;
     }
     match rule {
+        Some(Rule::HoldThenFail) => {
+            shared.until_released(&key).await;
+            (StatusCode::SERVICE_UNAVAILABLE, "busy after all").into_response()
+        }
         Some(Rule::Fail(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
         Some(Rule::Refuse) => (StatusCode::BAD_REQUEST, "no such thing").into_response(),
         Some(Rule::Garbage) => "<html>\0".into_response(),

@@ -137,7 +137,7 @@ impl Ledger for MemoryLedger {
         self.write(|book| book.attempts.push(attempt.clone()))
     }
 
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
         self.write(|book| {
             book.asked_behind += 1;
             ids.iter().copied().filter(|id| book.unended.contains(id)).collect()
