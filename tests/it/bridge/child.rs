@@ -20,10 +20,21 @@ pub struct Child {
 impl Child {
     /// Serves `roles` on the world's servers; `set` adds or overrides variables.
     pub async fn serve(world: &World, roles: &str, set: &[(&str, &str)]) -> Self {
+        Self::launch(world, Command::new(env!("CARGO_BIN_EXE_crossover")), roles, set).await
+    }
+
+    /// The same, where no file may become larger than so many kilobytes: to the process that is a full disk.
+    pub async fn serve_within(world: &World, kilobytes: u32, roles: &str, set: &[(&str, &str)]) -> Self {
+        let mut shell = Command::new("bash");
+        let limit = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &limit, env!("CARGO_BIN_EXE_crossover")]);
+        Self::launch(world, shell, roles, set).await
+    }
+
+    async fn launch(world: &World, mut command: Command, roles: &str, set: &[(&str, &str)]) -> Self {
         let state = world.fresh("child");
         std::fs::create_dir_all(&state).unwrap();
         let log = state.join("log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_crossover"));
         command.args(["serve", "--json", "--roles", roles]).current_dir(&state);
         command.envs(world.variables()).env("CROSSOVER_STATE_DIR", &state).envs(set.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
