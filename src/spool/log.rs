@@ -53,12 +53,15 @@ pub(super) struct Log {
     _lock: File,
 }
 
+/// Whoever waits for a batch is told whether it is on the disk.
+type Told = Box<dyn FnOnce(Result<(), String>) + Send>;
+
 /// What a batch comes to once it is on the disk.
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
     changes: Vec<Change>,
-    answers: Vec<Box<dyn FnOnce(Result<(), String>) + Send>>,
+    answers: Vec<Told>,
 }
 
 enum Change {

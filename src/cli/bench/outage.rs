@@ -1,7 +1,7 @@
 //! `crossover bench outage`: what a caller of an account in shadow waits for, with Postgres well and away, beside a bare
 //! start on the same Temporal at the same time.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(args: &Args, mut config: Config, dir: &PathBuf, progress: &Progress) -> Result<Report, Failure> {
+async fn measure(args: &Args, mut config: Config, dir: &Path, progress: &Progress) -> Result<Report, Failure> {
     let flags = DocumentBuilder::default().everybody(Stage::Shadow).build();
     flags.map_err(|faults| format!("the bench's flags are not right: {faults:?}"))?.write_to(&dir.join("flags.json"))?;
     config.state_dir = dir.join("state");
