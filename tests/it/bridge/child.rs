@@ -22,9 +22,21 @@ pub struct Child {
 impl Child {
     /// Serves `roles` on the world's servers; `set` adds or overrides variables.
     pub async fn serve(world: &World, roles: &str, set: &[(&str, &str)]) -> Self {
+        Self::launch(world, Command::new(env!("CARGO_BIN_EXE_crossover")), roles, set).await
+    }
+
+    /// The same, where no file may become larger than so many kilobytes: to the process that is a full disk.
+    pub async fn serve_within(world: &World, kilobytes: u32, roles: &str, set: &[(&str, &str)]) -> Self {
+        let mut shell = Command::new("bash");
+        let limit = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &limit, env!("CARGO_BIN_EXE_crossover")]);
+        Self::launch(world, shell, roles, set).await
+    }
+
+    async fn launch(world: &World, command: Command, roles: &str, set: &[(&str, &str)]) -> Self {
         let mut variables = world.variables();
         variables.extend(set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-        let served = Self::run(env!("CARGO_BIN_EXE_crossover"), roles, world.fresh("child"), &variables).await;
+        let served = Self::start(command, roles, world.fresh("child"), &variables).await;
         served.unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -35,10 +47,18 @@ impl Child {
         state: PathBuf,
         variables: &[(String, String)],
     ) -> Result<Self, String> {
+        Self::start(Command::new(program), roles, state, variables).await
+    }
+
+    async fn start(
+        mut command: Command,
+        roles: &str,
+        state: PathBuf,
+        variables: &[(String, String)],
+    ) -> Result<Self, String> {
         std::fs::create_dir_all(&state).unwrap();
         let log = state.join("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = Command::new(program);
         command.args(["serve", "--json", "--roles", roles]).current_dir(&state);
         command.env("CROSSOVER_STATE_DIR", &state).envs(variables.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
