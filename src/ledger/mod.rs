@@ -10,6 +10,7 @@ mod handover;
 mod intake;
 mod outbox;
 mod pins;
+mod reconcile;
 mod schema;
 mod summary;
 
@@ -27,6 +28,7 @@ pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub use outbox::{OutboxDepth, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
+pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;
 
