@@ -10,6 +10,7 @@ mod intake;
 pub mod observer;
 mod pools;
 mod process;
+mod reconciliation;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -27,6 +28,7 @@ pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
+pub use reconciliation::ReconciliationMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -97,6 +99,8 @@ pub struct Metrics {
     pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
+    /// The Temporal half of arming.
+    pub reconciliation: ReconciliationMetrics,
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
@@ -276,6 +280,7 @@ impl Metrics {
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
+            reconciliation: ReconciliationMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
