@@ -227,6 +227,10 @@ pub struct Relay {
     pub poll: Duration,
     /// Deliveries in one look.
     pub batch: u32,
+    /// Deliveries a second, of this process.
+    pub rate: u32,
+    /// More rehearsals than so many don't wait for Temporal: the oldest are dropped.
+    pub rehearsal_backlog: u32,
     /// Rows younger than this are left to the router that wrote them.
     pub grace: Duration,
     /// What Temporal owns and has not ended so long after it was due is delivered to it again.
@@ -434,6 +438,8 @@ impl Config {
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
+                rate: r.integer("relay.rate", 100, 1..=100_000),
+                rehearsal_backlog: r.integer("relay.rehearsal_backlog", 100_000, 0..=100_000_000),
                 grace: r.duration("relay.grace", "2s", "0s", "1h"),
                 sweep_after: r.duration("relay.sweep_after", "5m", "1s", "24h"),
             },

@@ -11,6 +11,7 @@ pub mod observer;
 mod pools;
 mod process;
 mod reconciliation;
+mod relay;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -29,6 +30,7 @@ pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
+pub use relay::RelayMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -55,6 +57,8 @@ pub struct Metrics {
     pub unrecorded: IntGaugeVec,
     /// How long a delivery took.
     pub delivery_seconds: Histogram,
+    /// A Temporal that is away.
+    pub relay: RelayMetrics,
     /// Copies that Temporal does not have yet.
     pub outbox_rows: IntGauge,
     /// Since when the oldest of them waits.
@@ -177,6 +181,7 @@ impl Metrics {
                 "crossover_delivery_seconds",
                 "Seconds that one delivery to Temporal took, whatever its outcome.",
             )?,
+            relay: RelayMetrics::register(&mut r)?,
             outbox_rows: gauge(
                 &mut r,
                 "crossover_outbox_rows",

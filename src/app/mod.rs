@@ -436,7 +436,8 @@ impl Parts {
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
         let options = RelayOptions {
             poll: config.relay.poll,
-            batch: i64::from(config.relay.batch),
+            batch: config.relay.batch,
+            rate: config.relay.rate,
             lease: config.temporal.start_timeout * 2 + Duration::from_secs(5),
         };
         let relay = Relay::new(
@@ -450,6 +451,7 @@ impl Parts {
         tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
         tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
+        tasks.spawn(upkeep::bound_rehearsals(self.clone(), config.relay.rehearsal_backlog, stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }

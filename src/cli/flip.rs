@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::way_back::WayBack;
 use super::{Context, Outcome, print_json, table};
 use crate::arming::{ArmingStore, State};
 use crate::config::Config;
 use crate::flags::edit::{Known, Wish};
 use crate::flips::{self, Flip, FlipStore, OverrideRow, Place, RouterState, Waiting};
-use crate::interaction::Stage;
+use crate::interaction::{Side, Stage};
 use crate::ledger::{AccountMarks, Ledger, StageCount};
 
 /// Nothing was changed: it was not agreed to.
@@ -91,6 +92,7 @@ pub(super) struct Record {
     marks: Option<AccountMarks>,
     unended: Vec<StageCount>,
     known: Known,
+    ledger: Ledger,
     /// A router has decided for it before, or it has had work.
     is_known: bool,
     overrides: Vec<OverrideRow>,
@@ -115,7 +117,7 @@ impl Record {
         unended.iter().for_each(|count| known.add(&count.account, &count.kind));
         let overrides = store.overrides().await?;
         let arming = ArmingStore::new(ledger.pool().clone());
-        Ok(Self { store, arming, marks, unended, known, is_known, overrides })
+        Ok(Self { store, arming, marks, unended, known, ledger: ledger.clone(), is_known, overrides })
     }
 
     /// The overrides that keep a flip from being seen in new work.
@@ -142,6 +144,7 @@ pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> 
     let flip = place.plan(&wish(&order, to), &known).await?;
     may(flip.plan.from, to)?;
     let mut report = report(&flip, &record);
+    report.notes.extend(way_back(&config, &flip, &record).await);
     if !agreed(&report, order.yes || flip.plan.changes.is_empty(), context.json)? {
         return not_done(&report, context.json);
     }
@@ -201,12 +204,21 @@ pub(super) async fn preview(order: Order, to: Stage, context: Context) -> Outcom
     let record = Record::read(&config, &order.account).await;
     let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
     let flip = Place::of(&config.flags)?.plan(&wish(&order, to), &known).await?;
-    let report = report(&flip, &record);
+    let mut report = report(&flip, &record);
+    report.notes.extend(way_back(&config, &flip, &record).await);
     match context.json {
         true => print_json(&report)?,
         false => show(&report),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a move back to Temporal should know: that Temporal is not there. Asking it must not keep a rollback from the flags.
+async fn way_back(config: &Config, flip: &Flip, record: &Result<Record, String>) -> Option<String> {
+    let back = flip.plan.from.owner() == Side::Postgres && flip.wish.stage.owner() == Side::Temporal;
+    let ledger = &record.as_ref().ok().filter(|_| back)?.ledger;
+    let looked = tokio::time::timeout(KNOWING, WayBack::look(config, ledger)).await;
+    looked.ok()?.ok()?.warning()
 }
 
 fn wish(order: &Order, stage: Stage) -> Wish {

@@ -54,6 +54,7 @@ macro_rules! commands {
 
 mod flip;
 mod proof;
+mod way_back;
 
 commands! {
     Arm = arm,

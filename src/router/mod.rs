@@ -3,10 +3,12 @@
 //! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
+mod circuit;
 mod deliver;
 mod doubt;
 pub mod handover;
 mod intake;
+mod pace;
 mod relay;
 pub mod request;
 
@@ -243,7 +245,7 @@ impl Router {
         self.wake_queue.notify_one();
         match (delivery, accepted.owner) {
             (Some(envelope), Side::Temporal) => match self.deliverer.deliver_now(&self.ledger, &envelope).await {
-                Settled::Later => accepted.how = How::Pending,
+                Settled::Later | Settled::Away => accepted.how = How::Pending,
                 Settled::Conflict => accepted.how = How::Conflict,
                 Settled::Delivered | Settled::Done => {}
             },

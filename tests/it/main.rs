@@ -22,6 +22,8 @@ mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
+#[cfg(feature = "temporal")]
+mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;

@@ -93,6 +93,12 @@ impl Summary {
         self.kept_back += usize::from(lines.iter().any(|line| line.flag > line.stage));
     }
 
+    /// Accounts whose way back leads to Temporal. Where the flags can't be read, those that may be.
+    pub(super) fn live(&self) -> usize {
+        let of = |stage| self.by_stage.get(stage).copied().unwrap_or_default();
+        of(Stage::Live.as_str()) + of("unknown").min(self.armed)
+    }
+
     pub(super) fn show(&self) {
         let order = Stage::ALL.iter().map(|stage| stage.as_str()).chain(["unknown"]);
         let stages: Vec<_> = order.filter_map(|s| Some(format!("{} {s}", self.by_stage.get(s)?))).collect();

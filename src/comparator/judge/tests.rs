@@ -273,6 +273,15 @@ fn what_ended_before_it_was_delivered_is_dropped() {
 }
 
 #[test]
+fn a_rehearsal_for_which_there_was_no_room_is_not_comparable_and_says_why() {
+    let mut facts = clean(Stage::Live);
+    facts.sides.temporal = SideFacts { skipped: Some(crate::ledger::LEFT_OUT.into()), ..SideFacts::default() };
+    let judgement = judged(&facts);
+    is(&judgement, Verdict::NotComparable);
+    assert!(judgement.reason.unwrap().contains("relay.rehearsal_backlog"));
+}
+
+#[test]
 fn what_ended_before_its_turn_in_the_series_is_dropped() {
     let mut facts = member(Stage::Shadow);
     facts.sides.postgres = SideFacts::default();

@@ -123,7 +123,8 @@ impl World {
     fn relay(&self) {
         let target = Arc::new(Delivers(self.client.clone()));
         let deliverer = Deliverer::new(target, self.ledger.clone(), self.metrics.clone());
-        let options = RelayOptions { poll: Duration::from_millis(50), batch: 100, lease: Duration::from_secs(10) };
+        let options =
+            RelayOptions { poll: Duration::from_millis(50), batch: 100, rate: 1_000, lease: Duration::from_secs(10) };
         let relay = Relay::new(self.ledger.clone(), deliverer, self.metrics.clone(), options, self.wake_relay.clone());
         tokio::spawn(relay.run(self.stop.clone()));
     }
