@@ -90,6 +90,10 @@ pub struct Temporal {
     pub namespace: String,
     /// The task queue of all workflows.
     pub task_queue: String,
+    /// The search attribute by which the workflows of an account are listed.
+    pub account_attribute: String,
+    /// For so long Temporal's lists may lack what was started.
+    pub visibility_lag: Duration,
     /// A start that takes longer is in doubt.
     pub start_timeout: Duration,
 }
@@ -383,6 +387,8 @@ impl Config {
                 address: r.address("temporal.address"),
                 namespace: r.name("temporal.namespace", "default"),
                 task_queue: r.name("temporal.task_queue", "crossover"),
+                account_attribute: r.attribute("temporal.account_attribute", "CrossoverAccount"),
+                visibility_lag: r.duration("temporal.visibility_lag", "5s", "0s", "10m"),
                 start_timeout: r.duration("temporal.start_timeout", "2s", "50ms", "1m"),
             },
             flags: Flags {

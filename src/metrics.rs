@@ -11,6 +11,7 @@ pub mod observer;
 mod outage;
 mod pools;
 mod process;
+mod reconciliation;
 mod relay;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -30,6 +31,7 @@ pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use outage::OutageMetrics;
 pub use pools::PoolMetrics;
+pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -103,6 +105,8 @@ pub struct Metrics {
     pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
+    /// The Temporal half of arming.
+    pub reconciliation: ReconciliationMetrics,
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
@@ -285,6 +289,7 @@ impl Metrics {
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
+            reconciliation: ReconciliationMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
             comparator: comparator::ComparatorMetrics::register(&mut r)?,

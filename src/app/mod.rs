@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
-use crate::arming::{Armed, NothingThere, Reconcile, RegistrationError};
+use crate::arming::{Armed, Reconcile, RegistrationError};
 use crate::comparator::{Comparator, ComparatorOptions};
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
@@ -169,7 +169,7 @@ impl App {
             (_, None) => (None, None),
         };
         if roles.router || roles.relay {
-            flips::drive(config, &servers, parts.reconcile(), &parts.metrics, &working)?;
+            flips::drive(config, &servers, parts.reconcile(config, &servers)?, &parts.metrics, &working)?;
         }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
@@ -184,6 +184,10 @@ impl App {
             parts.spawn_comparator(config, &servers, &working)?;
         }
         parts.spawn_gauges(flags.clone(), &working);
+        #[cfg(feature = "temporal")]
+        working
+            .1
+            .spawn(upkeep::ensure_attribute(temporal_client(config, &servers.temporal_address)?, working.0.clone()));
         info!(%address, ?roles, "crossover serves");
         let Parts { ledger, intake, metrics, observer, .. } = parts;
         Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, registered, _servers: servers })
@@ -309,8 +313,17 @@ impl Parts {
     }
 
     /// What gives open workflows without a pin theirs.
-    fn reconcile(&self) -> Arc<dyn Reconcile> {
-        Arc::new(NothingThere)
+    #[cfg(feature = "temporal")]
+    fn reconcile(&self, config: &Config, servers: &Servers) -> Result<Arc<dyn Reconcile>, AppError> {
+        use crate::temporal::reconcile::Reconciler;
+        let client = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics);
+        let (lag, wake_relay) = (config.temporal.visibility_lag, self.wake_relay.clone());
+        Ok(Arc::new(Reconciler::new(client, self.ledger.clone(), self.metrics.clone(), lag, wake_relay)))
+    }
+
+    #[cfg(not(feature = "temporal"))]
+    fn reconcile(&self, _: &Config, _: &Servers) -> Result<Arc<dyn Reconcile>, AppError> {
+        Ok(Arc::new(crate::arming::NothingThere))
     }
 
     fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
@@ -365,8 +378,10 @@ impl Parts {
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
         let ledger = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
+        let armed = self.armed.clone();
         let worker = TemporalWorker::new(settings, executor, Arc::new(ledger))
             .seen_by(self.observer.clone())
+            .asking(Arc::new(move |account: &str| armed.must_ask(account)))
             .metered(&self.metrics);
         let unrecorded = worker.unrecorded();
         tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
@@ -464,8 +479,17 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
 /// What delivers to the Temporal at `address`, and looks up there; it connects when it is first asked.
 #[cfg(feature = "temporal")]
 pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+    Ok(Arc::new(crate::temporal::Delivers(temporal_client(config, address)?.metered(metrics))))
+}
+
+/// A client of the Temporal at `address`; it connects when it is first asked.
+#[cfg(feature = "temporal")]
+pub(crate) fn temporal_client(
+    config: &Config,
+    address: &str,
+) -> Result<crate::temporal::client::TemporalClient, AppError> {
+    use crate::temporal::Terms;
     use crate::temporal::client::{ClientSettings, TemporalClient};
-    use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
         address: format!("http://{address}"),
         namespace: config.temporal.namespace.clone(),
@@ -480,7 +504,7 @@ pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> 
         series_items_a_run: 200,
     };
     let client = TemporalClient::lazy(settings).map_err(AppError::Part)?;
-    Ok(Arc::new(Delivers(client.metered(metrics))))
+    Ok(client.listed_by(&config.temporal.account_attribute))
 }
 
 #[cfg(not(feature = "temporal"))]

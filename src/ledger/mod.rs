@@ -11,6 +11,7 @@ mod intake;
 mod lent;
 mod outbox;
 mod pins;
+mod reconcile;
 mod schema;
 mod spool;
 mod summary;
@@ -30,6 +31,7 @@ pub(crate) use outbox::LEFT_OUT;
 pub use outbox::{OutboxDepth, Take, Undelivered};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
+pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;
 

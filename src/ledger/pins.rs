@@ -279,13 +279,13 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
     .bind(request.revision)
     .bind(series)
     .bind(series.map(|s| series_id(&i.account, &i.kind, s)))
-    .bind(i.group.as_deref().unwrap_or("default"))
+    .bind(group_of(i.group.as_deref()))
     .bind(i.priority)
     .bind(i.run_at)
     .bind(i.payload.hash().as_slice())
     .bind(i.payload.get())
     .bind(&policy)
-    .bind((ENVELOPE_WEIGHT + i.payload.get().len() + policy.len()).min(i32::MAX as usize) as i32)
+    .bind(weight(&i.payload, &policy))
     .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
     .fetch_one(executor)
     .await?;
@@ -295,6 +295,16 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
         direct: row.try_get("direct")?,
         behind: row.try_get("behind")?,
     })
+}
+
+/// The group that a pin names.
+pub(super) fn group_of(group: Option<&str>) -> &str {
+    group.unwrap_or("default")
+}
+
+/// Bytes of the envelope, about.
+pub(super) fn weight(payload: &Payload, policy: &str) -> i32 {
+    (ENVELOPE_WEIGHT + payload.get().len() + policy.len()).min(i32::MAX as usize) as i32
 }
 
 /// Reads a text column that holds one of an enum's names.

@@ -20,6 +20,7 @@ use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, ha
 use crate::policy::{Failure, Next};
 use crate::telemetry;
 
+use super::ask::{ASK, Asked, Execution, MustAsk, Resets};
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
 use super::mirror::Unrecorded;
 use super::wire::Exact;
@@ -86,6 +87,10 @@ pub struct Activities {
     pub observer: Observer,
     /// Set when this worker is to end.
     pub stopping: CancellationToken,
+    /// Whether unpinned copies of an account ask their pin.
+    pub must_ask: MustAsk,
+    /// Which runs were made by a reset.
+    pub resets: Resets,
 }
 
 #[activities]
@@ -96,17 +101,22 @@ impl Activities {
     pub async fn execute(
         self: Arc<Self>,
         ctx: ActivityContext,
-        input: Exact<Envelope>,
+        input: Exact<Execution>,
     ) -> Result<Exact<Attempt>, ActivityError> {
-        let Exact(mut envelope) = input;
+        let Exact(execution) = input;
+        if self.must_ask(&execution, ctx.info()).await {
+            return Err(asks_first(&execution, ctx.info()));
+        }
+        let Execution { mut envelope, asking } = execution;
+        let attempt = asking.before + number(ctx.info());
         faults::alter(Side::Temporal, &mut envelope);
         if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
             wait.await;
         }
-        let call = Call::new(&envelope, Side::Temporal, number(ctx.info()));
-        self.begins(&envelope, ctx.info());
+        let call = Call::new(&envelope, Side::Temporal, attempt);
+        self.begins(&envelope, attempt, ctx.info());
         if faults::is(Whether::Twice, Side::Temporal, envelope.id) {
-            self.begins(&envelope, ctx.info());
+            self.begins(&envelope, attempt, ctx.info());
             executor::run(&*self.executor, &call, &envelope.policy).await;
         }
         let answer = if too_late(&envelope, ctx.info()) {
@@ -118,10 +128,10 @@ impl Activities {
             tokio::select! {
                 answer = executor::run(&*self.executor, &call, &envelope.policy).instrument(span) => answer,
                 () = beat(&ctx) => unreachable!("a heart doesn't stop by itself"),
-                () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, ctx.info()))),
+                () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, attempt, ctx.info()))),
             }
         };
-        let report = report(&envelope, ctx.info());
+        let report = report(&envelope, attempt, ctx.info());
         match answer {
             Answer::Done(result) => {
                 let report = Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report };
@@ -173,8 +183,24 @@ impl Activities {
             Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
             Err(error) => format!("can't ask what is behind: {error}"),
         };
-        let delay = Duration::from_millis(50).saturating_mul(1 << ctx.info().attempt.min(6)).min(BEHIND_AT_MOST);
-        Err(ApplicationFailure::builder(why).type_name("behind".to_owned()).next_retry_delay(delay).build().into())
+        Err(look_again("behind", why, ctx.info()))
+    }
+
+    /// Asks the pin of a copy whether it may run. Where Postgres can't be reached, the server waits and asks again.
+    #[activity(name = "ask")]
+    pub async fn ask(self: Arc<Self>, ctx: ActivityContext, envelope: Exact<Envelope>) -> Result<Asked, ActivityError> {
+        let Exact(envelope) = envelope;
+        let why = match self.within(self.ledger.ask(&envelope)).await {
+            Ok(Asked::Run { behind, .. }) if !behind.is_empty() => {
+                format!("waits for what Postgres runs of its series, last {}", behind[0])
+            }
+            Ok(asked) => return Ok(asked),
+            Err(error) => {
+                tracing::warn!(id = %envelope.id, %error, "a copy must ask its pin before it runs, and can't; it waits");
+                format!("can't ask its pin: {error}")
+            }
+        };
+        Err(look_again("ask", why, ctx.info()))
     }
 
     /// Puts an end into its pin.
@@ -236,14 +262,24 @@ impl Activities {
         ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
     }
 
+    /// Whether an execution has to ask its pin before it begins.
+    async fn must_ask(&self, execution: &Execution, info: &ActivityInfo) -> bool {
+        let Execution { envelope, asking } = execution;
+        match &asking.asked_in {
+            Some(run) => info.workflow_run_id.as_ref() != Some(run),
+            None if !envelope.pinned && (self.must_ask)(&envelope.account) => true,
+            None => self.resets.made(execution, info).await,
+        }
+    }
+
     /// Sees that an execution begins.
-    fn begins(&self, envelope: &Envelope, info: &ActivityInfo) {
+    fn begins(&self, envelope: &Envelope, attempt: i32, info: &ActivityInfo) {
         self.observer.dequeued(Dequeue {
             envelope,
             side: Side::Temporal,
-            attempt: number(info),
+            attempt,
             rehearsal: false,
-            due_at: due_at(due_by(envelope), info),
+            due_at: due_at(due_by(envelope).filter(|_| attempt <= 1), info),
         });
     }
 
@@ -290,13 +326,13 @@ fn failed(report: Attempt, failure: Failure, error: String) -> Attempt {
     Attempt { outcome: Some(Outcome::Failed), failure: Some(failure), error: Some(error), ..report }
 }
 
-fn report(envelope: &Envelope, info: &ActivityInfo) -> Attempt {
+fn report(envelope: &Envelope, attempt: i32, info: &ActivityInfo) -> Attempt {
     Attempt {
         id: envelope.id,
         side: Side::Temporal,
-        fence: Fence { epoch: envelope.epoch, attempt: number(info) },
+        fence: Fence { epoch: envelope.epoch, attempt },
         rehearsal: false,
-        due_at: due_at(due_by(envelope), info),
+        due_at: due_at(due_by(envelope).filter(|_| attempt <= 1), info),
         started_at: at(info.started_time),
         ended_at: Utc::now(),
         outcome: None,
@@ -305,6 +341,19 @@ fn report(envelope: &Envelope, info: &ActivityInfo) -> Attempt {
         result: None,
         error: None,
     }
+}
+
+/// Ends an execution that has not begun; its workflow asks the pin and schedules it again. This attempt isn't counted.
+fn asks_first(execution: &Execution, info: &ActivityInfo) -> ActivityError {
+    let before = execution.asking.before + number(info) - 1;
+    let failure = ApplicationFailure::builder("it has to ask its pin before it runs").type_name(ASK.to_owned());
+    ActivityError::application(failure.non_retryable(true).details(before).build())
+}
+
+/// «Not yet»: the server waits, longer each time, and asks again.
+fn look_again(what: &str, why: String, info: &ActivityInfo) -> ActivityError {
+    let delay = Duration::from_millis(50).saturating_mul(1 << info.attempt.min(6)).min(BEHIND_AT_MOST);
+    ApplicationFailure::builder(why).type_name(what.to_owned()).next_retry_delay(delay).build().into()
 }
 
 /// Beats for as long as the call runs. A killed worker is noticed because its beats end.

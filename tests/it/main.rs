@@ -2,8 +2,9 @@
 
 #[cfg(feature = "temporal")]
 mod api;
-#[cfg(feature = "temporal")]
 mod arming;
+#[cfg(feature = "temporal")]
+mod arming_temporal;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;

@@ -13,7 +13,9 @@ use crossover::provision;
 use crossover::temporal::Terms;
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::deliver::Delivered;
-use crossover::temporal::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
+use crossover::temporal::ledger::{
+    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step,
+};
 use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -135,6 +137,10 @@ impl Ledger for MemoryLedger {
 
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError> {
         self.write(|book| book.attempts.push(attempt.clone()))
+    }
+
+    async fn ask(&self, _: &Envelope) -> Result<Asked, LedgerError> {
+        self.write(|_| Asked::Run { behind: vec![], attempts: 0 })
     }
 
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
