@@ -209,6 +209,16 @@ pub struct Worker {
 pub struct Router {
     /// Whether work of accounts that are not armed starts on Temporal without a pin while Postgres is away.
     pub fail_open: bool,
+    /// Such work waits so long for its pin.
+    pub pin_budget: Duration,
+    /// After so many failures in a row nobody asks Postgres for a while.
+    pub breaker_failures: u32,
+    /// For so long, a quarter more or less.
+    pub breaker_open: Duration,
+    /// Interactions that wait on disk to be pinned, at most.
+    pub spool_entries: usize,
+    /// Their bytes, at most.
+    pub spool_bytes: u64,
 }
 
 /// `[intake]`
@@ -430,6 +440,11 @@ impl Config {
             router: Router {
                 // Without Temporal there is nowhere to start it.
                 fail_open: r.switch("router.fail_open", true) && cfg!(feature = "temporal"),
+                pin_budget: r.duration("router.pin_budget", "250ms", "5ms", "30s"),
+                breaker_failures: r.integer("router.breaker_failures", 5, 1..=1_000),
+                breaker_open: r.duration("router.breaker_open", "1s", "10ms", "1m"),
+                spool_entries: r.integer("router.spool_entries", 100_000, 0..=10_000_000),
+                spool_bytes: r.integer("router.spool_bytes", 134_217_728, 0..=17_179_869_184),
             },
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),

@@ -40,6 +40,11 @@ impl Interaction {
     pub fn id(&self) -> Uuid {
         interaction_id(&self.account, &self.key)
     }
+
+    /// The id of its series, where it has one.
+    pub fn series_id(&self) -> Option<Uuid> {
+        self.series.as_deref().map(|series| series_id(&self.account, &self.kind, series))
+    }
 }
 
 /// Names the interaction of (account, key): a version 8 UUID (RFC 9562) made of the first 16 bytes of

@@ -8,6 +8,7 @@ mod groups;
 mod handover;
 mod intake;
 pub mod observer;
+mod outage;
 mod pools;
 mod process;
 mod reconciliation;
@@ -28,6 +29,7 @@ pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
+pub use outage::OutageMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
@@ -116,6 +118,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
+    /// What happens while Postgres is away.
+    pub outage: OutageMetrics,
     /// Arming.
     pub arming: ArmingMetrics,
 }
@@ -294,6 +298,7 @@ impl Metrics {
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
+            outage: OutageMetrics::register(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,

@@ -2,6 +2,7 @@
 
 mod flags;
 mod flips;
+mod outages;
 mod servers;
 mod upkeep;
 
@@ -30,7 +31,8 @@ use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Relay, RelayOptions, Router, RouterOptions};
+use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Router, RouterOptions};
+use crate::spool::SpoolError;
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,9 @@ pub enum AppError {
         /// Why, and what to do.
         problem: &'static str,
     },
+    /// What was started without a pin can't be kept.
+    #[error("the spool can't be used: {0}")]
+    Spool(#[from] SpoolError),
     /// A part can't be built.
     #[error("{0}")]
     Part(String),
@@ -152,8 +157,10 @@ impl App {
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
         let (router, registered) = match (flags.clone(), registration) {
             (Some(flags), Some(registration)) => {
+                // Before the first beat: it says what is left to write.
+                let outages = outages::spawn(config, &parts, &working)?;
                 let (decider, last) = registration.router(address, roles, flags, &parts.metrics, &working).await;
-                let router = Arc::new(parts.router(config, decider));
+                let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
                 (Some(router), Some(last))
@@ -292,18 +299,17 @@ impl Parts {
         })
     }
 
-    fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
+    fn router(&self, config: &Config, decider: Arc<Decider>, outages: Outages) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
             self.intake.clone(),
             decider,
             self.deliverer.clone(),
+            outages,
             self.metrics.clone(),
             options,
-            self.wake_queue.clone(),
-            self.wake_relay.clone(),
+            [self.wake_queue.clone(), self.wake_relay.clone()],
         )
-        .holding(self.armed.clone())
     }
 
     /// What gives open workflows without a pin theirs.

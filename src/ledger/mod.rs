@@ -8,10 +8,12 @@ mod compare;
 mod ends;
 mod handover;
 mod intake;
+mod lent;
 mod outbox;
 mod pins;
 mod reconcile;
 mod schema;
+mod spool;
 mod summary;
 
 use std::time::Duration;
@@ -116,6 +118,13 @@ pub(crate) fn is_outage(error: &LedgerError) -> bool {
         LedgerError::Unreachable(_) | LedgerError::InDoubt(_) => true,
         LedgerError::Refused(error) => transient(error),
     }
+}
+
+/// Whether callers were in each other's way (a deadlock, a lock that was not had in time): that says nothing of Postgres.
+pub(crate) fn is_contention(error: &LedgerError) -> bool {
+    let LedgerError::Refused(error) = error else { return false };
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("40") || code == "55P03")
 }
 
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name

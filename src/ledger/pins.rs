@@ -8,6 +8,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
+use super::lent::Lent;
 use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
 use crate::policy::{Failure, Policy};
@@ -123,7 +124,13 @@ pub struct Story {
 impl Ledger {
     /// Pins in one statement, in a transaction of its own.
     pub async fn pin(&self, request: PinRequest<'_>) -> Result<Pinned, LedgerError> {
-        within(pin(&self.pool, request)).await
+        within(async {
+            let mut lent = Lent::of(&self.pool).await?;
+            let pinned = pin(&mut **lent.connection()?, request).await;
+            lent.give_back();
+            pinned
+        })
+        .await
     }
 
     /// Pins in the caller's transaction.

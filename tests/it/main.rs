@@ -9,6 +9,8 @@ mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
 #[cfg(feature = "temporal")]
+pub mod chaos;
+#[cfg(feature = "temporal")]
 mod comparator;
 mod config;
 #[cfg(feature = "temporal")]
@@ -20,6 +22,8 @@ mod flips_by_command;
 #[cfg(feature = "temporal")]
 mod handover;
 mod latency;
+#[cfg(feature = "temporal")]
+mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;
 #[cfg(feature = "temporal")]
