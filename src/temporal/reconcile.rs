@@ -249,8 +249,8 @@ impl Reconciler {
         for _ in 0..ROUNDS {
             // None: it has ended, and all its members before it.
             let Some(answer) = self.client.reconcile_series(open, adopt.clone()).await? else { return Ok(pass) };
-            let named: Vec<_> = adopt.ids.iter().map(|id| (*id, 1)).collect();
-            self.ledger.delivered(&named).await?;
+            let handed: Vec<_> = adopt.ids.iter().map(|id| (*id, 1)).collect();
+            self.ledger.delivered(&handed).await?;
             pass.remembered = answer.remembered as i64;
             adopt.ids.clear();
             if answer.members.is_empty() {
