@@ -107,6 +107,10 @@ impl Driver {
             }
         };
         let (looked, full) = (began.elapsed(), due.len() >= BATCH as usize);
+        if let Err(error) = self.store.forget_blind_spots(self.options.window).await {
+            self.failed("tidy");
+            warn!(%error, "old blind spots are not tidied away; tried again");
+        }
         let steps = stream::iter(due).map(|(account, state, generation)| async move {
             match self.step(&account, state, generation).await {
                 Ok(moved) => moved,

@@ -181,9 +181,9 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether this process may deregister: it owes nothing, and its disk says that it has gone.
+    /// Whether this process may deregister: it owes nothing, nor does the one before it, and its disk says that it has gone.
     pub async fn may_leave(&mut self) -> bool {
-        if self.armed.owes() {
+        if self.armed.owes() || self.echo_until.is_some_and(|until| Instant::now() < until) {
             return false;
         }
         let registration = self.registration.clone();

@@ -169,6 +169,12 @@ impl ArmingStore {
             .map_err(LedgerError::from)
     }
 
+    /// Tidies away blind spots that no account waits for any more.
+    pub(super) async fn forget_blind_spots(&self, window: Duration) -> Result<(), LedgerError> {
+        let tidied = sqlx::query("select crossover.forget_blind_spots($1)").bind(interval(window));
+        within(PATIENCE, tidied.execute(&self.pool)).await.map(drop)
+    }
+
     /// Begins the way of an account that the flags want live.
     pub(super) async fn begin(&self, account: &str) -> Result<State, LedgerError> {
         let begun = sqlx::query_scalar::<_, String>("select (crossover.begin_arming($1, 'live', null)).state");
@@ -270,12 +276,14 @@ impl ArmingStore {
             "select a.account, a.state, a.generation, coalesce(a.state_since, a.created_at) as since,
                 extract(epoch from clock_timestamp() - coalesce(a.state_since, a.created_at))::float8 as for_seconds,
                 a.unpinned_at is not null as unpinned, crossover.live_wanted(a) as wanted, a.asked_by, a.left_to_reconcile, a.trouble,
-                case when a.state = 'disarming' or a.unpinned_at is not null then
-                    greatest(extract(epoch from a.window_from + $2 - clock_timestamp()), 0)::float8 end as window_seconds,
+                case when a.state = 'disarming' or a.unpinned_at is not null or b.at is not null then
+                    greatest(extract(epoch from greatest(a.window_from, b.at) + $2 - clock_timestamp()), 0)::float8 end as window_seconds,
                 case when a.state = 'disarming' then (select count(*) from crossover.pins p
                     where p.account = a.account and p.ended_at is null and p.owner <> 'temporal') end as postgres_owns,
                 count(*) over () as total
-             from crossover.accounts a where a.state not in ('open', 'armed') and ($1::text is null or a.account = $1)
+             from crossover.accounts a
+             left join (select max(at) as at from crossover.blind_spots) b on a.state = 'window'
+             where a.state not in ('open', 'armed') and ($1::text is null or a.account = $1)
              order by coalesce(a.state_since, a.created_at) limit $3",
         );
         let rows = rows.bind(account).bind(interval(window)).bind(limit).fetch_all(&self.pool);

@@ -77,7 +77,7 @@ async fn forget(store: &FlipStore, id: Uuid, yes: bool, json: bool) -> Outcome {
         return Err(format!("{} reported {:.0} s ago, so it lives; stop it first", router.name, router.silent_seconds).into());
     }
     if yes {
-        store.deregister(id).await?;
+        store.forget(id).await?;
     }
     match (json, yes) {
         (true, _) => print_json(&serde_json::json!({ "router": router, "done": yes }))?,
@@ -88,7 +88,12 @@ async fn forget(store: &FlipStore, id: Uuid, yes: bool, json: bool) -> Outcome {
              Postgres is away, and repeat with --yes",
             router.name,
             router.silent_seconds,
-            if router.fails_open { "; while it lives without Postgres, it starts work without a pin" } else { "" },
+            if router.fails_open {
+                "; while it lives without Postgres, it starts work without a pin, so accounts that are not armed yet will wait for a whole \
+                 window"
+            } else {
+                ""
+            },
         ),
     }
     Ok(if yes { ExitCode::SUCCESS } else { ExitCode::from(super::flip::NOT_DONE) })

@@ -281,11 +281,17 @@ impl FlipStore {
         within(acks.bind(router).bind(flips).bind(revision).fetch_all(&self.pool)).await
     }
 
-    /// Says that the process of a router is gone; false: there is no such router, or it has ended.
+    /// A process says goodbye, owing nothing; false: there is no such one, or it has ended.
     pub async fn deregister(&self, id: Uuid) -> Result<bool, LedgerError> {
         let ended =
             sqlx::query("update crossover.routers set ended_at = clock_timestamp() where id = $1 and ended_at is null");
         Ok(within(ended.bind(id).execute(&self.pool)).await?.rows_affected() > 0)
+    }
+
+    /// Takes out a process that did not say goodbye; false: there is none, or it has ended. What it may have started without a
+    /// pin is not known: accounts that are not armed yet wait for a whole window.
+    pub async fn forget(&self, id: Uuid) -> Result<bool, LedgerError> {
+        within(sqlx::query_scalar("select crossover.forget_router($1)").bind(id).fetch_one(&self.pool)).await
     }
 
     /// The processes that have not ended, and what each says of `flip`.

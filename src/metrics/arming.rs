@@ -53,7 +53,7 @@ impl ArmingMetrics {
             errors: counters(
                 r,
                 "crossover_arming_errors_total",
-                "Failed calls of arming, by call: fetch, disk, acknowledge, due, step, reconcile, census; busy: pins of the account were under way. All are tried again.",
+                "Failed calls of arming, by call: fetch, disk, acknowledge, due, step, reconcile, tidy, census; busy: pins of the account were under way. All are tried again.",
                 &["call"],
             )?,
         })

@@ -198,8 +198,9 @@ async fn many_at_once_are_all_kept_and_a_file_of_what_is_done_is_written_anew() 
     futures::future::join_all(kept).await;
     assert_eq!(spool.due(0, 1_000).len(), 400);
     spool.done(spool.due(0, 390).into_iter().map(|(no, _)| no).collect()).await.unwrap();
-    assert!(std::fs::metadata(file(dir.path())).unwrap().len() < 1 << 20);
+    // The file is made smaller after the answer and before the next question.
     assert_eq!(keys(&spool).await.len(), 10);
+    assert!(std::fs::metadata(file(dir.path())).unwrap().len() < 1 << 20);
     keep(&spool, "another").await;
     drop(spool);
     assert_eq!(keys(&open_with(dir.path(), 100)).await.len(), 11);

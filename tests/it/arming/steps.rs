@@ -234,3 +234,31 @@ async fn a_reconciliation_whose_process_died_is_taken_by_another_when_its_time_i
     assert!(!take().await, "somebody is at it");
     until("its time is up", async || take().await.then_some(())).await;
 }
+
+#[tokio::test]
+async fn once_a_router_is_forgotten_that_could_start_work_without_a_pin_every_account_waits_for_a_whole_window() {
+    let (steps, router) = (Steps::new().await, Uuid::new_v4());
+    steps.beat(router, true).await.unwrap();
+    assert_eq!(steps.begin("live").await, "pinning");
+    steps.acknowledge(router, steps.generation().await).await;
+    assert_eq!(steps.advance(HOUR).await.as_deref(), Some("window"));
+    assert_eq!(steps.advance(HOUR).await.as_deref(), Some("closing"), "it has no unpinned past");
+    let forget = "select crossover.forget_router($1)";
+    let forgotten = async || sqlx::query_scalar::<_, bool>(forget).bind(router).fetch_one(&steps.pool).await.unwrap();
+    assert!(forgotten().await && !forgotten().await);
+    assert_eq!(steps.advance(HOUR).await.as_deref(), Some("window"), "nobody is left to wait for, and still");
+    assert_eq!(steps.advance(HOUR).await, None);
+    steps.sql("update crossover.blind_spots set at = at - interval '1 hour'").await;
+    assert_eq!(steps.advance(HOUR).await.as_deref(), Some("closing"));
+}
+
+#[tokio::test]
+async fn what_nobody_knew_is_not_armed_on_the_spot_after_a_router_was_forgotten_unless_that_never_failed_open() {
+    for (fails_open, begun) in [(true, "pinning"), (false, "armed")] {
+        let (steps, router) = (Steps::new().await, Uuid::new_v4());
+        steps.beat(router, fails_open).await.unwrap();
+        let forgotten = sqlx::query_scalar::<_, bool>("select crossover.forget_router($1)").bind(router);
+        assert!(forgotten.fetch_one(&steps.pool).await.unwrap());
+        assert_eq!(steps.begin("live").await, begun);
+    }
+}
