@@ -2,6 +2,7 @@
 
 #[cfg(feature = "temporal")]
 mod api;
+#[cfg(feature = "temporal")]
 mod arming;
 #[cfg(feature = "temporal")]
 mod arming_temporal;

@@ -13,10 +13,10 @@ async fn a_postgres_that_restarts_again_and_again_loses_nothing_and_runs_nothing
     let calls = futures::stream::iter(&keys).map(async |key| {
         let n: usize = key[1..].parse().unwrap();
         // Every fourth in one of two series; those may be refused for a while.
-        let request = if n % 4 == 0 { world.member(&format!("s{}", n % 8), key) } else { world.request(key) };
+        let request = if n.is_multiple_of(4) { world.member(&format!("s{}", n % 8), key) } else { world.request(key) };
         until("it is taken", async || {
             let answer = node.post(&request).await;
-            assert!(n % 4 == 0 || answer.status != 503, "{answer:?}");
+            assert!(n.is_multiple_of(4) || answer.status != 503, "{answer:?}");
             matches!(answer.status, 200..=202).then_some(())
         })
         .await;
