@@ -189,6 +189,7 @@ pub(super) fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
         run_timeout_ms: reader.take("run_timeout_ms").unwrap_or(default.run_timeout_ms),
         heartbeat_timeout_ms: reader.take("heartbeat_timeout_ms"),
         give_up_after_ms: reader.take("give_up_after_ms"),
+        on_unknown: reader.take("on_unknown").unwrap_or_default(),
     };
     faults.append(&mut reader.faults);
     policy

@@ -10,11 +10,12 @@ use temporalio_sdk::{
 use temporalio_workflow::RetryPolicy;
 
 use crate::interaction::{Attempt, Envelope, Outcome, Payload, Side};
-use crate::policy::{Backoff, Listed, Policy};
+use crate::policy::{Backoff, Listed, OnUnknown, Policy};
 
 use super::Terms;
 use super::activities::{Activities, Read, Rehearsal, due_by};
 use super::ledger::End;
+use super::parking::{self, Holds};
 use super::wire::Exact;
 
 /// The server's clock and ours may differ; the worker's own time-out must come first.
@@ -40,15 +41,15 @@ pub struct Closed {
     pub(super) unbegun: bool,
     /// The last attempt, as its worker saw it.
     #[serde(skip)]
-    report: Option<Attempt>,
+    pub(super) report: Option<Attempt>,
 }
 
 impl Closed {
-    fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
+    pub(super) fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
         Self { rehearsal, outcome, attempt, result: None, reason: Some(reason.into()), unbegun: false, report: None }
     }
 
-    fn ran(report: Attempt) -> Self {
+    pub(super) fn ran(report: Attempt) -> Self {
         Self {
             rehearsal: false,
             outcome: report.outcome,
@@ -76,7 +77,7 @@ impl Closed {
 
 /// Takes a copy from its start to its end, which isn't settled yet. `waiting` calls it off for as long as it has not
 /// begun; `cancel` ends it at any time.
-pub async fn run_copy<W>(
+pub async fn run_copy<W: Holds>(
     ctx: &WorkflowContext<W>,
     envelope: &Envelope,
     terms: &Terms,
@@ -103,7 +104,10 @@ pub async fn run_copy<W>(
     if waiting.is_cancelled() {
         return called_off();
     }
-    execute(ctx, envelope, terms, cancel).await
+    match envelope.policy.on_unknown {
+        OnUnknown::Retry => execute(ctx, envelope, terms, cancel).await,
+        OnUnknown::Park => parking::execute(ctx, envelope, terms, cancel).await,
+    }
 }
 
 async fn wait_until_due<W>(ctx: &WorkflowContext<W>, envelope: &Envelope, cancel: &WorkflowCancellationToken) -> bool {
@@ -133,18 +137,30 @@ async fn execute<W>(
     terms: &Terms,
     cancel: WorkflowCancellationToken,
 ) -> Closed {
-    let mut options = ActivityOptions::start_to_close_timeout(envelope.policy.run_timeout() + GRACE);
-    options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
-    options.heartbeat_timeout = Some(terms.heartbeat());
-    options.retry_policy = Some(native_retries(&envelope.policy, &[]));
-    options.cancellation_token = Some(cancel);
-    // What has begun may have effects: its own word counts, not the wish to end it. What has not, or waits for another
-    // attempt, the server ends at once.
-    options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
+    let retries = native_retries(&envelope.policy, &[]);
+    let options = execution(envelope, terms, retries, cancel);
     match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
         Ok(Exact(report)) => Closed::ran(report),
         Err(error) => failed(envelope, &error),
     }
+}
+
+/// How an execution is watched by the server.
+pub(super) fn execution(
+    envelope: &Envelope,
+    terms: &Terms,
+    retries: RetryPolicy,
+    cancel: WorkflowCancellationToken,
+) -> ActivityOptions {
+    let mut options = ActivityOptions::start_to_close_timeout(envelope.policy.run_timeout() + GRACE);
+    options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
+    options.heartbeat_timeout = Some(terms.heartbeat());
+    options.retry_policy = Some(retries);
+    options.cancellation_token = Some(cancel);
+    // What has begun may have effects: its own word counts, not the wish to end it. What has not, or waits for another
+    // attempt, the server ends at once.
+    options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
+    options
 }
 
 async fn rehearse<W>(
@@ -193,7 +209,7 @@ fn native_retries(policy: &Policy, final_errors: &[&str]) -> RetryPolicy {
 }
 
 /// Reads an outcome from what became of the activity.
-fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
+pub(super) fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     match retry_state(error) {
         // It would have been tried again, had not somebody asked to cancel it.
         Some(RetryState::CancelRequested) => Closed::new(
@@ -240,7 +256,7 @@ fn ended(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
 }
 
 /// The attempt as its worker reported it with the failure.
-fn report_of(error: &ActivityExecutionError) -> Option<Attempt> {
+pub(super) fn report_of(error: &ActivityExecutionError) -> Option<Attempt> {
     let Some(temporalio_common::error::IncomingError::Application(failure)) = error.reason() else { return None };
     failure.details::<Exact<Attempt>>().ok().flatten().map(|Exact(report)| report)
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use crate::ledger::OpenRehearsal;
+pub use crate::ledger::{OpenRehearsal, Parking};
 
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
 
@@ -85,6 +85,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Records a real attempt that failed and will be followed by another. Best effort.
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError>;
+
+    /// Records that an interaction is parked after this attempt, with the attempt. Idempotent: after a crash it comes again.
+    async fn park(&self, parking: &Parking) -> Result<(), LedgerError>;
 
     /// Which of these pins have not ended.
     async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;

@@ -204,6 +204,7 @@ impl TemporalWorker {
             unrecorded: self.unrecorded.clone(),
             observer: self.observer.clone(),
             stopping: shutdown.clone(),
+            metrics: self.metrics.clone(),
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())
             .tuner(tuner)
