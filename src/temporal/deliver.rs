@@ -192,7 +192,8 @@ impl TemporalClient {
             workflow_execution: Some(WorkflowExecution { workflow_id, run_id: String::new() }),
             signal_name: "resolve".to_owned(),
             identity: self.target.identity.clone(),
-            request_id: format!("resolve:{}:{}", resolution.id, resolution.fence),
+            // The workflow knows a repetition; the server would answer it as if the workflow were still there.
+            request_id: uuid::Uuid::new_v4().to_string(),
             input: Some(Payloads { payloads: vec![input] }),
             ..Default::default()
         };

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::bridge::child::Child;
 use crate::bridge::runner::Rule;
 use crate::bridge::until;
-use crate::bridge::world::{Answer, Node, WORKER, World, with};
+use crate::bridge::world::{Answer, Node, World, with};
 
 const TAKES_IN: Roles = Roles { router: true, worker: false, relay: true };
 const ONLY_WORKS: Roles = Roles { router: false, worker: true, relay: false };
