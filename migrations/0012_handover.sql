@@ -105,14 +105,21 @@ begin
         where p.id = any (v_moved);
         -- An earlier epoch's copy that was not delivered yet gives its row up. One that is under way can't take this row out:
         -- a delivery names its epoch.
+        with moved as materialized (
+            select p.id, p.series_id, p.series_no, p.epoch from crossover.pins p where p.id = any (v_moved)),
+        stretches as materialized (
+            select m.series_id, s.head_no, max(m.series_no) as last_no
+            from moved m join crossover.series s on s.series_id = m.series_id group by m.series_id, s.head_no),
+        -- Once a series, however many of it move.
+        owned as materialized (
+            select e.series_id, e.series_no, e.id from stretches t
+            join crossover.pins e on e.series_id = t.series_id and e.series_no >= t.head_no and e.series_no < t.last_no
+            where e.ended_at is null and e.owner <> 'temporal')
         insert into crossover.outbox as o (id, due_at, created_at, series_id, series_no, epoch, behind)
-        select p.id, v_now, v_now, p.series_id, p.series_no, p.epoch, array(
-            select e.id from crossover.pins e
-            where e.series_id = p.series_id and e.series_no >= s.head_no and e.series_no < p.series_no
-                and e.ended_at is null and e.owner <> 'temporal'
+        select m.id, v_now, v_now, m.series_id, m.series_no, m.epoch, array(
+            select e.id from owned e where e.series_id = m.series_id and e.series_no < m.series_no
             order by e.series_no desc limit 64)
-        from crossover.pins p left join crossover.series s on s.series_id = p.series_id
-        where p.id = any (v_moved)
+        from moved m
         on conflict (id) do update set due_at = excluded.due_at, created_at = excluded.created_at, epoch = excluded.epoch,
             behind = excluded.behind, tries = 0, last_error = null;
         update crossover.handovers h set moved = h.moved + cardinality(v_moved) where h.id = p_handover;

@@ -44,6 +44,8 @@ pub struct Config {
     pub http: Http,
     /// The Postgres side's worker.
     pub worker: Worker,
+    /// How enqueues are decided.
+    pub router: Router,
     /// What comes in from SQL.
     pub intake: Intake,
     /// Delivery from the outbox.
@@ -198,6 +200,13 @@ pub struct Worker {
     pub shutdown_grace: Duration,
 }
 
+/// `[router]`
+#[derive(Debug, Clone)]
+pub struct Router {
+    /// Whether work of accounts that are not armed starts on Temporal without a pin while Postgres is away.
+    pub fail_open: bool,
+}
+
 /// `[intake]`
 #[derive(Debug, Clone)]
 pub struct Intake {
@@ -214,6 +223,10 @@ pub struct Relay {
     pub poll: Duration,
     /// Deliveries in one look.
     pub batch: u32,
+    /// Deliveries a second, of this process.
+    pub rate: u32,
+    /// More rehearsals than so many don't wait for Temporal: the oldest are dropped.
+    pub rehearsal_backlog: u32,
     /// Rows younger than this are left to the router that wrote them.
     pub grace: Duration,
     /// What Temporal owns and has not ended so long after it was due is delivered to it again.
@@ -408,6 +421,10 @@ impl Config {
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
             },
+            router: Router {
+                // Without Temporal there is nowhere to start it.
+                fail_open: r.switch("router.fail_open", true) && cfg!(feature = "temporal"),
+            },
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
                 batch: r.integer("intake.batch", 500, 1..=10_000),
@@ -415,6 +432,8 @@ impl Config {
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
+                rate: r.integer("relay.rate", 100, 1..=100_000),
+                rehearsal_backlog: r.integer("relay.rehearsal_backlog", 100_000, 0..=100_000_000),
                 grace: r.duration("relay.grace", "2s", "0s", "1h"),
                 sweep_after: r.duration("relay.sweep_after", "5m", "1s", "24h"),
             },

@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the map; the flow starts in [`router`].
 
 pub mod app;
+pub mod arming;
 pub mod cli;
 pub mod comparator;
 pub mod config;

@@ -1,5 +1,6 @@
 //! Every metric, with its unit and the help that an operator reads at night. Accounts are never labels.
 
+mod arming;
 pub mod comparator;
 mod flags;
 mod flips;
@@ -10,6 +11,7 @@ pub mod observer;
 mod parking;
 mod pools;
 mod process;
+mod relay;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -20,6 +22,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use arming::ArmingMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
@@ -27,6 +30,7 @@ pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
+pub use relay::RelayMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -54,6 +58,8 @@ pub struct Metrics {
     pub unrecorded: IntGaugeVec,
     /// How long a delivery took.
     pub delivery_seconds: Histogram,
+    /// A Temporal that is away.
+    pub relay: RelayMetrics,
     /// Copies that Temporal does not have yet.
     pub outbox_rows: IntGauge,
     /// Since when the oldest of them waits.
@@ -111,6 +117,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
+    /// Arming.
+    pub arming: ArmingMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -174,6 +182,7 @@ impl Metrics {
                 "crossover_delivery_seconds",
                 "Seconds that one delivery to Temporal took, whatever its outcome.",
             )?,
+            relay: RelayMetrics::register(&mut r)?,
             outbox_rows: gauge(
                 &mut r,
                 "crossover_outbox_rows",
@@ -286,6 +295,7 @@ impl Metrics {
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
+            arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -18,13 +18,14 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
+use crate::arming::{Armed, NothingThere, Reconcile, RegistrationError};
 use crate::comparator::{Comparator, ComparatorOptions};
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
 use crate::flips::Decider;
 use crate::http::{self, Api};
-use crate::ledger::{self, Ledger, SchemaError};
+use crate::ledger::{self, Ledger, SchemaError, is_outage};
 use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
@@ -70,6 +71,9 @@ pub enum AppError {
     /// The runner's address can't be used.
     #[error(transparent)]
     Runner(#[from] HttpExecutorError),
+    /// The state directory can't be used.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
     /// The HTTP address can't be listened on.
     #[error("http.listen {address} can't be listened on: {error}; choose another address or end what holds it")]
     Listen {
@@ -103,6 +107,8 @@ pub struct App {
     incoming: (CancellationToken, TaskTracker),
     /// Taken last: what came in is delivered, run, reported.
     working: (CancellationToken, TaskTracker),
+    /// Taken after that: the process leaves the registry.
+    registered: Option<(CancellationToken, TaskTracker)>,
     _servers: Servers,
 }
 
@@ -122,7 +128,14 @@ impl App {
         if let Some(problem) = config.open_to_strangers() {
             return Err(AppError::Open { address: config.http.listen, problem });
         }
-        let parts = Parts::build(config, &servers).await?;
+        let mut parts = Parts::build(config, &servers).await?;
+        let registration = match roles.router || roles.worker {
+            true => Some(flips::open(config, &servers, &parts.metrics).await?),
+            false => None,
+        };
+        if let Some(registration) = &registration {
+            parts.armed = registration.armed.clone();
+        }
         let flags = match roles.router {
             true => Some(flags::open(config, &parts.metrics).await?),
             false => None,
@@ -137,17 +150,23 @@ impl App {
 
         let (incoming, working) =
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
-        let router = match flags.clone() {
-            Some(flags) => {
-                let decider = flips::spawn(config, &servers, address, flags, &parts.metrics, &working).await?;
+        let (router, registered) = match (flags.clone(), registration) {
+            (Some(flags), Some(registration)) => {
+                let (decider, last) = registration.router(address, roles, flags, &parts.metrics, &working).await;
                 let router = Arc::new(parts.router(config, decider));
+                last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
-                Some(router)
+                (Some(router), Some(last))
             }
-            None => None,
+            (_, Some(registration)) => (None, Some(registration.worker(address, &parts.metrics).await)),
+            (_, None) => (None, None),
         };
+        if roles.router || roles.relay {
+            flips::drive(config, &servers, parts.reconcile(), &parts.metrics, &working)?;
+        }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
-        let api = Api::new(router, flags.clone(), ledger, metrics, &config.http, incoming.0.clone());
+        let armed = registered.is_some().then(|| parts.armed.clone());
+        let api = Api::new(router, flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if let Some(executor) = executor {
@@ -160,7 +179,7 @@ impl App {
         parts.spawn_gauges(flags.clone(), &working);
         info!(%address, ?roles, "crossover serves");
         let Parts { ledger, intake, metrics, observer, .. } = parts;
-        Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, _servers: servers })
+        Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, registered, _servers: servers })
     }
 
     /// Where HTTP is served.
@@ -195,7 +214,8 @@ impl App {
 
     /// Drains: answers what has come in, delivers and runs what was taken, reports it, and ends.
     pub async fn stop(self) {
-        for (stop, tasks) in [&self.incoming, &self.working] {
+        for (stop, tasks) in [Some(&self.incoming), Some(&self.working), self.registered.as_ref()].into_iter().flatten()
+        {
             stop.cancel();
             tasks.close();
             tasks.wait().await;
@@ -226,6 +246,7 @@ struct Parts {
     log: Log,
     observer: Observer,
     deliverer: Deliverer,
+    armed: Armed,
     wake_queue: Arc<Notify>,
     wake_relay: Arc<Notify>,
 }
@@ -239,7 +260,13 @@ impl Parts {
         // A database of our own has nobody else who could migrate it.
         match servers.postgres {
             Some(_) => drop(ledger.migrate().await?),
-            None => ledger.check_schema().await?,
+            None => match ledger.check_schema().await {
+                // A router that fails open is needed most when Postgres is away.
+                Err(SchemaError::Ledger(error)) if is_outage(&error) => {
+                    warn!(%error, "Postgres does not answer, so its schema is not checked; what needs it waits");
+                }
+                checked => checked?,
+            },
         }
         let metrics = Arc::new(Metrics::new().map_err(|e| AppError::Part(e.to_string()))?);
         let target = target(config, &servers.temporal_address, &metrics)?;
@@ -255,6 +282,7 @@ impl Parts {
             log,
             observer,
             deliverer,
+            armed: Armed::new(false),
             wake_queue: Arc::default(),
             wake_relay: Arc::default(),
         })
@@ -271,6 +299,12 @@ impl Parts {
             self.wake_queue.clone(),
             self.wake_relay.clone(),
         )
+        .holding(self.armed.clone())
+    }
+
+    /// What gives open workflows without a pin theirs.
+    fn reconcile(&self) -> Arc<dyn Reconcile> {
+        Arc::new(NothingThere)
     }
 
     fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
@@ -387,7 +421,8 @@ impl Parts {
     fn spawn_relay(&self, config: &Config, (stop, tasks): &(CancellationToken, TaskTracker)) {
         let options = RelayOptions {
             poll: config.relay.poll,
-            batch: i64::from(config.relay.batch),
+            batch: config.relay.batch,
+            rate: config.relay.rate,
             lease: config.temporal.start_timeout * 2 + Duration::from_secs(5),
         };
         let relay = Relay::new(
@@ -403,6 +438,7 @@ impl Parts {
         tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
         tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
+        tasks.spawn(upkeep::bound_rehearsals(self.clone(), config.relay.rehearsal_backlog, stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }

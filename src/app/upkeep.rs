@@ -14,6 +14,7 @@ use crate::flags::Flags;
 use crate::interaction::Side;
 use crate::ledger::LedgerError;
 use crate::metrics::{Metrics, OTHERS, SHOWN};
+use crate::observer::NO_ANSWER;
 use crate::queue::Queue;
 
 /// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
@@ -45,10 +46,11 @@ pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationT
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Asks both sides each second whether they are there. The comparator does not blame a rehearsal for what was late while
-/// one was not.
+/// one was not, and after two questions without an answer in a row nobody waits for Temporal.
 pub(super) async fn watch_sides(parts: Parts, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unanswered = 0;
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let asked = async {
             tokio::join!(
@@ -60,19 +62,60 @@ pub(super) async fn watch_sides(parts: Parts, stop: CancellationToken) {
         match postgres {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => parts.observer.disturbed(Side::Postgres, "it recovers and takes no writes"),
-            Ok(Err(_)) | Err(_) => parts.observer.disturbed(Side::Postgres, "it does not answer"),
+            Ok(Err(_)) | Err(_) => parts.observer.disturbed(Side::Postgres, NO_ANSWER),
         }
-        if !matches!(temporal, Ok(Ok(_))) {
-            parts.observer.disturbed(Side::Temporal, "it does not answer");
+        if matches!(temporal, Ok(Ok(_))) {
+            unanswered = 0;
+            continue;
+        }
+        parts.observer.disturbed(Side::Temporal, NO_ANSWER);
+        unanswered += 1;
+        if unanswered >= 2 {
+            parts.deliverer.suspect();
         }
     }
 }
 
-/// Looks after what Temporal owns and does not end: lost with its server, or ended there by hand.
+/// Rehearsals dropped in one statement.
+const DROPPED_AT_A_TIME: i32 = 5_000;
+
+/// Drops the oldest rehearsals where more than `most` wait for Temporal. What comes in between two looks is beyond the bound.
+pub(super) async fn bound_rehearsals(parts: Parts, most: u32, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let dropping = parts.ledger.drop_rehearsals(most.into(), DROPPED_AT_A_TIME);
+        let Some(dropped) = stop.run_until_cancelled(dropping).await else { return };
+        match dropped {
+            Ok(0) => {}
+            Ok(dropped) => {
+                parts.metrics.relay.rehearsals_dropped.inc_by(dropped as u64);
+                warn!(
+                    dropped,
+                    most,
+                    "more rehearsals wait for Temporal than relay.rehearsal_backlog allows: the oldest are dropped, and judged not_comparable"
+                );
+                if dropped >= DROPPED_AT_A_TIME.into() {
+                    tick.reset_immediately();
+                }
+            }
+            Err(error) => {
+                parts.metrics.ledger_errors.with_label_values(&["drop_rehearsals"]).inc();
+                warn!(%error, "the backlog of rehearsals can't be looked at; it is bounded later");
+            }
+        }
+    }
+}
+
+/// Looks after what Temporal owns and does not end: lost with its server, or ended there by hand. Not while Temporal is
+/// away, nor for as long afterwards: then it is late for that alone.
 pub(super) async fn sweep(parts: Parts, after: Duration, stop: CancellationToken) {
     let mut tick = tokio::time::interval((after / 10).max(Duration::from_millis(500)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if parts.deliverer.circuit().back_for().is_some_and(|back_for| back_for < after) {
+            continue;
+        }
         let Some(swept) = stop.run_until_cancelled(parts.ledger.sweep(after, 1_000)).await else { return };
         match swept {
             Ok(0) => {}
@@ -138,6 +181,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
                 m.groups.show(&groups);
                 m.outbox_rows.set(outbox.rows);
                 m.outbox_oldest_seconds.set(outbox.oldest_seconds);
+                m.relay.outbox_rehearsals.set(outbox.rehearsals);
                 m.intake.show(&intake);
                 m.handovers.show(handovers);
                 m.gauges_updated.set(chrono::Utc::now().timestamp_millis() as f64 / 1_000.0);

@@ -17,6 +17,7 @@ use self::report::Report;
 use super::proof::{Compared, Proof, seconds};
 use super::{Context, Outcome, print_json};
 use crate::app::{App, Roles, Servers};
+use crate::arming::{ArmingStore, State};
 use crate::config::{Config, SecretUrl, temp_dir};
 use crate::policy::{Backoff, Exponential, Policy};
 use crate::proof::{BySide, Burst, Driver, Load, Runner, RunnerOptions, settle};
@@ -53,6 +54,10 @@ const COMPARATOR_PATIENCE: Duration = Duration::from_secs(90);
 /// How long the last of it may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CALLERS: usize = 64;
+/// Arming without a window takes seconds.
+const ARMING: Duration = Duration::from_secs(60);
+/// A caller of the demo repeats a key at once or not at all.
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// See [`Args`].
 pub async fn run(args: Args, context: Context) -> Outcome {
@@ -154,6 +159,8 @@ fn configure(mut config: Config, home: &Home) -> Config {
     config.http.listen = ([127, 0, 0, 1], 0).into();
     // Few enough that a burst waits, so that there is a backlog to roll back under.
     config.worker.slots = 16;
+    // Seconds instead of a day, so that the cohort from off can be armed while one looks on.
+    config.window.idempotency = WINDOW;
     config
 }
 
@@ -199,11 +206,14 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
     let app = App::start(&config, Roles::ALL, servers).await?;
     let provisioned = began.elapsed();
     progress.say(&format!(
-        "Postgres, Temporal, router, worker, relay and runner are up after {}; {} accounts stand in shadow, {} stay off",
+        "Postgres, Temporal, router, worker, relay and runner are up after {}; {} accounts stand in shadow, {} in off",
         seconds(provisioned),
         cohorts[..4].iter().map(|cohort| cohort.accounts.len()).sum::<usize>(),
         cohorts[4].accounts.len(),
     ));
+    let arming = Instant::now();
+    arm_ahead(&app, &cohorts[..4]).await?;
+    progress.say(&format!("those in shadow are armed after {}, so that they can go live at once", seconds(arming.elapsed())));
     let accounts: Vec<Arc<str>> = cohorts.iter().flat_map(|cohort| cohort.accounts.clone()).collect();
     let pilot: Vec<_> = cohorts.iter().find(|c| c.name == ROLLED_BACK).map_or(Vec::new(), |c| c.accounts.clone());
     let burst = Burst { accounts: &pilot, interactions: total / 8, at: BURST_AT };
@@ -232,6 +242,24 @@ async fn migrate(args: &Args, mut config: Config, home: &Home, progress: Progres
     let proof = Proof::of(answers, &runner, settled);
     let report = Report::new(&app, &cohorts, &accepted, &runner, proof, flips, attempts, provisioned, began.elapsed(), compared);
     Ok((app, report))
+}
+
+/// Makes those ready for live that never had work without a pin, as `crossover arm` does, and waits until they are.
+async fn arm_ahead(app: &App, cohorts: &[Cohort]) -> Result<(), Failure> {
+    let store = ArmingStore::new(app.ledger().pool().clone());
+    for account in cohorts.iter().flat_map(|cohort| &cohort.accounts) {
+        store.ask(account, "the demo").await?;
+    }
+    let armed = async {
+        for account in cohorts.iter().flat_map(|cohort| &cohort.accounts) {
+            while store.of(account).await?.is_none_or(|standing| standing.state != State::Armed) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    };
+    let late = |_| format!("accounts without an unpinned past were not armed within {ARMING:?}");
+    tokio::time::timeout(ARMING, armed).await.map_err(late)?
 }
 
 fn write_flags(cohorts: &[Cohort], home: &Home) -> Result<String, Failure> {

@@ -3,21 +3,25 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::way_back::WayBack;
 use super::{Context, Outcome, print_json, table};
+use crate::arming::{ArmingStore, State};
 use crate::config::Config;
 use crate::flags::edit::{Known, Wish};
 use crate::flips::{self, Flip, FlipStore, OverrideRow, Place, RouterState, Waiting};
-use crate::interaction::Stage;
+use crate::interaction::{Side, Stage};
 use crate::ledger::{AccountMarks, Ledger, StageCount};
 
 /// Nothing was changed: it was not agreed to.
 pub(super) const NOT_DONE: u8 = 2;
 /// It was changed, but not every router is known to decide by it.
 pub(super) const NOT_SEEN: u8 = 3;
+/// It was changed and every router decides by it, but the account is not armed, so Temporal still executes.
+pub(super) const NOT_ARMED: u8 = 4;
 
 /// A Postgres that has not told in this time what it knows is away.
 const KNOWING: Duration = Duration::from_secs(5);
@@ -57,6 +61,15 @@ pub(super) struct Report {
     /// Milliseconds from the command to the last router.
     pub(super) took_ms: Option<f64>,
     pub(super) routers: Vec<RouterLine>,
+    /// Where the account is on its way to be armed, where that keeps it from what was asked for.
+    pub(super) arming: Option<Arming>,
+}
+
+/// An account that is not armed.
+#[derive(Serialize)]
+pub(super) struct Arming {
+    state: State,
+    waits_for: String,
 }
 
 #[derive(Serialize)]
@@ -75,9 +88,11 @@ pub(super) type May = fn(from: Stage, to: Stage) -> Result<(), String>;
 /// What Postgres knows, or why it can't be asked.
 pub(super) struct Record {
     pub(super) store: FlipStore,
+    arming: ArmingStore,
     marks: Option<AccountMarks>,
     unended: Vec<StageCount>,
     known: Known,
+    ledger: Ledger,
     /// A router has decided for it before, or it has had work.
     is_known: bool,
     overrides: Vec<OverrideRow>,
@@ -101,7 +116,8 @@ impl Record {
         pairs.iter().for_each(|(account, kind)| known.add(account, kind));
         unended.iter().for_each(|count| known.add(&count.account, &count.kind));
         let overrides = store.overrides().await?;
-        Ok(Self { store, marks, unended, known, is_known, overrides })
+        let arming = ArmingStore::new(ledger.pool().clone());
+        Ok(Self { store, arming, marks, unended, known, ledger: ledger.clone(), is_known, overrides })
     }
 
     /// The overrides that keep a flip from being seen in new work.
@@ -128,6 +144,7 @@ pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> 
     let flip = place.plan(&wish(&order, to), &known).await?;
     may(flip.plan.from, to)?;
     let mut report = report(&flip, &record);
+    report.notes.extend(way_back(&config, &flip, &record).await);
     if !agreed(&report, order.yes || flip.plan.changes.is_empty(), context.json)? {
         return not_done(&report, context.json);
     }
@@ -143,8 +160,43 @@ pub(super) async fn run(order: Order, to: Stage, may: May, context: Context) -> 
         (Some(store), Some(id)) => Some(flips::await_routers(store, id, order.timeout).await),
         _ => None,
     };
-    finish(report, waiting.and_then(Result::ok), context.json)
+    let waiting = waiting.and_then(Result::ok);
+    if let (Ok(record), true) = (&record, to > Stage::Shadow) {
+        // Without a router that reports there is nobody who would move it on.
+        if waiting.as_ref().is_some_and(|w| w.routers.iter().any(|(_, state)| *state == RouterState::Seen)) {
+            report.arming = await_armed(&config, &record.arming, &order).await;
+        }
+    }
+    finish(report, waiting, context.json)
 }
+
+/// Waits until the account is armed, unless that takes longer than anybody waits; then, what it waits for.
+async fn await_armed(config: &Config, store: &ArmingStore, order: &Order) -> Option<Arming> {
+    let (since, window) = (Instant::now(), config.window.idempotency);
+    loop {
+        let patience = order.timeout.saturating_sub(since.elapsed());
+        let state = store.of(&order.account).await.ok()?.map_or(State::Open, |standing| standing.state);
+        if state == State::Armed {
+            return None;
+        }
+        let waiting = store.under_way(Some(&order.account), window, 1).await.ok()?.0.pop();
+        let too_long = match &waiting {
+            // Nothing but `crossover arm` takes it back from there.
+            Some(waiting) if waiting.state == State::Disarming => true,
+            Some(waiting) => waiting.window_seconds.is_some_and(|left| left > patience.as_secs_f64()),
+            None => false,
+        };
+        if too_long || patience.is_zero() {
+            let beginning = "for a router to begin its way".to_owned();
+            let waits_for = waiting.map_or(beginning, |waiting| waiting.waits_for());
+            return Some(Arming { state, waits_for });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often it is asked whether an account is armed.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Shows what [`run`] would do.
 pub(super) async fn preview(order: Order, to: Stage, context: Context) -> Outcome {
@@ -152,12 +204,21 @@ pub(super) async fn preview(order: Order, to: Stage, context: Context) -> Outcom
     let record = Record::read(&config, &order.account).await;
     let known = record.as_ref().map_or_else(|_| Known::default(), |record| record.known.clone());
     let flip = Place::of(&config.flags)?.plan(&wish(&order, to), &known).await?;
-    let report = report(&flip, &record);
+    let mut report = report(&flip, &record);
+    report.notes.extend(way_back(&config, &flip, &record).await);
     match context.json {
         true => print_json(&report)?,
         false => show(&report),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a move back to Temporal should know: that Temporal is not there. Asking it must not keep a rollback from the flags.
+async fn way_back(config: &Config, flip: &Flip, record: &Result<Record, String>) -> Option<String> {
+    let back = flip.plan.from.owner() == Side::Postgres && flip.wish.stage.owner() == Side::Temporal;
+    let ledger = &record.as_ref().ok().filter(|_| back)?.ledger;
+    let looked = tokio::time::timeout(KNOWING, WayBack::look(config, ledger)).await;
+    looked.ok()?.ok()?.warning()
 }
 
 fn wish(order: &Order, stage: Stage) -> Wish {
@@ -188,6 +249,7 @@ fn report(flip: &Flip, record: &Result<Record, String>) -> Report {
         revision: None,
         took_ms: None,
         routers: Vec::new(),
+        arming: None,
     }
 }
 
@@ -201,12 +263,13 @@ pub(super) fn outlook(wish: &Wish, record: &Record) -> Vec<String> {
     if !record.is_known {
         notes.push(format!("nothing is known of account {} yet; see whether the name is right", wish.account));
     }
-    if let Some(since) =
-        record.marks.as_ref().and_then(|marks| marks.unpinned_at).filter(|_| wish.stage > Stage::Shadow)
-    {
+    let unarmed = record.marks.as_ref().filter(|marks| wish.stage > Stage::Shadow && marks.state != "armed");
+    if let Some(marks) = unarmed {
+        let past = marks.unpinned_at.map_or_else(String::new, |since| {
+            format!("; it has had work without a pin since {}, so that takes a whole window", since.format("%F %T"))
+        });
         notes.push(format!(
-            "the account has had work without a pin since {}: until it can be armed, its new work is pinned in shadow and Temporal executes it",
-            since.format("%F %T")
+            "the account is not armed yet: until it is, its new work is pinned in shadow and Temporal executes it{past}"
         ));
     }
     let meant = |count: &&StageCount| wish.kind.as_ref().is_none_or(|kind| *kind == count.kind);
@@ -230,6 +293,11 @@ pub(super) fn agreed(report: &Report, yes: bool, json: bool) -> std::io::Result<
     if json || !std::io::stdin().is_terminal() {
         return Ok(false);
     }
+    ask()
+}
+
+/// Asks on the terminal.
+pub(super) fn ask() -> std::io::Result<bool> {
     print!("do it? [y/N] ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
@@ -266,7 +334,11 @@ pub(super) fn finish(mut report: Report, waiting: Option<Waiting>, json: bool) -
         true => print_json(&report)?,
         false => tell(&report, seen),
     }
-    Ok(if seen { ExitCode::SUCCESS } else { ExitCode::from(NOT_SEEN) })
+    Ok(match (seen, &report.arming) {
+        (false, _) => ExitCode::from(NOT_SEEN),
+        (true, Some(_)) => ExitCode::from(NOT_ARMED),
+        (true, None) => ExitCode::SUCCESS,
+    })
 }
 
 fn show(report: &Report) {
@@ -305,5 +377,11 @@ fn tell(report: &Report, seen: bool) {
              `crossover routers --forget ID --yes` takes one out whose process is gone",
             report.to
         ),
+    }
+    if let Some(Arming { state, waits_for }) = &report.arming {
+        println!(
+            "{who}: NOT ARMED YET, so Temporal still executes its work. It is {state} and waits {waits_for}. It goes on by itself; \
+             `crossover status` shows it"
+        );
     }
 }

@@ -54,12 +54,15 @@ macro_rules! commands {
 
 mod flip;
 mod proof;
+mod way_back;
 
 commands! {
+    Arm = arm,
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,
     Demo = demo if "temporal",
+    Disarm = disarm,
     Doctor = doctor,
     Handover = handover,
     Migrate = migrate,

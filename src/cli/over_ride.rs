@@ -161,5 +161,6 @@ fn report(wish: &Wish) -> Report {
         revision: None,
         took_ms: None,
         routers: Vec::new(),
+        arming: None,
     }
 }

@@ -1,4 +1,4 @@
-//! `crossover routers`: who decides stages, and by which flags.
+//! `crossover routers`: who decides stages, and by which flags; and who else accounts wait for when they are armed.
 
 use std::process::ExitCode;
 
@@ -7,10 +7,14 @@ use uuid::Uuid;
 use super::{Context, Outcome, print_json, table};
 use crate::flips::{FlipStore, SILENT_AFTER};
 
-/// Show the registered routers and the flags they decide by; take one out whose process is gone
+/// Show the registered routers and workers, and the flags they decide by; take one out whose process is gone
+///
+/// Flips and the arming of accounts wait for every one of them. Forget one only after you have seen that its process is
+/// stopped: a router that is cut off from Postgres is silent and goes on starting work on Temporal, and an account armed without
+/// it could run such work twice. Its state_dir must not be started again while Postgres is away; delete it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Take this router out: its process is gone for good. One that lives registers again
+    /// Take this process out: you have confirmed that it is stopped for good
     #[arg(long, value_name = "ID")]
     forget: Option<Uuid>,
     /// Do it
@@ -41,12 +45,22 @@ async fn list(store: &FlipStore, json: bool) -> Outcome {
         print_json(&routers)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = table(&["ID", "ROUTER", "SINCE", "FLAGS", "IN FORCE SINCE", "STATE"]);
+    let mut rows = table(&["ID", "PROCESS", "DOES", "SINCE", "FLAGS", "IN FORCE SINCE", "STATE"]);
     for r in &routers {
         let silent = r.silent_seconds > SILENT_AFTER.as_secs_f64();
-        let state = if silent { format!("SILENT for {:.0} s", r.silent_seconds) } else { "reports".to_owned() };
+        let mut state = if silent { format!("SILENT for {:.0} s", r.silent_seconds) } else { "reports".to_owned() };
+        if r.in_doubt > 0 {
+            state.push_str(&format!(", {} starts in doubt", r.in_doubt));
+        }
+        if r.spooled > 0 {
+            state.push_str(&format!(", {} starts to write", r.spooled));
+        }
+        if let Some(trouble) = &r.trouble {
+            state.push_str(&format!(", {trouble}"));
+        }
         let at = |time: chrono::DateTime<chrono::Utc>| time.format("%F %T").to_string();
-        rows.add_row([r.id.to_string(), r.name.clone(), at(r.started_at), r.revision.clone(), at(r.seen_at), state]);
+        let (does, flags) = (r.roles.join(", "), if r.decides() { r.revision.clone() } else { "-".to_owned() });
+        rows.add_row([r.id.to_string(), r.name.clone(), does, at(r.started_at), flags, at(r.seen_at), state]);
     }
     match routers.is_empty() {
         true => println!("no router is registered"),
@@ -69,8 +83,12 @@ async fn forget(store: &FlipStore, id: Uuid, yes: bool, json: bool) -> Outcome {
         (true, _) => print_json(&serde_json::json!({ "router": router, "done": yes }))?,
         (false, true) => println!("{} is taken out", router.name),
         (false, false) => println!(
-            "would take out {}, silent for {:.0} s; be sure that its process is gone, and repeat with --yes",
-            router.name, router.silent_seconds
+            "would take out {}, silent for {:.0} s{}. Confirm on its machine that the process is stopped (a router that is only cut \
+             off from Postgres is silent, too, and may still start work), delete its state_dir or see that it isn't started while \
+             Postgres is away, and repeat with --yes",
+            router.name,
+            router.silent_seconds,
+            if router.fails_open { "; while it lives without Postgres, it starts work without a pin" } else { "" },
         ),
     }
     Ok(if yes { ExitCode::SUCCESS } else { ExitCode::from(super::flip::NOT_DONE) })

@@ -2,6 +2,7 @@
 //! Temporal, Postgres, the comparator, what is blocked and on whom.
 
 mod accounts;
+mod arming;
 mod deciders;
 mod flags;
 
@@ -12,10 +13,13 @@ use comfy_table::{Cell, Table};
 use serde::Serialize;
 
 use self::accounts::{Accounts, Line, Summary};
+use self::arming::Arming;
 use self::flags::FlagStatus;
 use super::proof::number;
+use super::way_back::WayBack;
 use super::{Context, Outcome, print_json, table};
 use crate::app::Servers;
+use crate::arming::ArmingStore;
 use crate::config::Config;
 use crate::flips::{FlipStore, OverrideRow, RouterRow};
 use crate::ledger::{IntakeDepth, OutboxDepth};
@@ -34,9 +38,13 @@ pub struct Args {
 struct Status {
     flags: FlagStatus,
     summary: Summary,
+    /// Who is on its way to be armed, and what it waits for on whom.
+    arming: Arming,
     intake: IntakeDepth,
     outbox: OutboxDepth,
     temporal: TemporalStatus,
+    /// Loud: while it is closed, a rollback only piles up work for Temporal.
+    way_back: WayBack,
     queue: Depth,
     groups: Vec<GroupDepth>,
     #[serde(flatten)]
@@ -51,10 +59,10 @@ struct Status {
 
 /// What Temporal said.
 #[derive(Serialize)]
-struct TemporalStatus {
-    address: Option<String>,
-    answers_ms: Option<f64>,
-    error: Option<String>,
+pub(super) struct TemporalStatus {
+    pub(super) address: Option<String>,
+    pub(super) answers_ms: Option<f64>,
+    pub(super) error: Option<String>,
 }
 
 /// The deepest groups that are shown.
@@ -69,12 +77,16 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     let (queue, flips) = (Queue::new(ledger.pool().clone()), FlipStore::new(ledger.pool().clone()));
     let overrides = flips.overrides().await?;
     let all = Accounts::of(&ledger.accounts().await?, ledger.unended().await?, &stages, &overrides, args.limit);
+    let (outbox, temporal) = (ledger.outbox_depth().await?, temporal(&config).await);
+    let since = report::temporal_away_since(&ledger).await?;
     let status = Status {
         flags,
+        way_back: WayBack::of(&temporal, since, &outbox, all.summary.live()),
         summary: all.summary,
+        arming: Arming::read(&ArmingStore::new(ledger.pool().clone()), &config).await?,
         intake: ledger.intake_depth().await?,
-        outbox: ledger.outbox_depth().await?,
-        temporal: temporal(&config).await,
+        outbox,
+        temporal,
         queue: queue.depth().await?,
         groups: queue.groups(GROUPS, "others").await?,
         overview: report::overview(&ledger).await?,
@@ -91,7 +103,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
 }
 
 /// Asks Temporal for a workflow that there is not: that it says so is the answer.
-async fn temporal(config: &Config) -> TemporalStatus {
+pub(super) async fn temporal(config: &Config) -> TemporalStatus {
     let Some(address) = Servers::known_temporal(config) else {
         let error = "no temporal.address is configured, and no `serve` has started one with this state_dir";
         return TemporalStatus { address: None, answers_ms: None, error: Some(error.to_owned()) };
@@ -119,16 +131,18 @@ async fn ask(_: &Config, _: &str) -> Result<(), String> {
 }
 
 fn show(status: &Status) {
+    status.way_back.show();
     deciders::show(&status.overrides, &status.routers);
     status.flags.show();
     status.summary.show();
+    status.arming.show();
     let IntakeDepth { rows, oldest_seconds, refused, last_reason } = &status.intake;
     println!("from SQL    {rows} not pinned yet, the oldest for {oldest_seconds:.0} s; {refused} refused");
     if let Some(reason) = last_reason {
         println!("            last failure: {reason}");
     }
-    let OutboxDepth { rows, oldest_seconds, last_error } = &status.outbox;
-    println!("outbox      {rows} undelivered, the oldest for {oldest_seconds:.0} s");
+    let OutboxDepth { rows, rehearsals, oldest_seconds, last_error } = &status.outbox;
+    println!("outbox      {rows} undelivered ({rehearsals} rehearsals), the oldest for {oldest_seconds:.0} s");
     if let Some(error) = last_error {
         println!("            last failure: {error}");
     }

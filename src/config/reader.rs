@@ -52,6 +52,7 @@ pub(super) enum Raw {
     Text(String),
     Integer(String),
     Float(String),
+    Boolean(bool),
     /// From the environment: may be read as either.
     Variable(String),
     /// In the order of its keys.
@@ -210,6 +211,20 @@ impl Reader {
         T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {key} fits its type"))
     }
 
+    /// `true` or `false`.
+    pub(super) fn switch(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(found) = self.take(key, default.to_string()) else { return default };
+        let on = match &found.raw {
+            Raw::Boolean(on) => Some(*on),
+            Raw::Variable(text) => text.parse().ok(),
+            _ => None,
+        };
+        on.unwrap_or_else(|| {
+            self.push(key, Some(found.origin), "must be true or false, without quotes");
+            default
+        })
+    }
+
     /// A number between 0 and 1.
     pub(super) fn share(&mut self, key: &'static str, default: &str, range: RangeInclusive<f64>) -> f64 {
         let otherwise = default.parse().expect("a share of ours");
@@ -335,6 +350,7 @@ fn raw(value: &DeValue<'_>, line: &impl Fn(usize) -> usize) -> Raw {
         // Underscores are TOML's; another base stays text that no integer is made of.
         DeValue::Integer(number) if number.radix() == 10 => Raw::Integer(number.as_str().replace('_', "")),
         DeValue::Float(number) => Raw::Float(number.as_str().replace('_', "")),
+        DeValue::Boolean(on) => Raw::Boolean(*on),
         DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref(), line)).collect()),
         DeValue::Table(table) => {
             let entries = table
@@ -354,6 +370,7 @@ impl Raw {
             Raw::Float(_) => "a float",
             Raw::Table(_) => "a table",
             Raw::List(_) => "an array",
+            Raw::Boolean(_) => "a boolean",
             Raw::Other(what) => what,
         }
     }

@@ -20,7 +20,7 @@ mod file;
 mod in_force;
 mod json;
 mod schema;
-mod store;
+pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 pub mod unleash;

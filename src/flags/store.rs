@@ -102,7 +102,7 @@ fn refused(path: &Path, faults: &[Fault]) -> String {
 }
 
 /// Replaces `path` in one step: a reader, or a crash, sees the old text or the new one and nothing between.
-pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let temp = temp_beside(path)?;
     let result = write_synced(&temp, text).and_then(|()| fs::rename(&temp, path));
     if result.is_err() {

@@ -352,7 +352,9 @@ async fn await_that(
         let late = since.elapsed() >= patience;
         match asked {
             Ok(routers) => {
-                let routers: Vec<_> = routers.into_iter().map(|router| state(router, &seen)).collect();
+                // A process that decides nothing has nothing to see.
+                let routers = routers.into_iter().filter(RouterRow::decides);
+                let routers: Vec<_> = routers.map(|router| state(router, &seen)).collect();
                 if late || !routers.iter().any(|(_, state)| *state == RouterState::Late) {
                     return Ok(Waiting { routers, took: since.elapsed() });
                 }

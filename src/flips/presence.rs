@@ -10,7 +10,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::decider::Decider;
-use super::storage::{Asked, FlipStore};
+use super::storage::{Asked, Beat, FlipStore};
+use crate::arming::Keeper;
 use crate::flags::Health;
 use crate::interaction::Stage;
 use crate::ledger::LedgerError;
@@ -20,68 +21,109 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A beat that a change has caused is tried so often in a row; the next regular one follows anyway.
 const TRIES: u32 = 3;
 
-/// A router's entry in the registry.
+/// While something has just changed, or is to be acknowledged.
+const HURRIED: Duration = Duration::from_millis(200);
+/// At the end, so long for starts that have no answer yet.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// A process's entry in the registry.
 pub struct Presence {
-    id: Uuid,
     name: String,
+    roles: Vec<&'static str>,
     store: FlipStore,
-    decider: Arc<Decider>,
+    /// Absent in a process that decides nothing.
+    decider: Option<Arc<Decider>>,
+    keeper: Keeper,
     metrics: Arc<Metrics>,
 }
 
 impl Presence {
-    /// The entry of the router that decides by `decider`; `name` is for operators.
-    pub fn new(name: String, store: FlipStore, decider: Arc<Decider>, metrics: Arc<Metrics>) -> Self {
-        Self { id: Uuid::new_v4(), name, store, decider, metrics }
+    /// The entry of a process with these roles, which decides by `decider` and holds the accounts' states by `keeper`;
+    /// `name` is for operators.
+    pub fn new(
+        name: String,
+        roles: Vec<&'static str>,
+        store: FlipStore,
+        decider: Option<Arc<Decider>>,
+        keeper: Keeper,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { name, roles, store, decider, keeper, metrics }
     }
 
     /// Its id in the registry.
     pub fn id(&self) -> Uuid {
-        self.id
+        self.keeper.id()
     }
 
-    /// Registers, before any traffic is taken. Without Postgres the router serves what needs none and registers later.
-    pub async fn register(&self) {
+    /// Registers, before any traffic is taken. Without Postgres the process goes by what it has on disk, if it has that,
+    /// and registers later.
+    pub async fn register(&mut self) {
         match self.beat().await {
             Ok(()) => {
-                info!(id = %self.id, name = self.name, "this router is registered");
+                info!(id = %self.id(), name = self.name, "this process is registered");
                 if let Err(error) = self.store.tidy().await {
                     warn!(%error, "old routers and flips are not tidied away; the next start tries again");
                 }
             }
-            Err(error) => warn!(%error, "this router is not registered; it tries again each second"),
+            Err(error) => warn!(%error, "this process is not registered; it tries again each second"),
         }
     }
 
-    /// Beats until `stop`, and deregisters then.
-    pub async fn run(self, stop: CancellationToken) {
-        let (mut flags, mut overrides) = (self.decider.flags().changed(), self.decider.overrides().changed());
-        let mut tick = tokio::time::interval(EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Beats until `stop`, and deregisters then, if nobody has to wait for what it started.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut flags = self.decider.as_ref().map(|decider| decider.flags().changed());
+        let mut overrides = self.decider.as_ref().map(|decider| decider.overrides().changed());
         let mut failing = false;
         loop {
+            let pause = if self.keeper.hurries() && !failing { HURRIED } else { EVERY };
             let tries = tokio::select! {
                 () = stop.cancelled() => break,
-                _ = tick.tick() => 1,
-                Ok(()) = flags.changed() => TRIES,
-                Ok(()) = overrides.changed() => TRIES,
+                () = tokio::time::sleep(pause) => 1,
+                () = change(&mut flags) => TRIES,
+                () = change(&mut overrides) => TRIES,
             };
             // Never broken off: a beat that arrives after the goodbye would undo it. Each is bounded.
             let beaten = self.beat_repeatedly(tries).await;
             match &beaten {
-                Err(error) if !failing => warn!(%error, "this router can't report to its registry; it goes on trying"),
-                Ok(()) if failing => info!("this router reports to its registry again"),
+                Err(error) if !failing => warn!(%error, "this process can't report to its registry; it goes on trying"),
+                Ok(()) if failing => info!("this process reports to its registry again"),
                 _ => {}
             }
             failing = beaten.is_err();
         }
-        if let Err(error) = self.store.deregister(self.id).await {
-            self.failed("deregister");
-            warn!(%error, "this router could not deregister; `crossover routers --forget {} --yes` does it", self.id);
+        self.leave(failing).await;
+    }
+
+    /// What is in doubt, or not written, must not be forgotten by a goodbye; and where Postgres would not hear it, the
+    /// registration stands, so that a restart may go by the disk.
+    async fn leave(&mut self, failing: bool) {
+        let since = std::time::Instant::now();
+        let mut heard = !failing && self.beat().await.is_ok();
+        while heard && !self.keeper.may_leave().await {
+            if since.elapsed() > LAST_ANSWERS {
+                warn!(
+                    id = %self.id(),
+                    "this process stays registered: work that it started without a pin has no answer or is not written. Start it \
+                     again on the same state_dir, or accounts can't be armed until `crossover routers --forget`"
+                );
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            heard = self.beat().await.is_ok();
+        }
+        let left = match heard {
+            true => self.store.deregister(self.id()).await.map(drop).inspect_err(|_| self.failed("deregister")),
+            false => {
+                return warn!(id = %self.id(), "Postgres does not answer, so this process stays registered; start it again on the same state_dir");
+            }
+        };
+        if let Err(error) = left {
+            warn!(%error, "this process could not deregister; `crossover routers --forget {} --yes` does it", self.id());
         }
     }
 
-    async fn beat_repeatedly(&self, tries: u32) -> Result<(), LedgerError> {
+    async fn beat_repeatedly(&mut self, tries: u32) -> Result<(), LedgerError> {
         let mut beaten = self.beat().await;
         for n in 1..tries {
             if beaten.is_ok() {
@@ -93,18 +135,29 @@ impl Presence {
         beaten
     }
 
-    async fn beat(&self) -> Result<(), LedgerError> {
+    async fn beat(&mut self) -> Result<(), LedgerError> {
         // Before it decides anything for the answer: what it then says of a flip is by this revision or a later one.
-        let Health { revision, good_at, .. } = self.decider.flags().health();
-        let overrides = self.decider.overrides().ids();
-        let asked = self
-            .store
-            .beat(self.id, &self.name, &revision, good_at, &overrides)
-            .await
-            .inspect_err(|_| self.failed("beat"))?;
+        let (revision, good_at, overrides) = match &self.decider {
+            Some(decider) => {
+                let Health { revision, good_at, .. } = decider.flags().health();
+                (revision, good_at, decider.overrides().ids())
+            }
+            None => (String::new(), chrono::Utc::now(), Vec::new()),
+        };
+        let beat = Beat {
+            id: self.id(),
+            name: &self.name,
+            roles: &self.roles,
+            revision: &revision,
+            good_at,
+            overrides: &overrides,
+            report: self.keeper.report(),
+        };
+        let (fresh, asked) = self.store.beat(beat).await.inspect_err(|_| self.failed("beat"))?;
+        self.keeper.follow(fresh).await?;
         let seen: Vec<Uuid> = asked.iter().filter(|flip| self.decides_as(flip)).map(|flip| flip.id).collect();
         if !seen.is_empty() {
-            let took = self.store.acknowledge(self.id, &seen, &revision).await;
+            let took = self.store.acknowledge(self.id(), &seen, &revision).await;
             let took = took.inspect_err(|_| self.failed("acknowledge"))?;
             took.into_iter().for_each(|seconds| self.metrics.flips.flip_seconds.observe(seconds));
         }
@@ -112,8 +165,9 @@ impl Presence {
     }
 
     fn decides_as(&self, flip: &Asked) -> bool {
+        let Some(decider) = &self.decider else { return false };
         // One document for all kinds: between two there may be a flip.
-        let flags = self.decider.flags().document();
+        let flags = decider.flags().document();
         let there = |wanted| flip.kinds.iter().all(|kind| flags.stage(&flip.account, kind) == wanted);
         flip.to_stage.parse::<Stage>().is_ok_and(there)
     }
@@ -121,4 +175,14 @@ impl Presence {
     fn failed(&self, call: &str) {
         self.metrics.flips.errors.with_label_values(&[call]).inc();
     }
+}
+
+/// The next change; without anything that changes, none ever.
+async fn change<T>(changed: &mut Option<tokio::sync::watch::Receiver<T>>) {
+    if let Some(changed) = changed
+        && changed.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgPool, Row};
 use uuid::Uuid;
 
+use crate::arming::Report;
 use crate::interaction::Stage;
 use crate::ledger::LedgerError;
 
@@ -14,6 +15,17 @@ use crate::ledger::LedgerError;
 #[derive(Clone)]
 pub struct FlipStore {
     pool: PgPool,
+}
+
+/// What a process says of itself.
+pub(super) struct Beat<'a> {
+    pub(super) id: Uuid,
+    pub(super) name: &'a str,
+    pub(super) roles: &'a [&'static str],
+    pub(super) revision: &'a str,
+    pub(super) good_at: DateTime<Utc>,
+    pub(super) overrides: &'a [i64],
+    pub(super) report: Report,
 }
 
 /// A flip that a router has not acknowledged.
@@ -86,8 +98,25 @@ pub struct RouterRow {
     pub flags_age_seconds: f64,
     /// The overrides in force there.
     pub overrides: Vec<i64>,
+    /// What the process does: `router`, `worker`.
+    pub roles: Vec<String>,
+    /// While Postgres is away it may start work without a pin, or it still has such work to write.
+    pub fails_open: bool,
+    /// Its starts without a pin whose outcome is in doubt.
+    pub in_doubt: i32,
+    /// Its starts that are not written yet.
+    pub spooled: i64,
+    /// Why it can't acknowledge the accounts' states.
+    pub trouble: Option<String>,
     /// Milliseconds from the flip to this router's acknowledgement, where it was asked for one and has given it.
     pub acknowledged_ms: Option<f64>,
+}
+
+impl RouterRow {
+    /// Whether it decides stages; other processes are registered because they run work on Temporal.
+    pub fn decides(&self) -> bool {
+        self.roles.iter().any(|role| role == "router")
+    }
 }
 
 /// A new override.
@@ -208,16 +237,32 @@ impl FlipStore {
         Self { pool }
     }
 
-    pub(super) async fn beat(
-        &self,
-        id: Uuid,
-        name: &str,
-        revision: &str,
-        good_at: DateTime<Utc>,
-        overrides: &[i64],
-    ) -> Result<Vec<Asked>, LedgerError> {
-        let beat = sqlx::query_as("select id, account, kinds, to_stage from crossover.router_beat($1, $2, $3, $4, $5)");
-        within(beat.bind(id).bind(name).bind(revision).bind(good_at).bind(overrides).fetch_all(&self.pool)).await
+    /// Registers a process or keeps it alive. Whether Postgres did not know it (so), and the flips that it has to acknowledge.
+    pub(super) async fn beat(&self, beat: Beat<'_>) -> Result<(bool, Vec<Asked>), LedgerError> {
+        let rows = sqlx::query(
+            "select fresh, id, account, kinds, to_stage from crossover.process_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        );
+        let rows = rows
+            .bind(beat.id)
+            .bind(beat.name)
+            .bind(beat.roles)
+            .bind(beat.report.fails_open)
+            .bind(beat.report.in_doubt.min(i32::MAX as usize) as i32)
+            .bind(beat.report.spooled.min(i64::MAX as u64) as i64)
+            .bind(beat.report.trouble)
+            .bind(beat.revision)
+            .bind(beat.good_at)
+            .bind(beat.overrides)
+            .fetch_all(&self.pool);
+        let rows = within(rows).await?;
+        let mut beaten = (false, Vec::new());
+        for row in &rows {
+            beaten.0 |= row.try_get::<bool, _>("fresh").map_err(LedgerError::from)?;
+            if row.try_get::<Option<Uuid>, _>("id").map_err(LedgerError::from)?.is_some() {
+                beaten.1.push(Asked::from_row(row).map_err(LedgerError::from)?);
+            }
+        }
+        Ok(beaten)
     }
 
     /// Acknowledges flips; the seconds since each was asked for.
@@ -243,10 +288,10 @@ impl FlipStore {
         Ok(within(ended.bind(id).execute(&self.pool)).await?.rows_affected() > 0)
     }
 
-    /// The routers that have not ended, and what each says of `flip`.
+    /// The processes that have not ended, and what each says of `flip`.
     pub async fn routers(&self, flip: Option<Uuid>) -> Result<Vec<RouterRow>, LedgerError> {
         let rows = sqlx::query_as(
-            "select r.id, r.name, r.started_at, r.revision, r.seen_at, r.overrides,
+            "select r.id, r.name, r.started_at, r.revision, r.seen_at, r.overrides, r.roles, r.fails_open, r.in_doubt, r.spooled, r.trouble,
                 greatest(extract(epoch from clock_timestamp() - r.good_at), 0)::float8 as flags_age_seconds,
                 extract(epoch from clock_timestamp() - r.beat_at)::float8 as silent_seconds,
                 extract(epoch from a.at - f.at)::float8 * 1000 as acknowledged_ms

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Problem, Shared};
+use crate::arming::{Armed, Readiness as Knows};
 
 /// It lives.
 #[derive(Serialize, ToSchema)]
@@ -27,6 +28,8 @@ pub(super) struct Readiness {
     postgres: String,
     /// Where the flags stand, in a process with a router.
     flags: Option<String>,
+    /// Whether it knows the accounts' states, in a process that goes by them.
+    accounts: Option<String>,
     /// It drains.
     stopping: bool,
 }
@@ -41,7 +44,8 @@ pub(super) async fn alive() -> Json<Alive> {
 
 /// Whether the process may be asked
 ///
-/// Postgres answers, and it is not being stopped. Open to everybody.
+/// It knows its flags and the accounts' states, and it is not being stopped. Postgres answers, or `router.fail_open` lets it
+/// go on without for accounts that are not armed. Open to everybody.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(
@@ -56,14 +60,22 @@ pub(super) async fn ready(State(api): Shared) -> Response {
         Err(_) => Some("Postgres gave no answer within 2s".to_owned()),
     };
     let stopping = api.stop.is_cancelled();
-    let ready = postgres.is_none() && !stopping;
+    let knows = api.armed.as_ref().map(Armed::readiness);
+    let goes_on = api.router.is_some() && api.armed.as_ref().is_some_and(Armed::may_fail_open);
+    let unknowing = matches!(knows, Some(Knows::Not(_)));
+    let ready = (postgres.is_none() || goes_on) && !unknowing && !stopping;
+    let accounts = knows.map(|knows| match knows {
+        Knows::Ready => "ok".to_owned(),
+        Knows::ByDisk => "by the copy on disk until Postgres answers".to_owned(),
+        Knows::Not(why) => why,
+    });
     let flags = api.flags.as_ref().map(|flags| {
         let health = flags.health();
         health
             .error
             .map_or_else(|| format!("ok, revision {}", health.revision), |e| format!("last good ones in force: {e}"))
     });
-    let body = Readiness { ready, postgres: postgres.unwrap_or_else(|| "ok".to_owned()), flags, stopping };
+    let body = Readiness { ready, postgres: postgres.unwrap_or_else(|| "ok".to_owned()), flags, accounts, stopping };
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
 }
 

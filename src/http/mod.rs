@@ -37,6 +37,7 @@ pub use problem::Problem;
 use guard::Guard;
 use wait::Waiters;
 
+use crate::arming::Armed;
 use crate::config;
 use crate::config::tokens::Scope;
 use crate::flags::Flags;
@@ -50,6 +51,8 @@ pub struct Api {
     router: Option<Arc<Router>>,
     /// The flags in force, where there is a router.
     flags: Option<Arc<Flags>>,
+    /// What this process holds of the accounts' states, where it needs to.
+    armed: Option<Armed>,
     ledger: Ledger,
     metrics: Arc<Metrics>,
     /// Once cancelled, nothing new is taken in and nobody waits any longer.
@@ -72,6 +75,7 @@ impl Api {
     pub fn new(
         router: Option<Arc<Router>>,
         flags: Option<Arc<Flags>>,
+        armed: Option<Armed>,
         ledger: Ledger,
         metrics: Arc<Metrics>,
         http: &config::Http,
@@ -80,6 +84,7 @@ impl Api {
         Self {
             router,
             flags,
+            armed,
             guard: Guard::new(http),
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
             connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },

@@ -155,6 +155,21 @@ impl Ledger {
         within(query.bind(ids).fetch_all(&self.pool)).await
     }
 
+    /// Whoever stands in the way of a member with these `behind` it: the first of its series, up to the last of them, that
+    /// have not ended, whoever owns them. The names alone are not enough: there may be more than were named, and a member
+    /// that waits can be cancelled out of its turn, before those in front of it have ended.
+    pub async fn unended_up_to(&self, behind: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        let query = sqlx::query_scalar(
+            "select p.id from (
+                select series_id, max(series_no) as no from crossover.pins
+                where id = any ($1) and series_id is not null group by series_id) b
+             join crossover.series s using (series_id)
+             join crossover.pins p on p.series_id = b.series_id and p.series_no between s.head_no and b.no
+             where p.ended_at is null order by p.series_no limit 10",
+        );
+        within(query.bind(behind).fetch_all(&self.pool)).await
+    }
+
     /// Records that Temporal's worker has dequeued a rehearsal.
     pub async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
         within(

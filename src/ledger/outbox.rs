@@ -27,16 +27,30 @@ pub struct Undelivered {
     pub tries: i32,
 }
 
+/// What a relay has taken, and whether there is more to look at.
+#[derive(Debug)]
+pub struct Take {
+    /// The copies, oldest first.
+    pub copies: Vec<Undelivered>,
+    /// It did not see all that is due.
+    pub more: bool,
+}
+
 /// How much waits in the outbox.
 #[derive(Debug, Clone, Default, sqlx::FromRow, serde::Serialize)]
 pub struct OutboxDepth {
     /// Rows.
     pub rows: i64,
+    /// Of these, rehearsals.
+    pub rehearsals: i64,
     /// Seconds since the oldest was pinned.
     pub oldest_seconds: f64,
     /// The newest failure, where there was one.
     pub last_error: Option<String>,
 }
+
+/// Why a rehearsal was dropped. The comparator knows it by this, see `comparator::judge`.
+pub(crate) const LEFT_OUT: &str = "left out: more rehearsals waited for Temporal than relay.rehearsal_backlog allows";
 
 /// A copy that can't be read is looked at again after so long.
 const UNREADABLE: Duration = Duration::from_secs(60);
@@ -58,26 +72,44 @@ fn undelivered_of(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
 
 impl Ledger {
     /// Takes up to `limit` due copies for `lease`, oldest first; of a series only the first that is undelivered, so
-    /// that the chain reaches Temporal in order.
-    pub async fn take_undelivered(&self, limit: i64, lease: Duration) -> Result<Vec<Undelivered>, LedgerError> {
+    /// that the chain reaches Temporal in order. Looks at `scan` rows at most, and parks those that can't go yet.
+    pub async fn take_undelivered(&self, limit: i32, scan: i32, lease: Duration) -> Result<Take, LedgerError> {
+        let take =
+            sqlx::query_as("select looked, ids from crossover.take_outbox($1, $2, $3 * interval '1 millisecond')");
+        let take = take.bind(limit).bind(scan).bind(lease.as_millis() as i64);
+        let (looked, ids): (i32, Vec<Uuid>) = within(take.fetch_one(&self.pool)).await?;
         let sql = format!(
-            "with due as materialized (
-                select o.id from crossover.outbox o
-                left join crossover.series s on s.series_id = o.series_id
-                where o.due_at <= clock_timestamp() and crossover.deliverable(o.series_id, o.series_no, s.head_no)
-                    and not exists (
-                        select from crossover.outbox e where e.series_id = o.series_id and e.series_no < o.series_no)
-                order by o.due_at limit $1 for update of o skip locked),
-             taken as (
-                update crossover.outbox o set due_at = clock_timestamp() + $2 * interval '1 millisecond'
-                from due where o.id = due.id returning o.*)
-             select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
+            "select {ENVELOPE}, o.series_id, o.created_at, o.tries, o.behind, p.ended_at is not null as ended,
                 {CANCELLED} as cancelled
-             from taken o join crossover.pins p on p.id = o.id
+             from crossover.outbox o join crossover.pins p on p.id = o.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
-             order by o.created_at"
+             where o.id = any ($1) order by o.created_at"
         );
-        self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit).bind(lease.as_millis() as i64), false).await
+        let copies = match ids.is_empty() {
+            true => Vec::new(),
+            false => self.undelivered(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ids), false).await?,
+        };
+        Ok(Take { more: looked >= scan, copies })
+    }
+
+    /// Gives back what was taken and not tried: it is due again, in its old place.
+    pub async fn hand_back(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
+        let query = sqlx::query("update crossover.outbox set due_at = created_at where id = any ($1)");
+        within(query.bind(ids).execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Brings back what was parked and may go now. Looks at `limit` series after `after`; where the next look goes on.
+    pub async fn unpark(&self, after: Option<Uuid>, limit: i32) -> Result<(i32, Option<Uuid>), LedgerError> {
+        let query = sqlx::query_as("select woken, last from crossover.unpark_outbox($1, $2)");
+        within(query.bind(after).bind(limit).fetch_one(&self.pool)).await
+    }
+
+    /// Drops the oldest rehearsals where more than `most` wait for Temporal, `limit` at most, and writes that down for the
+    /// comparator; how many.
+    pub async fn drop_rehearsals(&self, most: i64, limit: i32) -> Result<i64, LedgerError> {
+        let query = sqlx::query_scalar("select crossover.drop_rehearsals($1, $2, $3)");
+        within(query.bind(most).bind(limit).bind(LEFT_OUT).fetch_one(&self.pool)).await
     }
 
     /// The undelivered copies of a series in chain order, whoever has taken them: two relays that deliver the same
@@ -167,7 +199,7 @@ impl Ledger {
     /// How much waits.
     pub async fn outbox_depth(&self) -> Result<OutboxDepth, LedgerError> {
         let row = sqlx::query_as(
-            "select count(*) as rows,
+            "select count(*) as rows, count(*) filter (where rehearsal) as rehearsals,
                 coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds,
                 (select last_error from crossover.outbox where last_error is not null order by due_at desc limit 1) as last_error
              from crossover.outbox",

@@ -80,6 +80,8 @@ pub struct Pinned {
 pub struct AccountMarks {
     /// The tenant.
     pub account: String,
+    /// How far it is on its way to be armed.
+    pub state: String,
     /// Since when it has had work that was never pinned.
     pub unpinned_at: Option<DateTime<Utc>>,
     /// Since when Postgres may own its work.
@@ -133,7 +135,7 @@ impl Ledger {
         within(pin(connection, request)).await
     }
 
-    /// Asks to start work of `account` without a pin. False: it is armed, so its work must be pinned.
+    /// Asks to start work of `account` without a pin. False: its work must be pinned.
     pub async fn mark_unpinned(&self, account: &str) -> Result<bool, LedgerError> {
         let allowed = sqlx::query_scalar("select crossover.mark_unpinned($1)").bind(account).fetch_one(&self.pool);
         within(allowed).await
@@ -150,13 +152,15 @@ impl Ledger {
 
     /// What is known of the accounts that were ever seen, by name.
     pub async fn accounts(&self) -> Result<Vec<AccountMarks>, LedgerError> {
-        let rows = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts order by account");
+        let rows =
+            sqlx::query_as("select account, state, unpinned_at, armed_at from crossover.accounts order by account");
         within(rows.fetch_all(&self.pool)).await
     }
 
     /// What is known of one account; none where it was never seen.
     pub async fn account(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
-        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        let row =
+            sqlx::query_as("select account, state, unpinned_at, armed_at from crossover.accounts where account = $1");
         within(row.bind(account).fetch_optional(&self.pool)).await
     }
 
@@ -172,7 +176,8 @@ impl Ledger {
 
     /// What is known of one account's past; none where it never had work.
     pub async fn marks_of(&self, account: &str) -> Result<Option<AccountMarks>, LedgerError> {
-        let row = sqlx::query_as("select account, unpinned_at, armed_at from crossover.accounts where account = $1");
+        let row =
+            sqlx::query_as("select account, state, unpinned_at, armed_at from crossover.accounts where account = $1");
         within(row.bind(account).fetch_optional(&self.pool)).await
     }
 

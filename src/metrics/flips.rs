@@ -44,12 +44,12 @@ impl FlipMetrics {
             routers_registered: gauge(
                 r,
                 "crossover_routers_registered",
-                "Routers that are registered and have not ended.",
+                "Processes with the role router or worker that are registered and have not ended.",
             )?,
             routers_silent: gauge(
                 r,
                 "crossover_routers_silent",
-                "Registered routers that have not reported for 5 seconds. What they decide by is unknown; if a process is gone for good, `crossover routers --forget ID --yes` says so.",
+                "Registered routers and workers that have not reported for 5 seconds. What they decide by is unknown, and accounts are not armed without them; if a process is confirmed to be stopped for good, `crossover routers --forget ID --yes` says so.",
             )?,
             flip_seconds: histogram(
                 r,

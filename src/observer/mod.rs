@@ -213,6 +213,9 @@ pub fn sampled(id: Uuid, share: f64) -> bool {
     f64::from(u32::from_be_bytes([a, b, c, d])) < share * (f64::from(u32::MAX) + 1.0)
 }
 
+/// What is noted of a side that gives no answer at all.
+pub const NO_ANSWER: &str = "it does not answer";
+
 /// How often an observer gives a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
 

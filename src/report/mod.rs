@@ -3,6 +3,7 @@
 //!
 //! `verdict` decides and is pure; `read`, `story` and `overview` only ask. They read what other modules write and write nothing.
 
+mod outage;
 mod overview;
 mod read;
 mod story;
@@ -14,6 +15,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use outage::temporal_away_since;
 pub use overview::{Blocked, Comparison, Overview, overview};
 pub use read::{Question, read};
 pub use story::{

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::Utc;
+use rand::RngExt;
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{Instrument, error, info_span, warn};
 use uuid::Uuid;
 
+use super::circuit::{self, Circuit, jittered};
 use crate::executor::clean;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
 use crate::ledger::{Ledger, LedgerError, Untold};
@@ -94,6 +96,7 @@ pub struct Deliverer {
     target: Arc<dyn Deliver>,
     metrics: Arc<Metrics>,
     observer: Observer,
+    circuit: Arc<Circuit>,
     delivered: mpsc::Sender<(Uuid, i32)>,
     /// Bounds the deliveries that no caller waits for; the relay does what finds no place.
     later: Arc<Semaphore>,
@@ -108,7 +111,8 @@ impl Deliverer {
     pub fn new(target: Arc<dyn Deliver>, ledger: Ledger, metrics: Arc<Metrics>) -> Self {
         let (delivered, receiver) = mpsc::channel(UNRECORDED);
         tokio::spawn(record(ledger, metrics.clone(), receiver));
-        Self { target, metrics, observer: Observer::none(), delivered, later: Arc::new(Semaphore::new(LATER)) }
+        let (circuit, later) = (Arc::new(Circuit::new(metrics.clone())), Arc::new(Semaphore::new(LATER)));
+        Self { target, metrics, observer: Observer::none(), circuit, delivered, later }
     }
 
     /// The same, and `observer` sees what it does.
@@ -121,7 +125,17 @@ impl Deliverer {
         &self.observer
     }
 
-    /// Starts a copy and says what Temporal said.
+    /// What is known of whether Temporal answers.
+    pub(crate) fn circuit(&self) -> &Circuit {
+        &self.circuit
+    }
+
+    /// Temporal did not answer somebody else of this process.
+    pub(crate) fn suspect(&self) {
+        circuit::suspect(&self.circuit, &self.target, &self.observer);
+    }
+
+    /// Starts a copy and says what Temporal said, also while it seems to be away.
     pub async fn start(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError> {
         let began = Instant::now();
         let span = info_span!("deliver", id = %envelope.id, cancelled = envelope.cancelled);
@@ -136,8 +150,12 @@ impl Deliverer {
             Err(DeliveryError::Refused { .. }) => "refused",
         };
         self.metrics.deliveries.with_label_values(&[outcome]).inc();
-        if matches!(&answer, Err(DeliveryError::InDoubt(_) | DeliveryError::Refused { retryable: true, .. })) {
-            self.observer.disturbed(Side::Temporal, "deliveries fail");
+        match &answer {
+            Err(DeliveryError::InDoubt(_) | DeliveryError::Refused { retryable: true, .. }) => {
+                self.observer.disturbed(Side::Temporal, "deliveries fail");
+                self.suspect();
+            }
+            _ => self.circuit.answered(),
         }
         answer
     }
@@ -161,6 +179,9 @@ impl Deliverer {
 
     /// Delivers behind the caller's back, if there is room for it.
     pub(super) fn deliver_later(&self, ledger: &Ledger, envelope: Envelope) {
+        if self.circuit.is_open() {
+            return self.metrics.relay.spared.inc();
+        }
         let Ok(place) = self.later.clone().try_acquire_owned() else { return };
         let (this, ledger) = (self.clone(), ledger.clone());
         tokio::spawn(async move {
@@ -182,8 +203,13 @@ impl Deliverer {
         }
     }
 
-    /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later.
+    /// Delivers, and records what came of it where that is not a delivery: held, ended, or due again later. While
+    /// Temporal is known to be away nothing is tried, and nobody waits.
     pub(super) async fn settle(&self, ledger: &Ledger, envelope: &Envelope, tries: i32) -> Settled {
+        if self.circuit.is_open() {
+            self.metrics.relay.spared.inc();
+            return Settled::Away;
+        }
         let recorded = match self.start(envelope).await {
             Ok(Delivery::Started | Delivery::AlreadyThere) if envelope.cancelled => {
                 self.see(envelope, Seen::Delivered);
@@ -211,7 +237,9 @@ impl Deliverer {
             }
             Err(error) => {
                 warn!(id = %envelope.id, %error, tries, "not delivered to Temporal yet");
+                // Each copy for itself: what is wrong with one is no outage.
                 let wait = Duration::from_millis(250 << tries.clamp(0, 7));
+                let wait = jittered(wait, rand::rng().random_range(0.0..1.0));
                 if let Err(error) = ledger.undeliverable(envelope.copy(), wait, &clean(&error.to_string())).await {
                     self.metrics.ledger_errors.with_label_values(&["undeliverable"]).inc();
                     warn!(id = %envelope.id, %error, "a failed delivery can't be recorded; it is repeated sooner");
@@ -260,6 +288,8 @@ pub(super) enum Settled {
     Conflict,
     /// It must be delivered again, before anything later of its series.
     Later,
+    /// The same, and it was not even tried: Temporal is known to be away.
+    Away,
 }
 
 /// An unpinned copy had ended before its key was pinned: its end becomes the pin's.

@@ -3,9 +3,12 @@
 //! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
+mod circuit;
 mod deliver;
+mod doubt;
 pub mod handover;
 mod intake;
+mod pace;
 mod relay;
 pub mod request;
 pub mod resolve;
@@ -15,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Postgres, Transaction};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info_span};
 use uuid::Uuid;
 
@@ -26,7 +30,9 @@ pub use relay::{Relay, RelayOptions};
 pub use resolve::Resolver;
 
 use deliver::Settled;
+use doubt::Doubts;
 
+use crate::arming::{Armed, Unpinned, UnpinnedStart};
 use crate::faults::{self, Whether};
 use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
@@ -45,9 +51,10 @@ pub struct Router {
     wake_queue: Arc<Notify>,
     /// Rung when the relay may.
     wake_relay: Arc<Notify>,
-    /// Accounts whose work may start without a pin, for as long as this router decides nothing but `off` for them: they
-    /// have their mark, and nothing of their series waits in the outbox.
-    unpinned: std::sync::RwLock<std::collections::HashSet<String>>,
+    /// What may start without a pin.
+    armed: Armed,
+    /// What did, and Temporal has not answered.
+    doubts: Arc<Doubts>,
 }
 
 /// How a router routes.
@@ -136,7 +143,7 @@ pub struct Ticket {
 }
 
 impl Router {
-    /// A router over these parts.
+    /// A router over these parts. It takes nothing in before it knows the accounts' states: see [`Self::holding`].
     pub fn new(
         ledger: Ledger,
         decider: Arc<Decider>,
@@ -146,8 +153,21 @@ impl Router {
         wake_queue: Arc<Notify>,
         wake_relay: Arc<Notify>,
     ) -> Self {
-        let unpinned = Default::default();
-        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, unpinned }
+        let doubts = Arc::new(Doubts::new(deliverer.clone()));
+        let armed = Armed::new(false);
+        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, armed, doubts }
+    }
+
+    /// The same, and what may start without a pin is what `armed` says.
+    pub fn holding(mut self, armed: Armed) -> Self {
+        self.armed = armed;
+        self
+    }
+
+    /// Repeats unpinned starts whose outcome is in doubt, until `stop`.
+    pub fn repeat_what_is_in_doubt(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        let doubts = self.doubts.clone();
+        async move { doubts.repeat(stop).await }
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
@@ -161,11 +181,16 @@ impl Router {
 
     async fn accept(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
         valid(interaction, chrono::Utc::now())?;
-        let decision = self.decider.decide(&interaction.account, &interaction.kind);
-        if decision.stage == Stage::Off && self.may_skip_the_pin(interaction).await? {
-            return self.start_unpinned(interaction).await;
+        if let Some(why) = self.armed.not_ready() {
+            return Err(unavailable(interaction, format!("this router is not ready: {why}")));
         }
-        self.forget_unpinned(&interaction.account);
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
+        if decision.stage == Stage::Off
+            && let Some(start) = self.may_skip_the_pin(interaction).await?
+        {
+            return self.start_unpinned(interaction, start).await;
+        }
+        self.armed.forget_mark(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let began = Instant::now();
@@ -206,7 +231,7 @@ impl Router {
     ) -> Result<Ticket, EnqueueError> {
         let decision = self.decider.decide(&interaction.account, &interaction.kind);
         // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
-        self.forget_unpinned(&interaction.account);
+        self.armed.forget_mark(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
@@ -222,7 +247,7 @@ impl Router {
         self.wake_queue.notify_one();
         match (delivery, accepted.owner) {
             (Some(envelope), Side::Temporal) => match self.deliverer.deliver_now(&self.ledger, &envelope).await {
-                Settled::Later => accepted.how = How::Pending,
+                Settled::Later | Settled::Away => accepted.how = How::Pending,
                 Settled::Conflict => accepted.how = How::Conflict,
                 Settled::Delivered | Settled::Done => {}
             },
@@ -249,24 +274,26 @@ impl Router {
         }
     }
 
-    /// Whether work in `off` may start without a pin: Temporal only, no Postgres. An account is asked about once.
-    async fn may_skip_the_pin(&self, interaction: &Interaction) -> Result<bool, EnqueueError> {
+    /// Begins a start of work in `off` without a pin, where that may be: Temporal only, no Postgres. An account is asked
+    /// about once. It has begun before Postgres is asked, so that a barrier that comes between waits for it.
+    async fn may_skip_the_pin(&self, interaction: &Interaction) -> Result<Option<UnpinnedStart>, EnqueueError> {
         let account = &interaction.account;
-        if self.unpinned.read().is_ok_and(|known| known.contains(account)) {
-            return Ok(true);
+        if !self.doubts.have_room() {
+            return Ok(None);
+        }
+        let Some(start) = self.armed.begin_unpinned(account, Unpinned::Off) else { return Ok(None) };
+        if self.armed.is_marked(account) {
+            return Ok(Some(start));
         }
         // The mark may be set when this fails, the interaction is not: nothing was started.
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         let asked = tokio::time::timeout(self.options.pin_timeout, self.ask_unpinned(account)).await;
         let (marked, waiting) =
             asked.unwrap_or_else(late).map_err(|error| unavailable(interaction, error.to_string()))?;
-        if marked
-            && !waiting
-            && let Ok(mut known) = self.unpinned.write()
-        {
-            known.insert(account.clone());
+        if marked && !waiting {
+            self.armed.mark(&start);
         }
-        Ok(marked && (!waiting || interaction.series.is_none()))
+        Ok((marked && (!waiting || interaction.series.is_none())).then_some(start))
     }
 
     /// Whether the account may have unpinned work, and whether its series have copies that wait to be delivered.
@@ -274,15 +301,12 @@ impl Router {
         Ok((self.ledger.mark_unpinned(account).await?, self.ledger.series_undelivered(account).await?))
     }
 
-    fn forget_unpinned(&self, account: &str) {
-        if self.unpinned.read().is_ok_and(|known| known.contains(account))
-            && let Ok(mut known) = self.unpinned.write()
-        {
-            known.remove(account);
-        }
-    }
-
-    async fn start_unpinned(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
+    /// Starts without a pin. It goes on without its caller, for somebody may wait for its outcome.
+    async fn start_unpinned(
+        &self,
+        interaction: &Interaction,
+        mut start: UnpinnedStart,
+    ) -> Result<Accepted, EnqueueError> {
         let envelope = envelope(interaction, None, Side::Temporal, 1);
         let accepted = |how| Accepted {
             id: envelope.id,
@@ -294,12 +318,23 @@ impl Router {
             how,
         };
         telemetry::join(&Span::current(), envelope.id);
-        match self.deliverer.start(&envelope).await {
+        start.sent();
+        let (deliverer, doubts, sent) = (self.deliverer.clone(), self.doubts.clone(), envelope.clone());
+        let starting = async move {
+            let answer = deliverer.start(&sent).await;
+            match &answer {
+                Err(DeliveryError::InDoubt(_)) => doubts.keep(sent, start),
+                _ => start.settled(),
+            }
+            answer
+        };
+        let in_doubt = |reason| EnqueueError::InDoubt { reason, key: interaction.key.clone() };
+        match tokio::spawn(starting.in_current_span()).await.map_err(|error| in_doubt(error.to_string()))? {
             Ok(Delivery::Started) => Ok(accepted(How::Created)),
             Ok(Delivery::AlreadyThere | Delivery::Ended { .. }) => Ok(accepted(How::Repeated)),
             Err(DeliveryError::OwnerConflict(_)) => Err(conflict(interaction, "payload")),
             Err(DeliveryError::Refused { reason, .. }) => Err(unavailable(interaction, reason)),
-            Err(DeliveryError::InDoubt(reason)) => Err(EnqueueError::InDoubt { reason, key: interaction.key.clone() }),
+            Err(DeliveryError::InDoubt(reason)) => Err(in_doubt(reason)),
         }
     }
 

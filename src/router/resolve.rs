@@ -100,7 +100,7 @@ impl Resolver {
     /// Tells until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(self.options.poll.max(POLL))).await.is_some() {
-            match self.ledger.take_untold(self.options.batch, self.options.lease).await {
+            match self.ledger.take_untold(i64::from(self.options.batch), self.options.lease).await {
                 Ok(untold) => {
                     stream::iter(untold).for_each_concurrent(PARALLEL, |untold| self.tell(untold)).await;
                 }

@@ -169,7 +169,7 @@ impl Activities {
     /// Looks once whether all these pins have ended. "Not yet" is a failure with a delay, which the server waits.
     #[activity(name = "behind")]
     pub async fn behind(self: Arc<Self>, ctx: ActivityContext, ids: Vec<Uuid>) -> Result<(), ActivityError> {
-        let why = match self.within(self.ledger.still_unended(&ids)).await {
+        let why = match self.within(self.ledger.unended_up_to(&ids)).await {
             Ok(open) if open.is_empty() => return Ok(()),
             Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
             Err(error) => format!("can't ask what is behind: {error}"),

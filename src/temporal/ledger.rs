@@ -90,7 +90,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn park(&self, parking: &Parking) -> Result<(), LedgerError>;
 
     /// Which of these pins have not ended.
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
 
     /// Records that a rehearsal was dequeued. Idempotent by token.
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError>;

@@ -95,8 +95,8 @@ impl Ledger for OnPostgres {
         Ok(())
     }
 
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
-        self.told("still_unended", self.ledger.still_unended(ids).await)
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        self.told("unended_up_to", self.ledger.unended_up_to(ids).await)
     }
 
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError> {

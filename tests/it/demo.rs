@@ -25,7 +25,7 @@ fn a_small_demo_keeps_every_promise_and_prints_one_document() {
     let compared = &report["compared"]["report"]["total"];
     assert!(compared["judged"].as_u64().unwrap() > 0, "{compared}");
     assert_eq!(compared["classes"], serde_json::json!({}), "a clean demo diverges: {}", report["compared"]);
-    assert_eq!(report["flips"].as_array().unwrap().len(), 6);
+    assert_eq!(report["flips"].as_array().unwrap().len(), 8);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo left something where it was started");
 }
 

@@ -108,7 +108,7 @@ async fn an_edit_by_hand_is_a_decision_too() {
     let told = decisions(&world, 1).await;
     assert_eq!([&told[0]["kind"], &told[0]["to"]].map(|v| v.as_str().unwrap()), ["sync", "live"]);
     assert_eq!((&told[0]["who"], &told[0]["source"]), (&Value::Null, &Value::from("file")));
-    let view = "select stage from crossover.stages where kind = 'sync' and not armed and source = 'file'";
+    let view = "select stage from crossover.stages where kind = 'sync' and source = 'file'";
     assert_eq!(world.scalar::<String>(view).await, "live");
     node.stop().await;
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "temporal")]
 mod api;
+#[cfg(feature = "temporal")]
+mod arming;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
@@ -21,6 +23,8 @@ mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
 mod observer;
+#[cfg(feature = "temporal")]
+mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;

@@ -33,12 +33,17 @@ pub const BURST_AT: f64 = 0.46;
 
 use Stage::{Complete, Live, Shadow};
 
+/// The cohort that begins in `off`, so that its accounts have work without a pin and are armed the long way.
+pub const FROM_OFF: &str = "from off";
+
 /// In the order of the migration. The step after the burst comes while it is in flight.
-pub const STEPS: [Step; 6] = [
+pub const STEPS: [Step; 8] = [
     Step { at: 0.10, what: "internal goes live", moves: &[("internal", Live, None)] },
+    Step { at: 0.14, what: "the cohort in off goes to shadow, where its window begins", moves: &[(FROM_OFF, Shadow, None)] },
     Step { at: 0.22, what: "test-only: webhooks go live", moves: &[("test-only", Shadow, Some("webhook"))] },
     Step { at: 0.34, what: "the production pilot goes live", moves: &[(ROLLED_BACK, Live, None)] },
     Step { at: BURST_AT, what: "the pilot is rolled back, its work in flight", moves: &[(ROLLED_BACK, Shadow, None)] },
+    Step { at: 0.58, what: "the cohort that was off is to go live, and is armed first", moves: &[(FROM_OFF, Live, None)] },
     Step {
         at: 0.66,
         what: "everybody who may goes live",
@@ -51,17 +56,16 @@ pub const STEPS: [Step; 6] = [
     },
 ];
 
-/// Deals `accounts` out to the cohorts. All stand in shadow but one, which stays off: an account that ever had unpinned
-/// work can't go live until arming exists.
+/// Deals `accounts` out to the cohorts. All stand in shadow but the last, which begins in off.
 pub fn cohorts(accounts: usize) -> Vec<Cohort> {
     let part = |share: f64| ((accounts as f64 * share).round() as usize).max(1);
-    let sizes = [("internal", part(0.05)), ("test-only", part(0.1)), (ROLLED_BACK, part(0.15)), ("not yet (off)", part(0.1))];
+    let sizes = [("internal", part(0.05)), ("test-only", part(0.1)), (ROLLED_BACK, part(0.15)), (FROM_OFF, part(0.1))];
     let rest = accounts.saturating_sub(sizes.iter().map(|(_, size)| size).sum()).max(1);
     let mut next = 0;
     let mut deal = |(name, size): (&'static str, usize)| {
         let accounts = (next..next + size).map(|n| format!("acct-{n:03}").into()).collect();
         next += size;
-        let stage = if name.contains("off") { Stage::Off } else { Shadow };
+        let stage = if name == FROM_OFF { Stage::Off } else { Shadow };
         Cohort { name, accounts, stage, live_kind: None }
     };
     let mut cohorts: Vec<Cohort> = sizes[..3].iter().copied().map(&mut deal).collect();
@@ -115,14 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_goes_live_before_the_others_and_the_off_cohort_never_moves() {
+    fn one_kind_goes_live_before_the_others_and_the_off_cohort_goes_all_the_way() {
         let mut dealt = cohorts(40);
-        STEPS[..2].iter().for_each(|step| step.take(&mut dealt));
+        STEPS[..3].iter().for_each(|step| step.take(&mut dealt));
         let (test, off) = (dealt[1].accounts[0].clone(), dealt[4].accounts[0].clone());
         let document = flags(&dealt).unwrap();
         assert_eq!((document.stage(&test, "webhook"), document.stage(&test, "sync")), (Live, Shadow));
-        STEPS[2..].iter().for_each(|step| step.take(&mut dealt));
+        assert_eq!(document.stage(&off, "sync"), Shadow);
+        STEPS[3..].iter().for_each(|step| step.take(&mut dealt));
         let document = flags(&dealt).unwrap();
-        assert_eq!((document.stage(&test, "sync"), document.stage(&off, "sync")), (Complete, Stage::Off));
+        assert_eq!((document.stage(&test, "sync"), document.stage(&off, "sync")), (Complete, Live));
     }
 }

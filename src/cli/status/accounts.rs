@@ -31,7 +31,7 @@ pub(super) struct Summary {
     armed: usize,
     /// They had work without a pin.
     unpinned: usize,
-    /// Of these, those that the flags want in live or complete.
+    /// That the flags want in live or complete, and that are not armed yet.
     kept_back: usize,
 }
 
@@ -88,9 +88,15 @@ impl Summary {
         let stage = lines.iter().filter_map(|line| line.stage).max();
         self.accounts += 1;
         *self.by_stage.entry(stage.map_or("unknown", Stage::as_str)).or_default() += 1;
-        self.armed += usize::from(marks.armed_at.is_some());
+        self.armed += usize::from(marks.state == "armed");
         self.unpinned += usize::from(marks.unpinned_at.is_some());
-        self.kept_back += usize::from(marks.unpinned_at.is_some() && lines.iter().any(|line| line.flag > line.stage));
+        self.kept_back += usize::from(lines.iter().any(|line| line.flag > line.stage));
+    }
+
+    /// Accounts whose way back leads to Temporal. Where the flags can't be read, those that may be.
+    pub(super) fn live(&self) -> usize {
+        let of = |stage| self.by_stage.get(stage).copied().unwrap_or_default();
+        of(Stage::Live.as_str()) + of("unknown").min(self.armed)
     }
 
     pub(super) fn show(&self) {
@@ -100,7 +106,7 @@ impl Summary {
         let (armed, unpinned, kept_back) = (self.armed, self.unpinned, self.kept_back);
         println!("accounts    {}: {stages}; {armed} armed, {unpinned} with work without a pin", self.accounts);
         if kept_back > 0 {
-            println!("            {kept_back} stay in shadow because of that, though the flags want more");
+            println!("            {kept_back} stay in shadow until they are armed, though the flags want more");
         }
     }
 }
@@ -132,17 +138,17 @@ fn overridden<'a>(overrides: &'a [OverrideRow], account: &str, kind: &str) -> Op
     of(Some(kind)).or_else(|| of(None))
 }
 
+/// Live of an account that is not armed is pinned in shadow.
 fn effective(flag: Option<Stage>, marks: &AccountMarks) -> (Option<Stage>, Option<String>) {
-    match (flag, marks.unpinned_at) {
-        (Some(Stage::Live | Stage::Complete), Some(since)) => {
-            let why = format!(
-                "work was started without a pin since {}; it stays in shadow until it can be armed",
-                since.format("%F %T")
-            );
-            (Some(Stage::Shadow), Some(why))
-        }
-        _ => (flag, None),
+    let wants_more = matches!(flag, Some(Stage::Live | Stage::Complete));
+    let never_unpinned = marks.state == "open" && marks.unpinned_at.is_none();
+    if !wants_more || marks.state == "armed" || never_unpinned {
+        return (flag, None);
     }
+    let past = marks.unpinned_at.map_or_else(String::new, |since| {
+        format!("; work was started without a pin since {}, so it takes a window", since.format("%F %T"))
+    });
+    (Some(Stage::Shadow), Some(format!("it stays in shadow until it is armed, and is {} now{past}", marks.state)))
 }
 
 pub(super) fn rows(lines: &[Line]) -> Table {
@@ -168,11 +174,11 @@ mod tests {
     use super::*;
 
     fn marks(account: &str) -> AccountMarks {
-        AccountMarks { account: account.into(), unpinned_at: None, armed_at: None }
+        AccountMarks { account: account.into(), state: "open".into(), unpinned_at: None, armed_at: None }
     }
 
     #[test]
-    fn an_account_with_unpinned_work_stays_in_shadow_and_the_status_says_why() {
+    fn an_account_that_is_not_armed_stays_in_shadow_and_the_status_says_why() {
         let mut marks = marks("a");
         assert_eq!(effective(Some(Stage::Live), &marks), (Some(Stage::Live), None));
         marks.unpinned_at = Some(DateTime::UNIX_EPOCH);

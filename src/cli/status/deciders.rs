@@ -28,5 +28,8 @@ fn line(router: &RouterRow) -> String {
         true => format!("; SILENT for {silent_seconds:.0} s"),
         false => String::new(),
     };
-    format!("{name} decides by {revision}, confirmed by its source {flags_age_seconds:.0} s ago{silent}")
+    match router.decides() {
+        true => format!("{name} decides by {revision}, confirmed by its source {flags_age_seconds:.0} s ago{silent}"),
+        false => format!("{name} runs work of Temporal and decides nothing{silent}"),
+    }
 }

@@ -5,6 +5,7 @@ use chrono::TimeDelta;
 use super::Context;
 use crate::comparator::facts::{Facts, Instant, PinFacts, Place, SideFacts, Try};
 use crate::interaction::{Outcome, Side};
+use crate::ledger::LEFT_OUT;
 
 /// Where a side stands.
 #[derive(Debug, PartialEq)]
@@ -17,7 +18,7 @@ pub(super) enum State {
     Missing(String),
     /// It left it out on purpose.
     Dropped(String),
-    /// It began it, and its end says nothing: bounded, or lost on its way.
+    /// It began it, and its end says nothing: bounded, or lost on its way. Or there was no room to begin it.
     Cut(String),
     /// What it did can't be told from what was seen.
     Unseen(String),
@@ -35,7 +36,11 @@ pub(super) fn state(facts: &Facts, pin: &PinFacts, side: Side, context: &Context
     // A copy without a pin may have run before this one was pinned; its end was taken over.
     let begun = at.tries.iter().any(|t| !t.dequeues.is_empty());
     if let Some(why) = at.skipped.as_ref().filter(|_| !begun && at.waits.is_none()) {
-        return State::Dropped(why.clone());
+        return match why == LEFT_OUT {
+            // It was meant to be rehearsed, and there was no room for it: nobody's purpose and nobody's fault.
+            true => State::Cut(why.clone()),
+            false => State::Dropped(why.clone()),
+        };
     }
     let state = match (pin.owner == side, at.last()) {
         (_, None) => never_began(facts, pin, side, context),

@@ -273,6 +273,15 @@ fn what_ended_before_it_was_delivered_is_dropped() {
 }
 
 #[test]
+fn a_rehearsal_for_which_there_was_no_room_is_not_comparable_and_says_why() {
+    let mut facts = clean(Stage::Live);
+    facts.sides.temporal = SideFacts { skipped: Some(crate::ledger::LEFT_OUT.into()), ..SideFacts::default() };
+    let judgement = judged(&facts);
+    is(&judgement, Verdict::NotComparable);
+    assert!(judgement.reason.unwrap().contains("relay.rehearsal_backlog"));
+}
+
+#[test]
 fn what_ended_before_its_turn_in_the_series_is_dropped() {
     let mut facts = member(Stage::Shadow);
     facts.sides.postgres = SideFacts::default();
@@ -329,11 +338,15 @@ fn an_effect_on_the_side_that_does_not_own_it_is_told_while_it_is_in_flight() {
 }
 
 #[test]
-fn an_effect_of_an_earlier_epoch_may_have_been_its_owners() {
+fn what_was_handed_over_is_not_comparable_and_an_effect_of_its_former_owner_is_told_all_the_same() {
     let mut facts = clean(Stage::Shadow);
-    facts.sides.postgres.tries[0].rehearsal = false;
     facts.pin.as_mut().unwrap().epoch = 2;
-    is(&judged(&facts), Verdict::Matched);
+    is(&judged(&facts), Verdict::NotComparable);
+    facts.sides.postgres.tries[0].rehearsal = false;
+    diverges(&judged(&facts), Class::UnclaimedEffect, Side::Postgres);
+    facts.sides.postgres.tries[0].rehearsal = true;
+    facts.pin.as_mut().unwrap().ended_at = None;
+    is(&judged(&facts), Verdict::InFlight);
 }
 
 // Duplicate --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ async fn accounts_are_counted_by_stage_and_the_heaviest_are_listed() {
     let asked = with_flags().await;
     asked
         .sql(
-            "insert into crossover.accounts (account, armed_at) select 'a' || n, now() from generate_series(1, 60) n;
+            "insert into crossover.accounts (account, armed_at, state) select 'a' || n, now(), 'armed' from generate_series(1, 60) n;
         insert into crossover.accounts (account, unpinned_at) values ('old', now())",
         )
         .await;
@@ -97,7 +97,7 @@ async fn what_is_blocked_is_listed_with_whom_it_waits_for() {
 #[tokio::test]
 async fn at_a_hundred_thousand_accounts_the_answer_is_short_and_soon() {
     let asked = with_flags().await;
-    asked.sql("insert into crossover.accounts (account, armed_at) select 'a' || n, now() from generate_series(1, 100000) n;
+    asked.sql("insert into crossover.accounts (account, armed_at, state) select 'a' || n, now(), 'armed' from generate_series(1, 100000) n;
         insert into crossover.pins (id, run_at, weight, on_temporal, on_postgres, stage, owner, account, kind, key, grp, flag_revision, payload_hash)
         select crossover.interaction_id('a' || n, 'k'), now(), 100, true, true, 'live', 'postgres', 'a' || n, 'sync', 'k', 'default', 'file:1', sha256('1')
         from generate_series(1, 30000) n;

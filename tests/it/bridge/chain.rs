@@ -55,3 +55,26 @@ async fn concurrent_pins_of_a_series_are_numbered_without_gaps_and_end_in_order(
     assert_eq!(world.scalar::<i64>("select count(*) from crossover.series where head_no <> last_no + 1").await, 0);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_waits_for_the_first_even_where_all_that_it_was_told_of_were_cancelled() {
+    let world = World::new(Stage::Live).await;
+    let pin = async |key: String, stage| {
+        let (interaction, grace) = (member(&world, 0, key), Duration::ZERO);
+        world.ledger.pin(PinRequest { interaction: &interaction, stage, revision: "test", grace }).await.unwrap()
+    };
+    let first = pin("first".into(), Stage::Live).await.pin.id;
+    let mut others = Vec::new();
+    for n in 0..70 {
+        others.push(pin(format!("{n}"), Stage::Live).await.pin.id);
+    }
+    let behind = pin("on Temporal".into(), Stage::Shadow).await.behind;
+    assert!(!behind.contains(&first), "only the latest are named");
+    for id in others {
+        world.ledger.cancel(id, "no longer needed").await.unwrap();
+    }
+    assert!(world.ledger.still_unended(&behind).await.unwrap().is_empty(), "those that are named have ended");
+    assert_eq!(world.ledger.unended_up_to(&behind).await.unwrap(), [first]);
+    world.ledger.cancel(first, "no longer needed").await.unwrap();
+    assert!(world.ledger.unended_up_to(&behind).await.unwrap().is_empty());
+}

@@ -33,6 +33,7 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let flags = node.flags.clone().unwrap();
     let (decider, _) = crossover::flips::Decider::new(flags, Arc::default(), metrics.clone());
     Router::new(world.ledger.clone(), Arc::new(decider), deliverer, metrics, options, Arc::default(), Arc::default())
+        .holding(crossover::arming::Armed::all_open())
 }
 
 fn interaction(world: &World, key: &str) -> Interaction {

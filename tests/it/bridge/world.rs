@@ -94,6 +94,8 @@ impl World {
         config.worker.slots = 8;
         config.relay.poll = Duration::from_millis(50);
         config.relay.grace = Duration::from_millis(500);
+        // Tests of arming and of outages switch it on.
+        config.router.fail_open = false;
         config
     }
 
@@ -114,6 +116,7 @@ impl World {
             ("WORKER_SLOTS", config.worker.slots.to_string()),
             ("RELAY_POLL", ms(config.relay.poll)),
             ("RELAY_GRACE", ms(config.relay.grace)),
+            ("ROUTER_FAIL_OPEN", config.router.fail_open.to_string()),
         ];
         set.map(|(key, value)| (format!("CROSSOVER_{key}"), value)).into()
     }
@@ -129,9 +132,20 @@ impl World {
 
     /// A node that knows Temporal under another address.
     pub async fn node_towards(&self, temporal: &str, roles: Roles, adjust: impl FnOnce(&mut Config)) -> Node {
+        self.node_between(&self.postgres, temporal, roles, adjust).await
+    }
+
+    /// A node that knows both servers under other addresses.
+    pub async fn node_between(
+        &self,
+        postgres: &str,
+        temporal: &str,
+        roles: Roles,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Node {
         let mut config = self.config();
         adjust(&mut config);
-        let (postgres_url, temporal_address) = (self.postgres.clone(), temporal.to_owned());
+        let (postgres_url, temporal_address) = (postgres.to_owned(), temporal.to_owned());
         let servers = Servers { postgres_url, temporal_address, postgres: None, temporal: None };
         let app = App::start(&config, roles, servers).await.unwrap();
         Node { flags: app.flags().cloned(), ..Node::at(app.address()) }.running(app)

@@ -144,7 +144,7 @@ impl Ledger for MemoryLedger {
         self.write(|book| book.parked.push(parking.clone()))
     }
 
-    async fn still_unended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+    async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
         self.write(|book| {
             book.asked_behind += 1;
             ids.iter().copied().filter(|id| book.unended.contains(id)).collect()
