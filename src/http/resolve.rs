@@ -13,7 +13,7 @@ use super::guard::Who;
 use super::interactions::{id_of, open};
 use super::schema::{Resolve, ResolveAnswer};
 use super::{Api, Problem, Shared, body};
-use crate::ledger::{Resolved, Resolving};
+use crate::ledger::Resolving;
 use crate::router::request::Fault;
 use crate::router::resolve::Wish;
 
@@ -57,12 +57,8 @@ async fn answer(api: &Api, id: &str, body: &[u8], who: &str) -> Result<(StatusCo
     let answer = router.resolve(id, &wish, who).await.map_err(|error| Problem::unavailable(error.to_string()))?;
     tracing::info!(%id, said = %wish.answer, ?answer, who, "somebody said what came of a parked attempt");
     let conflict = |detail: &str| Err(Problem::new(StatusCode::CONFLICT, format!("{id} {detail}")));
-    let state = match wish.answer {
-        Resolved::Retry => "retry",
-        said => said.as_str(),
-    };
     match answer {
-        Resolving::Done => Ok((StatusCode::OK, ResolveAnswer { id, state })),
+        Resolving::Done => Ok((StatusCode::OK, ResolveAnswer { id, state: wish.answer.as_str() })),
         Resolving::Asked => Ok((StatusCode::ACCEPTED, ResolveAnswer { id, state: "asked" })),
         Resolving::Otherwise => conflict("was resolved otherwise before, and Temporal is being told that"),
         Resolving::Ended => conflict("has ended; look it up"),
