@@ -163,7 +163,7 @@ async fn a_delivery_of_the_old_copy_takes_no_new_row_out_and_runs_nothing_when_i
     router.accepts(&world.request("one"), 201).await;
     router.stop().await;
     let old = until("a relay takes it", async || {
-        world.ledger.take_undelivered(10, Duration::from_secs(1)).await.unwrap().pop()
+        world.ledger.take_undelivered(10, 100, Duration::from_secs(1)).await.unwrap().copies.pop()
     })
     .await;
     assert_eq!((old.envelope.epoch, old.envelope.owner), (1, Side::Postgres));
