@@ -90,6 +90,10 @@ pub struct Temporal {
     pub namespace: String,
     /// The task queue of all workflows.
     pub task_queue: String,
+    /// The search attribute by which the workflows of an account are listed.
+    pub account_attribute: String,
+    /// For so long Temporal's lists may lack what was started.
+    pub visibility_lag: Duration,
     /// A start that takes longer is in doubt.
     pub start_timeout: Duration,
 }
@@ -205,6 +209,16 @@ pub struct Worker {
 pub struct Router {
     /// Whether work of accounts that are not armed starts on Temporal without a pin while Postgres is away.
     pub fail_open: bool,
+    /// Such work waits so long for its pin.
+    pub pin_budget: Duration,
+    /// After so many failures in a row nobody asks Postgres for a while.
+    pub breaker_failures: u32,
+    /// For so long, a quarter more or less.
+    pub breaker_open: Duration,
+    /// Interactions that wait on disk to be pinned, at most.
+    pub spool_entries: usize,
+    /// Their bytes, at most.
+    pub spool_bytes: u64,
 }
 
 /// `[intake]`
@@ -373,6 +387,8 @@ impl Config {
                 address: r.address("temporal.address"),
                 namespace: r.name("temporal.namespace", "default"),
                 task_queue: r.name("temporal.task_queue", "crossover"),
+                account_attribute: r.attribute("temporal.account_attribute", "CrossoverAccount"),
+                visibility_lag: r.duration("temporal.visibility_lag", "5s", "0s", "10m"),
                 start_timeout: r.duration("temporal.start_timeout", "2s", "50ms", "1m"),
             },
             flags: Flags {
@@ -424,6 +440,11 @@ impl Config {
             router: Router {
                 // Without Temporal there is nowhere to start it.
                 fail_open: r.switch("router.fail_open", true) && cfg!(feature = "temporal"),
+                pin_budget: r.duration("router.pin_budget", "250ms", "5ms", "30s"),
+                breaker_failures: r.integer("router.breaker_failures", 5, 1..=1_000),
+                breaker_open: r.duration("router.breaker_open", "1s", "10ms", "1m"),
+                spool_entries: r.integer("router.spool_entries", 100_000, 0..=10_000_000),
+                spool_bytes: r.integer("router.spool_bytes", 134_217_728, 0..=17_179_869_184),
             },
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),

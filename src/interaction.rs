@@ -40,6 +40,11 @@ impl Interaction {
     pub fn id(&self) -> Uuid {
         interaction_id(&self.account, &self.key)
     }
+
+    /// The id of its series, where it has one.
+    pub fn series_id(&self) -> Option<Uuid> {
+        self.series.as_deref().map(|series| series_id(&self.account, &self.kind, series))
+    }
 }
 
 /// Names the interaction of (account, key): a version 8 UUID (RFC 9562) made of the first 16 bytes of
@@ -124,6 +129,12 @@ impl<'de> Deserialize<'de> for Payload {
 /// Lower-case hexadecimal, for hashes that people compare.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads what [`hex`] wrote; none where that is something else.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
+    pairs.map(|pair| u8::from_str_radix(pair.filter(|p| p.len() == 2)?, 16).ok()).collect()
 }
 
 /// Declares an enum whose variants have one lower-case name each, in JSON, in SQL and on a screen.

@@ -8,9 +8,11 @@ mod groups;
 mod handover;
 mod intake;
 pub mod observer;
+mod outage;
 mod parking;
 mod pools;
 mod process;
+mod reconciliation;
 mod relay;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -28,8 +30,10 @@ pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
+pub use outage::OutageMetrics;
 pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
+pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -106,6 +110,8 @@ pub struct Metrics {
     pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
+    /// The Temporal half of arming.
+    pub reconciliation: ReconciliationMetrics,
     /// Temporal's own.
     #[cfg(feature = "temporal")]
     pub temporal: TemporalMetrics,
@@ -117,6 +123,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// Flips, routers, overrides.
     pub flips: FlipMetrics,
+    /// What happens while Postgres is away.
+    pub outage: OutageMetrics,
     /// Arming.
     pub arming: ArmingMetrics,
 }
@@ -286,6 +294,7 @@ impl Metrics {
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
+            reconciliation: ReconciliationMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
@@ -295,6 +304,7 @@ impl Metrics {
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
+            outage: OutageMetrics::register(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
             registry: r.registry,
             documented: r.documented,

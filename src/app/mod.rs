@@ -2,6 +2,7 @@
 
 mod flags;
 mod flips;
+mod outages;
 mod servers;
 mod upkeep;
 
@@ -18,7 +19,7 @@ use tracing::{info, warn};
 
 pub use servers::Servers;
 
-use crate::arming::{Armed, NothingThere, Reconcile, RegistrationError};
+use crate::arming::{Armed, Reconcile, RegistrationError};
 use crate::comparator::{Comparator, ComparatorOptions};
 use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
@@ -30,7 +31,10 @@ use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Relay, RelayOptions, Resolver, Router, RouterOptions};
+use crate::router::{
+    Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
+};
+use crate::spool::SpoolError;
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,9 @@ pub enum AppError {
         /// Why, and what to do.
         problem: &'static str,
     },
+    /// What was started without a pin can't be kept.
+    #[error("the spool can't be used: {0}")]
+    Spool(#[from] SpoolError),
     /// A part can't be built.
     #[error("{0}")]
     Part(String),
@@ -152,8 +159,10 @@ impl App {
             ((CancellationToken::new(), TaskTracker::new()), (CancellationToken::new(), TaskTracker::new()));
         let (router, registered) = match (flags.clone(), registration) {
             (Some(flags), Some(registration)) => {
+                // Before the first beat: it says what is left to write.
+                let outages = outages::spawn(config, &parts, &working)?;
                 let (decider, last) = registration.router(address, roles, flags, &parts.metrics, &working).await;
-                let router = Arc::new(parts.router(config, decider));
+                let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
                 (Some(router), Some(last))
@@ -162,7 +171,7 @@ impl App {
             (_, None) => (None, None),
         };
         if roles.router || roles.relay {
-            flips::drive(config, &servers, parts.reconcile(), &parts.metrics, &working)?;
+            flips::drive(config, &servers, parts.reconcile(config, &servers)?, &parts.metrics, &working)?;
         }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
@@ -177,6 +186,10 @@ impl App {
             parts.spawn_comparator(config, &servers, &working)?;
         }
         parts.spawn_gauges(flags.clone(), &working);
+        #[cfg(feature = "temporal")]
+        working
+            .1
+            .spawn(upkeep::ensure_attribute(temporal_client(config, &servers.temporal_address)?, working.0.clone()));
         info!(%address, ?roles, "crossover serves");
         let Parts { ledger, intake, metrics, observer, .. } = parts;
         Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, registered, _servers: servers })
@@ -288,23 +301,31 @@ impl Parts {
         })
     }
 
-    fn router(&self, config: &Config, decider: Arc<Decider>) -> Router {
+    fn router(&self, config: &Config, decider: Arc<Decider>, outages: Outages) -> Router {
         let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
         Router::new(
             self.intake.clone(),
             decider,
             self.deliverer.clone(),
+            outages,
             self.metrics.clone(),
             options,
-            self.wake_queue.clone(),
-            self.wake_relay.clone(),
+            [self.wake_queue.clone(), self.wake_relay.clone()],
         )
-        .holding(self.armed.clone())
     }
 
     /// What gives open workflows without a pin theirs.
-    fn reconcile(&self) -> Arc<dyn Reconcile> {
-        Arc::new(NothingThere)
+    #[cfg(feature = "temporal")]
+    fn reconcile(&self, config: &Config, servers: &Servers) -> Result<Arc<dyn Reconcile>, AppError> {
+        use crate::temporal::reconcile::Reconciler;
+        let client = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics);
+        let (lag, wake_relay) = (config.temporal.visibility_lag, self.wake_relay.clone());
+        Ok(Arc::new(Reconciler::new(client, self.ledger.clone(), self.metrics.clone(), lag, wake_relay)))
+    }
+
+    #[cfg(not(feature = "temporal"))]
+    fn reconcile(&self, _: &Config, _: &Servers) -> Result<Arc<dyn Reconcile>, AppError> {
+        Ok(Arc::new(crate::arming::NothingThere))
     }
 
     fn spawn_intake(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
@@ -359,8 +380,10 @@ impl Parts {
         };
         let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
         let ledger = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
+        let armed = self.armed.clone();
         let worker = TemporalWorker::new(settings, executor, Arc::new(ledger))
             .seen_by(self.observer.clone())
+            .asking(Arc::new(move |account: &str| armed.must_ask(account)))
             .metered(&self.metrics);
         let unrecorded = worker.unrecorded();
         tasks.spawn(upkeep::unrecorded_gauges(unrecorded, self.metrics.clone(), stop.clone()));
@@ -460,8 +483,17 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
 /// What delivers to the Temporal at `address`, and looks up there; it connects when it is first asked.
 #[cfg(feature = "temporal")]
 pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> Result<Arc<dyn Deliver>, AppError> {
+    Ok(Arc::new(crate::temporal::Delivers(temporal_client(config, address)?.metered(metrics))))
+}
+
+/// A client of the Temporal at `address`; it connects when it is first asked.
+#[cfg(feature = "temporal")]
+pub(crate) fn temporal_client(
+    config: &Config,
+    address: &str,
+) -> Result<crate::temporal::client::TemporalClient, AppError> {
+    use crate::temporal::Terms;
     use crate::temporal::client::{ClientSettings, TemporalClient};
-    use crate::temporal::{Delivers, Terms};
     let settings = ClientSettings {
         address: format!("http://{address}"),
         namespace: config.temporal.namespace.clone(),
@@ -476,7 +508,7 @@ pub(crate) fn target(config: &Config, address: &str, metrics: &Arc<Metrics>) -> 
         series_items_a_run: 200,
     };
     let client = TemporalClient::lazy(settings).map_err(AppError::Part)?;
-    Ok(Arc::new(Delivers(client.metered(metrics))))
+    Ok(client.listed_by(&config.temporal.account_attribute))
 }
 
 #[cfg(not(feature = "temporal"))]

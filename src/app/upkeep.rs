@@ -205,6 +205,26 @@ pub(super) async fn probe_pool(name: &'static str, pool: PgPool, metrics: Arc<Me
     }
 }
 
+/// Sees to it that the namespace has the search attribute by which the workflows of an account are listed. Nothing waits for
+/// it: what starts without it runs, and is found by its memo.
+#[cfg(feature = "temporal")]
+pub(super) async fn ensure_attribute(client: crate::temporal::client::TemporalClient, stop: CancellationToken) {
+    use crate::temporal::attribute::Found;
+    let mut tick = tokio::time::interval(Duration::from_secs(60));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        let Some(found) = stop.run_until_cancelled(client.ensure_attribute()).await else { return };
+        match found {
+            Ok(Found::There) => return,
+            Ok(Found::Created) => {
+                return info!(name = client.attribute(), "the namespace has the search attribute now");
+            }
+            Err(error) => {
+                warn!(%error, name = client.attribute(), "whether the namespace has the search attribute isn't known; workflows start without it where it has not");
+            }
+        }
+    }
+}
+
 /// Shows what the Temporal side could not have recorded.
 #[cfg(feature = "temporal")]
 pub(super) async fn unrecorded_gauges(

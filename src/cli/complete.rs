@@ -7,7 +7,8 @@ use crate::interaction::Stage;
 /// Complete an account: Postgres only, nothing is written to Temporal
 ///
 /// Says what it will do, asks (or takes --yes), changes the flags where they live, and waits until every live router
-/// decides by them. Exit code 2: nothing was changed; 3: changed, but a router is silent or late.
+/// decides by them and the account is armed. Exit code 2: nothing was changed; 3: changed, but a router is silent or
+/// late; 4: changed, but the account is not armed yet, so Temporal still executes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -161,6 +161,8 @@ fn configure(mut config: Config, home: &Home) -> Config {
     config.worker.slots = 16;
     // Seconds instead of a day, so that the cohort from off can be armed while one looks on.
     config.window.idempotency = WINDOW;
+    // A Temporal of its own lists what it starts at once, about.
+    config.temporal.visibility_lag = Duration::from_secs(1);
     config
 }
 

@@ -58,6 +58,7 @@ mod way_back;
 
 commands! {
     Arm = arm,
+    Bench = bench if "temporal",
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,

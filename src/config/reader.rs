@@ -260,6 +260,23 @@ impl Reader {
         parsed.unwrap_or_else(|| default.to_owned())
     }
 
+    /// The name of a search attribute, which queries hold without quotes.
+    pub(super) fn attribute(&mut self, key: &'static str, default: &str) -> String {
+        let parsed = self.text(key, quoted(default), |text| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            match text.trim() {
+                name if name.len() <= 100
+                    && name.starts_with(|c: char| c.is_ascii_alphabetic())
+                    && name.chars().all(plain) =>
+                {
+                    Ok(name.to_owned())
+                }
+                _ => Err("must be a letter and at most 99 letters, digits and _ after it".to_owned()),
+            }
+        });
+        parsed.unwrap_or_else(|| default.to_owned())
+    }
+
     /// A name whose default depends on the surroundings, so that no example can state it.
     pub(super) fn derived_name(&mut self, key: &'static str, default: String) -> String {
         let parsed = self.text(key, String::new(), |text| match text.trim() {

@@ -15,10 +15,10 @@ use super::guard::Who;
 use super::schema::{Answer, Cancelled, Found, LookedUp, NewInteraction, Unpinned};
 use super::{Api, Problem, Shared, body};
 use crate::config::tokens::Scope;
-use crate::ledger::Cancelling;
+use crate::ledger::{Cancelling, LedgerError, Story};
 use crate::report;
 use crate::router::request::{Fault, RequestError};
-use crate::router::{Accepted, How, Router, request};
+use crate::router::{Accepted, How, Outages, Router, request};
 
 /// Room for everything of a request but its payload.
 const ENVELOPE_BYTES: usize = 64 << 10;
@@ -141,7 +141,7 @@ fn wait_of(query: &[(String, String)]) -> Result<Option<Duration>, Vec<Fault>> {
     get, path = "/v1/interactions/{id}", tag = "interactions",
     params(("id" = Uuid, Path, description = "As the enqueue answered it.")),
     responses(
-        (status = 200, description = "What is known of it. Work that was started without a pin (stage off) has `pin` null.", body = LookedUp),
+        (status = 200, description = "What is known of it. Work that was started without a pin (stage off, or while Postgres was away) has `pin` null, and so has every answer while Postgres is away: it is what Temporal knows.", body = LookedUp),
         (status = 404, description = "Nothing is known of it.", body = Problem, content_type = "application/problem+json"),
     ),
     security(("token" = ["read"]))
@@ -149,17 +149,40 @@ fn wait_of(query: &[(String, String)]) -> Result<Option<Duration>, Vec<Fault>> {
 pub(super) async fn look_up(State(api): Shared, Path(id): Path<String>) -> Response {
     let answered = async {
         let id = id_of(&id)?;
-        match api.ledger.story(id).await {
+        match story(&api, id).await {
             Ok(Some(story)) => match report::observation(&api.ledger, id).await {
                 Ok(observation) => Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, observation))))),
                 Err(error) => Err(Problem::unavailable(error.to_string())),
             },
             Ok(None) => unpinned(&api, id).await.map(|found| Json(LookedUp::Unpinned(found))),
-            Err(error) => Err(Problem::unavailable(error.to_string())),
+            Err(error) => without_postgres(&api, id, &error).await.map(|found| Json(LookedUp::Unpinned(found))),
         }
     };
     let late = |_| Err(Problem::unavailable(format!("no answer within {:?}", api.request_timeout)));
     tokio::time::timeout(api.request_timeout, answered).await.unwrap_or_else(late).into_response()
+}
+
+/// What Postgres knows of it. While it does not answer in time, and Temporal could, it is not waited for.
+async fn story(api: &Api, id: Uuid) -> Result<Option<Story>, LedgerError> {
+    let hurry = api.router.as_ref().map(|router| router.outages()).filter(|outages| outages.is_open());
+    match hurry.map(Outages::budget) {
+        None => api.ledger.story(id).await,
+        Some(budget) => tokio::time::timeout(budget, api.ledger.story(id))
+            .await
+            .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {budget:?}")))),
+    }
+}
+
+/// Postgres is away: what this router started without a pin, or Temporal has of it.
+async fn without_postgres(api: &Api, id: Uuid, error: &LedgerError) -> Result<Unpinned, Problem> {
+    let away = || Problem::unavailable(error.to_string());
+    let router = api.router.as_ref().ok_or_else(away)?;
+    match router.look_up_unpinned(id).await {
+        Ok(Some(state)) => Ok(Unpinned { id, state, pin: () }),
+        Ok(None) if router.outages().spool().holds_interaction(id) => Ok(Unpinned { id, state: "accepted", pin: () }),
+        // Whether there is a pin of it is not known.
+        Ok(None) | Err(_) => Err(away()),
+    }
 }
 
 /// Not pinned: it may have been started in `off`, where only Temporal knows it.

@@ -66,8 +66,9 @@ pub(super) struct Answer {
     pub(super) stage: Stage,
     /// Grows when ownership moves.
     pub(super) epoch: i32,
-    /// Whether its end can be waited for.
-    #[serde(skip)]
+    /// False where it was started without a pin: in stage off, or while Postgres was away. Absent where it has one.
+    #[serde(skip_serializing_if = "is_true")]
+    #[schema(required = false)]
     pub(super) pinned: bool,
     /// How it ended, where `?wait=` was asked for and it ended in time.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,12 +184,18 @@ pub(super) enum LookedUp {
     Unpinned(Unpinned),
 }
 
-/// An interaction that was started without a pin, in stage off: only Temporal knows it.
+/// What goes without saying.
+fn is_true(it: &bool) -> bool {
+    *it
+}
+
+/// An interaction that was started without a pin, in stage off or while Postgres was away; or any that Temporal has, as
+/// long as Postgres can't be asked.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Unpinned {
     /// The interaction.
     pub(super) id: Uuid,
-    /// `running`, or how it ended.
+    /// `running`, or how it ended; `accepted` for a member of a series while Postgres is away.
     pub(super) state: &'static str,
     /// Null.
     pub(super) pin: (),

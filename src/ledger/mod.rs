@@ -8,10 +8,13 @@ mod compare;
 mod ends;
 mod handover;
 mod intake;
+mod lent;
 mod outbox;
 mod parked;
 mod pins;
+mod reconcile;
 mod schema;
+mod spool;
 mod summary;
 
 use std::time::Duration;
@@ -30,6 +33,7 @@ pub use outbox::{OutboxDepth, Take, Undelivered};
 pub use parked::{Parked, ParkedCounts, Parking, Resolution, Resolved, Resolving, Untold};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
+pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;
 
@@ -116,6 +120,13 @@ pub(crate) fn is_outage(error: &LedgerError) -> bool {
         LedgerError::Unreachable(_) | LedgerError::InDoubt(_) => true,
         LedgerError::Refused(error) => transient(error),
     }
+}
+
+/// Whether callers were in each other's way (a deadlock, a lock that was not had in time): that says nothing of Postgres.
+pub(crate) fn is_contention(error: &LedgerError) -> bool {
+    let LedgerError::Refused(error) = error else { return false };
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("40") || code == "55P03")
 }
 
 /// A lazy pool with the limits of this program: bounded, with a time-out on waiting, a statement time-out and a name

@@ -8,6 +8,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
+use super::lent::Lent;
 use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
 use crate::policy::{Doubt, Failure, Policy};
@@ -123,7 +124,13 @@ pub struct Story {
 impl Ledger {
     /// Pins in one statement, in a transaction of its own.
     pub async fn pin(&self, request: PinRequest<'_>) -> Result<Pinned, LedgerError> {
-        within(pin(&self.pool, request)).await
+        within(async {
+            let mut lent = Lent::of(&self.pool).await?;
+            let pinned = pin(&mut **lent.connection()?, request).await;
+            lent.give_back();
+            pinned
+        })
+        .await
     }
 
     /// Pins in the caller's transaction.
@@ -274,13 +281,13 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
     .bind(request.revision)
     .bind(series)
     .bind(series.map(|s| series_id(&i.account, &i.kind, s)))
-    .bind(i.group.as_deref().unwrap_or("default"))
+    .bind(group_of(i.group.as_deref()))
     .bind(i.priority)
     .bind(i.run_at)
     .bind(i.payload.hash().as_slice())
     .bind(i.payload.get())
     .bind(&policy)
-    .bind((ENVELOPE_WEIGHT + i.payload.get().len() + policy.len()).min(i32::MAX as usize) as i32)
+    .bind(weight(&i.payload, &policy))
     .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
     .fetch_one(executor)
     .await?;
@@ -290,6 +297,16 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
         direct: row.try_get("direct")?,
         behind: row.try_get("behind")?,
     })
+}
+
+/// The group that a pin names.
+pub(super) fn group_of(group: Option<&str>) -> &str {
+    group.unwrap_or("default")
+}
+
+/// Bytes of the envelope, about.
+pub(super) fn weight(payload: &Payload, policy: &str) -> i32 {
+    (ENVELOPE_WEIGHT + payload.get().len() + policy.len()).min(i32::MAX as usize) as i32
 }
 
 /// Reads a text column that holds one of an enum's names.

@@ -3,6 +3,7 @@
 
 mod driver;
 mod load;
+mod proxy;
 mod runner;
 mod settle;
 mod trace;
@@ -10,6 +11,7 @@ mod verdict;
 
 pub use driver::{Answers, Driver, Job, Refusal};
 pub use load::{Burst, KINDS, Load};
+pub use proxy::{Proxy, Weather};
 pub use runner::{Runner, RunnerOptions};
 pub use settle::{Settled, settle};
 pub use trace::{TraceError, read as read_trace};

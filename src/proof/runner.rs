@@ -233,12 +233,16 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
     };
     let (takes, status) = shared.options.fate(body.id, body.attempt);
     let mut running = Running::begin(shared, &body);
+    // So that a result can be followed back to its call, whatever fence it is recorded under.
+    let call = running.at;
     tokio::time::sleep(takes).await;
     running.answered = Some(status.as_u16());
     // Noted before it is sent, so that whatever the answer sets off begins later.
     drop(running);
     match status {
-        StatusCode::OK => Json(serde_json::json!({ "ran": body.id, "attempt": body.attempt })).into_response(),
+        StatusCode::OK => {
+            Json(serde_json::json!({ "ran": body.id, "attempt": body.attempt, "call": call })).into_response()
+        }
         StatusCode::TOO_MANY_REQUESTS => (status, [(header::RETRY_AFTER, "1")], "too much at once").into_response(),
         StatusCode::UNPROCESSABLE_ENTITY => (status, "this can never be done").into_response(),
         _ => (status, "out of order, try again").into_response(),

@@ -13,6 +13,7 @@ use super::error::{Error, Result};
 use super::guard::{Home, Launch};
 use super::server::{Probe, Server};
 use super::{Options, TEMPORAL};
+use crate::temporal::attribute::ACCOUNT_ATTRIBUTE;
 
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -68,6 +69,7 @@ fn launch(program: &Path, home: &Home, namespace: &str, [port, http, metrics]: [
     args.extend(["--db-filename".into(), home.path.join("temporal.db").into(), "--log-level".into(), "warn".into()]);
     args.extend(PRAGMAS.iter().flat_map(|pragma| ["--sqlite-pragma", *pragma]).map(OsString::from));
     args.extend(DYNAMIC_CONFIG.iter().flat_map(|value| ["--dynamic-config-value", *value]).map(OsString::from));
+    args.extend(["--search-attribute".into(), format!("{ACCOUNT_ATTRIBUTE}=Keyword").into()]);
     if namespace != DEFAULT_NAMESPACE {
         args.extend(["--namespace".into(), namespace.into()]);
     }

@@ -3,11 +3,15 @@
 //! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
+pub mod breaker;
 mod circuit;
 mod deliver;
 mod doubt;
+mod drain;
 pub mod handover;
 mod intake;
+mod order;
+mod outage;
 mod pace;
 mod relay;
 pub mod request;
@@ -25,15 +29,19 @@ use uuid::Uuid;
 #[cfg(not(feature = "temporal"))]
 pub use deliver::NoTemporal;
 pub use deliver::{Deliver, Deliverer, Delivery, DeliveryError};
+pub use drain::Drain;
 pub use intake::{Intake, IntakeOptions};
+pub use outage::{OutageOptions, Outages};
 pub use relay::{Relay, RelayOptions};
 pub use resolve::Resolver;
 
 use deliver::Settled;
 use doubt::Doubts;
+use outage::Pinless;
 
 use crate::arming::{Armed, Unpinned, UnpinnedStart};
 use crate::faults::{self, Whether};
+use crate::flags::Decision;
 use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, Resolving, is_outage};
@@ -45,6 +53,7 @@ pub struct Router {
     ledger: Ledger,
     decider: Arc<Decider>,
     deliverer: Deliverer,
+    outages: Outages,
     metrics: Arc<Metrics>,
     options: RouterOptions,
     /// Rung when the Postgres side may have something to do.
@@ -143,25 +152,21 @@ pub struct Ticket {
 }
 
 impl Router {
-    /// A router over these parts. It takes nothing in before it knows the accounts' states: see [`Self::holding`].
+    /// A router over these parts; `wake` are rung when there is something to run, or to relay. It takes nothing in before
+    /// it knows the accounts' states.
     pub fn new(
         ledger: Ledger,
         decider: Arc<Decider>,
         deliverer: Deliverer,
+        outages: Outages,
         metrics: Arc<Metrics>,
         options: RouterOptions,
-        wake_queue: Arc<Notify>,
-        wake_relay: Arc<Notify>,
+        wake: [Arc<Notify>; 2],
     ) -> Self {
         let doubts = Arc::new(Doubts::new(deliverer.clone()));
-        let armed = Armed::new(false);
-        Self { ledger, decider, deliverer, metrics, options, wake_queue, wake_relay, armed, doubts }
-    }
-
-    /// The same, and what may start without a pin is what `armed` says.
-    pub fn holding(mut self, armed: Armed) -> Self {
-        self.armed = armed;
-        self
+        let armed = outages.armed().clone();
+        let [wake_queue, wake_relay] = wake;
+        Self { ledger, decider, deliverer, outages, metrics, options, wake_queue, wake_relay, armed, doubts }
     }
 
     /// Repeats unpinned starts whose outcome is in doubt, until `stop`.
@@ -185,21 +190,27 @@ impl Router {
             return Err(unavailable(interaction, format!("this router is not ready: {why}")));
         }
         let decision = self.decider.decide(&interaction.account, &interaction.kind);
-        if decision.stage == Stage::Off
-            && let Some(start) = self.may_skip_the_pin(interaction).await?
-        {
-            return self.start_unpinned(interaction, start).await;
+        // Held all along: what the account is now, it is until this has its answer.
+        let unpinned = self.doubts.have_room().then(|| self.outages.begin(&interaction.account)).flatten();
+        if decision.stage == Stage::Off {
+            match self.may_skip_the_pin(interaction, unpinned.is_some()).await {
+                Ok(Some(start)) => return self.start_unpinned(interaction, start).await,
+                Ok(None) => {}
+                Err(error) => {
+                    // The mark may be set, the interaction is not: nothing was started.
+                    let error = LedgerError::Unreachable(sqlx::Error::Io(std::io::Error::other(error.to_string())));
+                    return self.start_for_want_of_a_pin(interaction, &decision, unpinned, Some(error)).await;
+                }
+            }
         }
         self.armed.forget_mark(&interaction.account);
-        let request =
-            PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
-        let began = Instant::now();
-        let pinned = tokio::time::timeout(self.options.pin_timeout, self.ledger.pin(request))
-            .await
-            .unwrap_or_else(|_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout))))
-            .inspect_err(|error| self.disturbed(error))
-            .map_err(|error| not_pinned(interaction, error))?;
-        self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
+        if unpinned.is_some() && self.outages.follows_unpinned(interaction) {
+            return self.start_for_want_of_a_pin(interaction, &decision, unpinned, None).await;
+        }
+        let pinned = match self.pin(interaction, &decision, unpinned.is_some()).await {
+            Ok(pinned) => pinned,
+            Err(error) => return self.start_for_want_of_a_pin(interaction, &decision, unpinned, Some(error)).await,
+        };
         // Only one enqueue makes the pin, so a trace has one root.
         match pinned.created {
             true => telemetry::begin(&Span::current(), pinned.pin.id),
@@ -208,8 +219,36 @@ impl Router {
         let ticket = self.ticket(interaction, pinned)?;
         match self.deliver(ticket).await {
             Accepted { how: How::Conflict, .. } => Err(conflict(interaction, "payload")),
-            accepted => Ok(accepted),
+            accepted => {
+                self.outages.delivered(interaction, &accepted);
+                Ok(accepted)
+            }
         }
+    }
+
+    /// Pins, within the time that the caller has.
+    async fn pin(&self, interaction: &Interaction, decision: &Decision, hasty: bool) -> Result<Pinned, LedgerError> {
+        let request =
+            PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
+        let began = Instant::now();
+        let pinned =
+            self.outages.ask(hasty, self.ledger.pin(request)).await.inspect_err(|error| self.disturbed(error))?;
+        self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
+        Ok(pinned)
+    }
+
+    /// Starts work on Temporal alone, if its account may go on so while Postgres is away.
+    async fn start_for_want_of_a_pin(
+        &self,
+        interaction: &Interaction,
+        decision: &Decision,
+        start: Option<UnpinnedStart>,
+        why: Option<LedgerError>,
+    ) -> Result<Accepted, EnqueueError> {
+        let envelope = envelope(interaction, None, Side::Temporal, 1);
+        telemetry::join(&Span::current(), envelope.id);
+        let pinless = Pinless { start, why };
+        self.outages.start((&self.deliverer, &self.doubts), interaction, envelope, decision, pinless).await
     }
 
     /// Pins in the caller's transaction: the interaction exists if and only if it commits. Pass the ticket to
@@ -220,6 +259,9 @@ impl Router {
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
         valid(interaction, chrono::Utc::now())?;
+        if let Some(series) = interaction.series_id() {
+            self.outages.order.will_wait(series);
+        }
         self.pin_in(transaction, interaction).await
     }
 
@@ -235,7 +277,13 @@ impl Router {
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
+        self.outages.in_doubt(interaction);
         self.ticket(interaction, pinned)
+    }
+
+    /// What this router goes by while Postgres is away.
+    pub fn outages(&self) -> &Outages {
+        &self.outages
     }
 
     /// Delivers what a ticket names. An execution on Temporal is waited for; a rehearsal never delays the caller.
@@ -276,7 +324,11 @@ impl Router {
 
     /// Begins a start of work in `off` without a pin, where that may be: Temporal only, no Postgres. An account is asked
     /// about once. It has begun before Postgres is asked, so that a barrier that comes between waits for it.
-    async fn may_skip_the_pin(&self, interaction: &Interaction) -> Result<Option<UnpinnedStart>, EnqueueError> {
+    async fn may_skip_the_pin(
+        &self,
+        interaction: &Interaction,
+        hasty: bool,
+    ) -> Result<Option<UnpinnedStart>, LedgerError> {
         let account = &interaction.account;
         if !self.doubts.have_room() {
             return Ok(None);
@@ -285,11 +337,7 @@ impl Router {
         if self.armed.is_marked(account) {
             return Ok(Some(start));
         }
-        // The mark may be set when this fails, the interaction is not: nothing was started.
-        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
-        let asked = tokio::time::timeout(self.options.pin_timeout, self.ask_unpinned(account)).await;
-        let (marked, waiting) =
-            asked.unwrap_or_else(late).map_err(|error| unavailable(interaction, error.to_string()))?;
+        let (marked, waiting) = self.outages.ask(hasty, self.ask_unpinned(account)).await?;
         if marked && !waiting {
             self.armed.mark(&start);
         }

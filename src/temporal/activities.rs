@@ -21,6 +21,7 @@ use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, ha
 use crate::policy::{Doubt, Failure, Next, OnUnknown};
 use crate::telemetry;
 
+use super::ask::{ASK, Asked, Execution, MustAsk, Resets};
 use super::late::Watch;
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal, Parking};
 use super::mirror::Unrecorded;
@@ -90,15 +91,10 @@ pub struct Activities {
     pub stopping: CancellationToken,
     /// Where what comes too late is counted.
     pub metrics: Option<Arc<Metrics>>,
-}
-
-/// An execution of a policy that parks: its workflow counts the attempts.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Numbered {
-    /// What to run.
-    pub envelope: Envelope,
-    /// So many attempts were made before.
-    pub made: i32,
+    /// Whether unpinned copies of an account ask their pin.
+    pub must_ask: MustAsk,
+    /// Which runs were made by a reset.
+    pub resets: Resets,
 }
 
 #[activities]
@@ -109,20 +105,14 @@ impl Activities {
     pub async fn execute(
         self: Arc<Self>,
         ctx: ActivityContext,
-        input: Exact<Envelope>,
+        input: Exact<Execution>,
     ) -> Result<Exact<Attempt>, ActivityError> {
-        self.run(&ctx, input.0, 0).await
-    }
-
-    /// The same, where the workflow counts the attempts because its policy parks.
-    #[activity(name = "attempt")]
-    pub async fn attempt(
-        self: Arc<Self>,
-        ctx: ActivityContext,
-        input: Exact<Numbered>,
-    ) -> Result<Exact<Attempt>, ActivityError> {
-        let Exact(Numbered { envelope, made }) = input;
-        self.run(&ctx, envelope, made).await
+        let Exact(execution) = input;
+        if self.must_ask(&execution, ctx.info()).await {
+            return Err(asks_first(&execution, ctx.info()));
+        }
+        let Execution { envelope, asking } = execution;
+        self.run(&ctx, envelope, asking.before).await
     }
 
     /// Tells the ledger that an interaction waits for a person.
@@ -174,8 +164,24 @@ impl Activities {
             Ok(open) => format!("waits for {} earlier of its series, first {}", open.len(), open[0]),
             Err(error) => format!("can't ask what is behind: {error}"),
         };
-        let delay = Duration::from_millis(50).saturating_mul(1 << ctx.info().attempt.min(6)).min(BEHIND_AT_MOST);
-        Err(ApplicationFailure::builder(why).type_name("behind".to_owned()).next_retry_delay(delay).build().into())
+        Err(look_again("behind", why, ctx.info()))
+    }
+
+    /// Asks the pin of a copy whether it may run. Where Postgres can't be reached, the server waits and asks again.
+    #[activity(name = "ask")]
+    pub async fn ask(self: Arc<Self>, ctx: ActivityContext, envelope: Exact<Envelope>) -> Result<Asked, ActivityError> {
+        let Exact(envelope) = envelope;
+        let why = match self.within(self.ledger.ask(&envelope)).await {
+            Ok(Asked::Run { behind, .. }) if !behind.is_empty() => {
+                format!("waits for what Postgres runs of its series, last {}", behind[0])
+            }
+            Ok(asked) => return Ok(asked),
+            Err(error) => {
+                tracing::warn!(id = %envelope.id, %error, "a copy must ask its pin before it runs, and can't; it waits");
+                format!("can't ask its pin: {error}")
+            }
+        };
+        Err(look_again("ask", why, ctx.info()))
     }
 
     /// Puts an end into its pin.
@@ -322,6 +328,16 @@ impl Activities {
         ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
     }
 
+    /// Whether an execution has to ask its pin before it begins.
+    async fn must_ask(&self, execution: &Execution, info: &ActivityInfo) -> bool {
+        let Execution { envelope, asking } = execution;
+        match &asking.asked_in {
+            Some(run) => info.workflow_run_id.as_ref() != Some(run),
+            None if !envelope.pinned && (self.must_ask)(&envelope.account) => true,
+            None => self.resets.made(execution, info).await,
+        }
+    }
+
     /// Sees that an execution begins.
     fn begins(&self, this: &Try<'_>) {
         self.observer.dequeued(Dequeue {
@@ -407,6 +423,19 @@ impl Try<'_> {
 
 fn failed(report: Attempt, failure: Failure, error: String) -> Attempt {
     Attempt { outcome: Some(Outcome::Failed), failure: Some(failure), error: Some(error), ..report }
+}
+
+/// Ends an execution that has not begun; its workflow asks the pin and schedules it again. This attempt isn't counted.
+fn asks_first(execution: &Execution, info: &ActivityInfo) -> ActivityError {
+    let before = execution.asking.before + number(info) - 1;
+    let failure = ApplicationFailure::builder("it has to ask its pin before it runs").type_name(ASK.to_owned());
+    ActivityError::application(failure.non_retryable(true).details(before).build())
+}
+
+/// «Not yet»: the server waits, longer each time, and asks again.
+fn look_again(what: &str, why: String, info: &ActivityInfo) -> ActivityError {
+    let delay = Duration::from_millis(50).saturating_mul(1 << info.attempt.min(6)).min(BEHIND_AT_MOST);
+    ApplicationFailure::builder(why).type_name(what.to_owned()).next_retry_delay(delay).build().into()
 }
 
 /// Beats for as long as the call runs. A killed worker is noticed because its beats end.

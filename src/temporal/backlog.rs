@@ -13,6 +13,12 @@ use super::ledger::End;
 /// Keys remembered at most: a megabyte of the two that Temporal takes as an input.
 const REMEMBER: usize = 12_000;
 
+/// What an envelope weighs beside its payload, about.
+const ENVELOPE_WEIGHT: usize = 4_000;
+/// The epoch of what has no pin.
+const UNPINNED: i32 = 1;
+const LATE: &str = "it ended before it was pinned; its result wasn't kept";
+
 /// One step of the series.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,8 +67,7 @@ impl Backlog {
             }
             Some(memory) if envelope.pinned => match memory.1.take() {
                 Some((outcome, attempt)) => {
-                    let reason = "it ended before it was pinned; its result wasn't kept";
-                    self.settle(late_end(&envelope, outcome, attempt, reason));
+                    self.settle(late_end(&envelope, outcome, attempt, LATE));
                 }
                 None => self.adopt(&envelope),
             },
@@ -79,7 +84,7 @@ impl Backlog {
         }
         let older = |work: &Work| matches!(work, Work::Run(e) if e.id == envelope.id && e.epoch < envelope.epoch);
         for epoch in 1..envelope.epoch {
-            self.remembered.remove(&name_of(&envelope, epoch));
+            self.remembered.remove(&name_of(envelope.id, epoch));
         }
         self.pending.retain(|work| !older(work));
         self.remembered.insert(name(&envelope), Memory(None, None, hash_head(&envelope)));
@@ -110,7 +115,8 @@ impl Backlog {
     /// Whether a later copy of the same interaction came before this one: then this one is late. An epoch is a handover,
     /// and there are few of an interaction.
     fn has_later_epoch(&self, envelope: &Envelope) -> bool {
-        (envelope.epoch + 1..=envelope.epoch + 4).any(|epoch| self.remembered.contains_key(&name_of(envelope, epoch)))
+        (envelope.epoch + 1..=envelope.epoch + 4)
+            .any(|epoch| self.remembered.contains_key(&name_of(envelope.id, epoch)))
     }
 
     /// That whose turn it is was called off: it is not put back.
@@ -146,14 +152,59 @@ impl Backlog {
     }
 
     fn adopt(&mut self, pinned: &Envelope) {
+        self.own(pinned.id, pinned.epoch);
+    }
+
+    fn own(&mut self, id: uuid::Uuid, epoch: i32) {
         let waiting = self.pending.iter_mut().filter_map(|work| match work {
             Work::Run(envelope) => Some(&mut **envelope),
             Work::Settle(_) => None,
         });
-        let known = waiting.chain(&mut self.running).find(|e| e.id == pinned.id && e.epoch == pinned.epoch);
+        let known = waiting.chain(&mut self.running).find(|e| e.id == id && e.epoch == epoch);
         if let Some(known) = known {
             known.pinned = true;
         }
+    }
+
+    /// Those that wait or run without a pin, the one that runs first, without the first `skip`: as many as `most` bytes take,
+    /// and one at least.
+    pub fn unpinned(&self, skip: usize, most: usize) -> Vec<Envelope> {
+        let waiting = self.pending.iter().filter_map(|work| match work {
+            Work::Run(envelope) => Some(&**envelope),
+            Work::Settle(_) => None,
+        });
+        let mut weight = 0;
+        let fits = |envelope: &&Envelope| {
+            let first = weight == 0;
+            weight += ENVELOPE_WEIGHT + envelope.payload.get().len();
+            first || weight <= most
+        };
+        let unpinned = self.running.iter().chain(waiting).filter(|envelope| !envelope.pinned);
+        unpinned.skip(skip).take_while(fits).cloned().collect()
+    }
+
+    /// These have a pin now. One that has ended meanwhile has its end settled.
+    pub fn adopt_all(&mut self, ids: &[uuid::Uuid]) {
+        for id in ids {
+            let ended = self.remembered.get_mut(&name_of(*id, UNPINNED)).and_then(|memory| memory.1.take());
+            if let Some((outcome, attempt)) = ended {
+                let reason = Some(LATE.to_owned());
+                self.settle(End { id: *id, epoch: UNPINNED, outcome, attempt, reason, attempt_report: None });
+            }
+            self.own(*id, UNPINNED);
+        }
+    }
+
+    /// What runs has a pin after all.
+    pub fn adopt_running(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.pinned = true;
+        }
+    }
+
+    /// Keys that are remembered of what has ended.
+    pub fn remembers(&self) -> usize {
+        self.remembered.values().filter(|memory| memory.0.is_some()).count()
     }
 
     /// The head of the queue, which runs from now on.
@@ -251,12 +302,12 @@ impl From<&Envelope> for Member {
 
 /// Half of SHA-256 over `id:epoch`, in hex.
 pub fn name(envelope: &Envelope) -> String {
-    name_of(envelope, envelope.epoch)
+    name_of(envelope.id, envelope.epoch)
 }
 
 /// The name of its copy under another epoch.
-fn name_of(envelope: &Envelope, epoch: i32) -> String {
-    let digest = Sha256::digest(format!("{}:{epoch}", envelope.id));
+fn name_of(id: uuid::Uuid, epoch: i32) -> String {
+    let digest = Sha256::digest(format!("{id}:{epoch}"));
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -442,6 +493,40 @@ mod tests {
         assert!(backlog.hand_over(member(5, 2, Side::Temporal)));
         backlog.call_off_running();
         assert!(!backlog.put_back() && backlog.running_is_pinned());
+    }
+
+    #[test]
+    fn those_without_a_pin_are_named_in_turn_as_many_as_fit_and_no_more_once_they_are_told() {
+        let mut backlog = Backlog::default();
+        for (key, pinned) in [("a", false), ("b", true), ("c", false), ("d", false)] {
+            backlog.accept(envelope(key, pinned));
+        }
+        backlog.begin();
+        let named =
+            |backlog: &Backlog, skip, most| backlog.unpinned(skip, most).into_iter().map(|e| e.key).collect::<Vec<_>>();
+        assert_eq!(named(&backlog, 0, 1_000_000), ["a", "c", "d"]);
+        assert_eq!(named(&backlog, 0, 1), ["a"], "one at least");
+        assert_eq!(named(&backlog, 1, 1_000_000), ["c", "d"]);
+        backlog.adopt_all(&[interaction_id("a", "a"), interaction_id("a", "d")]);
+        assert_eq!(named(&backlog, 0, 1_000_000), ["c"]);
+        assert!(backlog.running_is_pinned());
+        assert_eq!(backlog.remembers(), 0);
+    }
+
+    #[test]
+    fn one_that_ended_before_it_was_told_of_its_pin_settles_once() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", false));
+        backlog.begin();
+        backlog.finish(1, Some(Outcome::Succeeded), 2);
+        for _ in 0..2 {
+            backlog.adopt_all(&[interaction_id("a", "a"), interaction_id("a", "unknown")]);
+        }
+        match backlog.begin() {
+            Some(Work::Settle(end)) => assert_eq!((end.outcome, end.attempt), (Outcome::Succeeded, 2)),
+            unexpected => panic!("{unexpected:?}"),
+        }
+        assert!(backlog.is_drained());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use temporalio_client::grpc::WorkflowService;
+use temporalio_client::grpc::{OperatorService, WorkflowService};
 use temporalio_client::tonic::{Code, Request, Response, Status};
 use temporalio_client::{Connection, ConnectionOptions, RetryOptions, Url};
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
@@ -19,6 +19,7 @@ use tokio::sync::OnceCell;
 use crate::metrics::Metrics;
 
 use super::Terms;
+use super::attribute::{ACCOUNT_ATTRIBUTE, AccountAttribute};
 use super::deliver::DeliverError;
 use super::meter::meter;
 use super::series::SeriesStatus;
@@ -66,6 +67,8 @@ pub struct TemporalClient {
     pub(super) target: Target,
     connection: Arc<OnceCell<Connection>>,
     meter: Option<TemporalMeter>,
+    pub(super) attribute: Arc<AccountAttribute>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 type Rpc<T> = Result<Response<T>, Status>;
@@ -80,13 +83,44 @@ impl TemporalClient {
             task_queue: settings.task_queue.clone(),
             identity: settings.identity.clone(),
         };
-        Ok(Self { settings: Arc::new(settings), url, target, connection: Arc::default(), meter: None })
+        let attribute = Arc::new(AccountAttribute::named(ACCOUNT_ATTRIBUTE));
+        let (settings, connection) = (Arc::new(settings), Arc::default());
+        Ok(Self { settings, url, target, connection, meter: None, attribute, metrics: None })
     }
 
     /// The same, measured: its calls show in `metrics`.
     pub fn metered(mut self, metrics: &Arc<Metrics>) -> Self {
         self.meter = Some(meter(metrics));
+        self.metrics = Some(metrics.clone());
         self
+    }
+
+    /// The same, and what it starts can be listed by the search attribute `name`, see [`super::attribute`].
+    pub fn listed_by(mut self, name: &str) -> Self {
+        self.attribute = Arc::new(AccountAttribute::named(name));
+        self
+    }
+
+    /// The name of that search attribute.
+    pub fn attribute(&self) -> &str {
+        self.attribute.name()
+    }
+
+    /// Whether a start was refused for its search attribute, so that it is to be repeated without.
+    pub(super) fn refused_attribute(&self, status: &Status) -> bool {
+        let missing = self.attribute.is_missing(status);
+        if missing {
+            let (name, error) = (self.attribute.name(), status.message());
+            tracing::warn!(name, error, "the namespace does not take the search attribute; workflows start without it");
+        }
+        missing
+    }
+
+    /// Counts a start that carries no search attribute.
+    pub(super) fn unlisted(&self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.reconciliation.unlisted.inc();
+        }
     }
 
     /// What Temporal says of a workflow; absent where it knows none of that id.
@@ -167,6 +201,13 @@ impl TemporalClient {
             retryable: true,
             reason: format!("no connection to {}: {error}", self.settings.address),
         })
+    }
+
+    /// The service of operators, over the same connection.
+    pub(super) async fn operator(&self) -> Result<Box<dyn OperatorService>, DeliverError> {
+        self.service().await?;
+        let none = || DeliverError::InDoubt("the connection is gone".to_owned());
+        self.connection.get().map(Connection::operator_service).ok_or_else(none)
     }
 
     async fn connect(&self) -> Result<Connection, String> {

@@ -14,6 +14,7 @@ use crate::policy::{Backoff, Listed, OnUnknown, Policy};
 
 use super::Terms;
 use super::activities::{Activities, Read, Rehearsal, due_by};
+use super::ask::{ASK, Asked, Asking, Execution};
 use super::ledger::End;
 use super::parking::{self, Holds};
 use super::wire::Exact;
@@ -36,6 +37,12 @@ pub struct Closed {
     pub result: Option<Payload>,
     /// Why it didn't succeed.
     pub reason: Option<String>,
+    /// Its pin would not have it run; the reason says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
+    /// It came without a pin, asked for one before it ran, and has it.
+    #[serde(skip)]
+    pub adopted: bool,
     /// It was called off while it waited; nothing of it has begun.
     #[serde(skip)]
     pub(super) unbegun: bool,
@@ -46,7 +53,9 @@ pub struct Closed {
 
 impl Closed {
     pub(super) fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
-        Self { rehearsal, outcome, attempt, result: None, reason: Some(reason.into()), unbegun: false, report: None }
+        let reason = Some(reason.into());
+        let (refused, adopted, unbegun) = (false, false, false);
+        Self { rehearsal, outcome, attempt, result: None, reason, refused, adopted, unbegun, report: None }
     }
 
     pub(super) fn ran(report: Attempt) -> Self {
@@ -56,6 +65,8 @@ impl Closed {
             attempt: report.fence.attempt,
             result: report.result.clone(),
             reason: report.error.clone(),
+            refused: false,
+            adopted: false,
             unbegun: false,
             report: Some(report),
         }
@@ -105,8 +116,8 @@ pub async fn run_copy<W: Holds>(
         return called_off();
     }
     match envelope.policy.on_unknown {
-        OnUnknown::Retry => execute(ctx, envelope, terms, cancel).await,
-        OnUnknown::Park => parking::execute(ctx, envelope, terms, cancel).await,
+        OnUnknown::Retry => execute(ctx, envelope, terms, cancel, &waiting).await,
+        OnUnknown::Park => parking::execute(ctx, envelope, terms, cancel, &waiting).await,
     }
 }
 
@@ -136,31 +147,88 @@ async fn execute<W>(
     envelope: &Envelope,
     terms: &Terms,
     cancel: WorkflowCancellationToken,
+    waiting: &WorkflowCancellationToken,
 ) -> Closed {
-    let retries = native_retries(&envelope.policy, &[]);
-    let options = execution(envelope, terms, retries, cancel);
-    match ctx.execute_activity(Activities::execute, Exact(envelope.clone()), options).await {
-        Ok(Exact(report)) => Closed::ran(report),
-        Err(error) => failed(envelope, &error),
+    let mut execution = first(ctx, envelope);
+    loop {
+        let error = match attempt(ctx, &execution, terms, cancel.clone()).await {
+            Ok(report) => return Closed { adopted: execution.is_adopted(envelope), ..Closed::ran(report) },
+            Err(error) => error,
+        };
+        let Some(before) = wants_to_ask(&error) else {
+            return Closed { adopted: execution.is_adopted(envelope), ..failed(envelope, &error) };
+        };
+        if let Err(closed) = ask(ctx, &mut execution, before, waiting).await {
+            return closed;
+        }
     }
 }
 
-/// How an execution is watched by the server.
-pub(super) fn execution(
-    envelope: &Envelope,
+/// An execution that knows in which run it was scheduled.
+pub(super) fn first<W>(ctx: &WorkflowContext<W>, envelope: &Envelope) -> Execution {
+    let asking = Asking { first_run: Some(ctx.info().first_execution_run_id().to_owned()), ..Asking::default() };
+    Execution { envelope: envelope.clone(), asking }
+}
+
+/// Asks the pin, which may take as long as Postgres is away, or runs an earlier member of its series: the wait is many short activities rather than a long one, and no
+/// attempt is counted. `Err`: it does not run.
+pub(super) async fn ask<W>(
+    ctx: &WorkflowContext<W>,
+    execution: &mut Execution,
+    before: i32,
+    waiting: &WorkflowCancellationToken,
+) -> Result<(), Closed> {
+    let envelope = execution.envelope.clone();
+    let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
+    options.retry_policy = Some(RetryPolicy::builder().maximum_interval(Duration::from_secs(5)).build());
+    options.cancellation_token = Some(waiting.clone());
+    let asked = ctx.execute_activity(Activities::ask, Exact(envelope.clone()), options).await;
+    match asked {
+        Ok(Asked::Run { attempts, .. }) => {
+            execution.envelope.pinned = true;
+            execution.asking.asked_in = Some(ctx.run_id().to_owned());
+            execution.asking.before = before.max(attempts);
+            Ok(())
+        }
+        Ok(Asked::Never(why)) => Err(Closed { refused: true, ..Closed::new(false, None, before, why) }),
+        Err(error) => Err(Closed { unbegun: waiting.is_cancelled(), ..failed(&envelope, &error) }),
+    }
+}
+
+/// The attempts made before, where the execution has not begun because it must ask its pin first.
+pub(super) fn wants_to_ask(error: &ActivityExecutionError) -> Option<i32> {
+    match error.reason() {
+        Some(temporalio_common::error::IncomingError::Application(failure)) if failure.type_name() == Some(ASK) => {
+            Some(failure.details::<i32>().ok().flatten().unwrap_or(0))
+        }
+        _ => None,
+    }
+}
+
+pub(super) async fn attempt<W>(
+    ctx: &WorkflowContext<W>,
+    execution: &Execution,
     terms: &Terms,
-    retries: RetryPolicy,
     cancel: WorkflowCancellationToken,
-) -> ActivityOptions {
+) -> Result<Attempt, ActivityExecutionError> {
+    let envelope = &execution.envelope;
     let mut options = ActivityOptions::start_to_close_timeout(envelope.policy.run_timeout() + GRACE);
     options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
     options.heartbeat_timeout = Some(terms.heartbeat());
-    options.retry_policy = Some(retries);
+    let left = Policy {
+        max_attempts: (envelope.policy.max_attempts - execution.asking.before).max(1),
+        ..envelope.policy.clone()
+    };
+    options.retry_policy = Some(match envelope.policy.on_unknown {
+        OnUnknown::Retry => native_retries(&left, &[]),
+        // Temporal would make another attempt after a lost worker; the workflow makes them.
+        OnUnknown::Park => RetryPolicy::builder().maximum_attempts(1).build(),
+    });
     options.cancellation_token = Some(cancel);
     // What has begun may have effects: its own word counts, not the wish to end it. What has not, or waits for another
     // attempt, the server ends at once.
     options.cancellation_type = ActivityCancellationType::WaitCancellationCompleted;
-    options
+    ctx.execute_activity(Activities::execute, Exact(execution.clone()), options).await.map(|Exact(report)| report)
 }
 
 async fn rehearse<W>(

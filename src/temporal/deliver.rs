@@ -87,8 +87,18 @@ impl TemporalClient {
 
     async fn start(&self, envelope: &Envelope) -> Result<Delivered, DeliverError> {
         let copy = Copy { envelope: envelope.clone(), terms: self.settings.terms };
-        let request = self.request(self.target.start(&copy).map_err(unwritable)?);
-        match self.service().await?.start_workflow_execution(request).await {
+        let mut message = self.target.start(&copy).map_err(unwritable)?;
+        message.search_attributes = self.attribute.of(&envelope.account);
+        let mut service = self.service().await?;
+        let mut answer = service.start_workflow_execution(self.request(message.clone())).await;
+        if message.search_attributes.is_some() && answer.as_ref().is_err_and(|status| self.refused_attribute(status)) {
+            message.search_attributes = None;
+            answer = service.start_workflow_execution(self.request(message.clone())).await;
+        }
+        if message.search_attributes.is_none() {
+            self.unlisted();
+        }
+        match answer {
             // A repetition answers `started` as well, also where that workflow has closed since.
             Ok(answer) if answer.get_ref().started && is_open(answer.get_ref().status()) => Ok(Delivered::Started),
             Ok(_) => self.compare(envelope).await,
@@ -118,11 +128,19 @@ impl TemporalClient {
             items_a_run: self.settings.series_items_a_run,
             backlog: Backlog::default(),
         };
-        let message = self.target.enqueue(envelope, series, &first).map_err(unwritable)?;
+        let mut message = self.target.enqueue(envelope, series, &first).map_err(unwritable)?;
+        message.search_attributes = self.attribute.of(&envelope.account);
+        if message.search_attributes.is_none() {
+            self.unlisted();
+        }
         let mut service = self.service().await?;
         loop {
             match service.signal_with_start_workflow_execution(self.request(message.clone())).await {
                 Err(status) if is_closing(&status) => tokio::time::sleep(CLOSING).await,
+                Err(status) if message.search_attributes.is_some() && self.refused_attribute(&status) => {
+                    message.search_attributes = None;
+                    self.unlisted();
+                }
                 answer => return answer.map(|_| Delivered::Started).map_err(Into::into),
             }
         }

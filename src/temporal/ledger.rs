@@ -7,9 +7,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use super::ask::Asked;
 pub use crate::ledger::{OpenRehearsal, Parking};
 
-use crate::interaction::{Attempt, Fence, Outcome, Payload};
+use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload};
 
 /// Why the ledger couldn't answer.
 pub type LedgerError = Box<dyn std::error::Error + Send + Sync>;
@@ -88,6 +89,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Records that an interaction is parked after this attempt, with the attempt. Idempotent: after a crash it comes again.
     async fn park(&self, parking: &Parking) -> Result<(), LedgerError>;
+
+    /// Whether a copy may run, by its pin; one that came without a pin gets one, if its key has none.
+    async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError>;
 
     /// Which of these pins have not ended.
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;

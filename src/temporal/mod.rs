@@ -4,13 +4,20 @@
 //!
 //! What must touch the world is an activity ([`activities`]). Postgres is known only as a [`ledger::Ledger`].
 //! [`deliver`] brings copies here over [`client`], [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
+//!
+//! Before an account is armed, [`reconcile`] gives a pin to what is open here without one, found by the search attribute of
+//! [`attribute`]; what it overlooked asks its pin itself ([`ask`]).
 
 pub mod activities;
+pub mod ask;
+pub mod attribute;
 pub mod client;
 pub mod copy;
 pub mod deliver;
 pub mod ledger;
+pub mod listing;
 pub mod mirror;
+pub mod reconcile;
 pub mod series;
 pub mod wire;
 pub mod worker;

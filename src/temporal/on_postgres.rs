@@ -10,9 +10,12 @@ use uuid::Uuid;
 
 use super::client::TemporalClient;
 use super::deliver::{DeliverError, Delivered};
-use super::ledger::{ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step};
+use super::ledger::{
+    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
+};
+use super::reconcile;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
-use crate::ledger::{self, Ledger as Postgres, Untold};
+use crate::ledger::{self, Ledger as Postgres, Untold, Verdict};
 use crate::metrics::Metrics;
 use crate::observer::{self, Observer, Seen, Sighting};
 use crate::policy::{Failure, Next};
@@ -93,6 +96,19 @@ impl Ledger for OnPostgres {
             }
         }
         Ok(())
+    }
+
+    async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError> {
+        let answer = self.told("ask", reconcile::ask(&self.ledger, envelope).await)?;
+        if answer.behind.is_empty() {
+            self.metrics.reconciliation.asked.with_label_values(&[answer.verdict.as_str()]).inc();
+        }
+        if answer.verdict == Verdict::Own {
+            return Ok(Asked::Run { behind: answer.behind, attempts: answer.attempts });
+        }
+        let why = answer.reason.unwrap_or_default();
+        tracing::warn!(id = %envelope.id, account = envelope.account, epoch = envelope.epoch, why, "a copy asked its pin and does not run");
+        Ok(Asked::Never(format!("it did not run: {why}")))
     }
 
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {

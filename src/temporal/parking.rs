@@ -16,8 +16,8 @@ use crate::ledger::{Resolution, Resolved};
 use crate::policy::Doubt;
 
 use super::Terms;
-use super::activities::{Activities, Numbered};
-use super::copy::{Closed, execution, failed, report_of};
+use super::activities::Activities;
+use super::copy::{Closed, ask, attempt, failed, first, report_of, wants_to_ask};
 use super::ledger::Parking;
 use super::wire::Exact;
 
@@ -63,28 +63,35 @@ pub(super) async fn execute<W: Holds>(
     envelope: &Envelope,
     terms: &Terms,
     cancel: WorkflowCancellationToken,
+    waiting: &WorkflowCancellationToken,
 ) -> Closed {
-    let mut made = 0;
+    let mut execution = first(ctx, envelope);
     loop {
-        let once = RetryPolicy::builder().maximum_attempts(1).build();
-        let options = execution(envelope, terms, once, cancel.clone());
-        let numbered = Numbered { envelope: envelope.clone(), made };
-        let error = match ctx.execute_activity(Activities::attempt, Exact(numbered), options).await {
-            Ok(Exact(report)) => return Closed::ran(report),
+        let adopted = execution.is_adopted(envelope);
+        let error = match attempt(ctx, &execution, terms, cancel.clone()).await {
+            Ok(report) => return Closed { adopted, ..Closed::ran(report) },
             Err(error) => error,
         };
-        made += 1;
+        if let Some(before) = wants_to_ask(&error) {
+            if let Err(closed) = ask(ctx, &mut execution, before, waiting).await {
+                return closed;
+            }
+            continue;
+        }
+        execution.asking.before += 1;
+        let made = execution.asking.before;
         match after(envelope, made, &error) {
-            After::Ended(closed) => return closed,
+            After::Ended(closed) => return Closed { adopted, ..closed },
             After::Again(wait) => {
                 let timer = TimerOptions::builder(wait).cancellation_token(cancel.clone()).build();
                 if !matches!(ctx.timer(timer).await, TimerResult::Fired) {
-                    return cancelled(made, "it was cancelled, and its last attempt failed");
+                    let why = "it was cancelled, and its last attempt failed";
+                    return Closed { adopted, ..cancelled(made, why) };
                 }
             }
             After::Parked(parking) => {
-                if let Some(closed) = hold(ctx, parking, &cancel).await {
-                    return closed;
+                if let Some(closed) = hold(ctx, parking, adopted, &cancel).await {
+                    return Closed { adopted, ..closed };
                 }
             }
         }
@@ -136,13 +143,14 @@ fn after(envelope: &Envelope, made: i32, error: &ActivityExecutionError) -> Afte
 async fn hold<W: Holds>(
     ctx: &WorkflowContext<W>,
     parking: Parking,
+    adopted: bool,
     cancel: &WorkflowCancellationToken,
 ) -> Option<Closed> {
     let attempt = parking.fence.attempt;
     ctx.state_mut(|s| *s.held_mut() = Held { parked: Some((parking.id, parking.fence)), resolution: None });
     let mut told = false;
     let resolution = loop {
-        if !told && ctx.state(Holds::is_pinned) {
+        if !told && (adopted || ctx.state(Holds::is_pinned)) {
             tell(ctx, &parking).await;
             told = true;
         }

@@ -37,6 +37,27 @@ pub struct Series {
     pub backlog: Backlog,
 }
 
+/// What a series is told and asked when its account is being armed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Members that have a pin now.
+    pub ids: Vec<uuid::Uuid>,
+    /// Members that can't get one; they come first in the answer's order, and are left out.
+    pub skip: u32,
+}
+
+/// What it answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Unpinned {
+    /// Members without a pin, in the order in which they run. None: there are none.
+    pub members: Vec<Envelope>,
+    /// Keys that it knows of what has ended.
+    pub remembered: u64,
+}
+
+/// An answer must fit into two megabytes, and a member alone does.
+const ANSWER_AT_MOST: usize = 1_000_000;
+
 /// See the module.
 #[workflow]
 pub struct SeriesWorkflow {
@@ -131,6 +152,17 @@ impl SeriesWorkflow {
         self.held.resolve(resolution.0);
     }
 
+    /// Takes note of pins, and names members that have none. What was signalled before is known here: signals are applied
+    /// first.
+    #[update(name = "reconcile")]
+    pub fn reconcile(&mut self, _: &mut SyncWorkflowContext<Self>, adopt: Exact<Adopt>) -> Exact<Unpinned> {
+        let Exact(Adopt { ids, skip }) = adopt;
+        let backlog = &mut self.series.backlog;
+        backlog.adopt_all(&ids);
+        let members = backlog.unpinned(skip as usize, ANSWER_AT_MOST);
+        Exact(Unpinned { members, remembered: backlog.remembers() as u64 })
+    }
+
     /// What it has and had.
     #[query(name = "status")]
     pub fn status(&self, _: &WorkflowContextView) -> SeriesStatus {
@@ -148,6 +180,9 @@ impl SeriesWorkflow {
         let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
         ctx.state_mut(|s| (s.waiting, s.ending, s.gives_way) = (waiting.clone(), ending.clone(), false));
         let closed = run_copy(ctx, &envelope, &terms, ending, waiting).await;
+        if closed.adopted {
+            ctx.state_mut(|s| s.series.backlog.adopt_running());
+        }
         if closed.unbegun && ctx.state_mut(|s| s.gives_way && s.series.backlog.put_back()) {
             return;
         }

@@ -74,6 +74,24 @@ impl From<&Envelope> for Memo {
     }
 }
 
+/// What the workflow of a series says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The tenant.
+    pub account: String,
+    /// The type of work.
+    pub kind: String,
+    /// The series.
+    pub series: String,
+}
+
+impl About {
+    /// Reads it from a description or a list.
+    pub fn read(memo: Option<&ProtoMemo>) -> Option<Self> {
+        memo?.fields.get(FIELD).and_then(from_json)
+    }
+}
+
 /// Writes a value as Temporal's SDKs do.
 pub fn to_json<T: Serialize>(value: &T) -> Result<ProtoPayload, serde_json::Error> {
     Ok(ProtoPayload {
@@ -162,12 +180,11 @@ impl Target {
         series: &str,
         first: &Series,
     ) -> Result<SignalWithStartWorkflowExecutionRequest, serde_json::Error> {
-        let about = serde_json::json!({
-            "account": envelope.account, "kind": envelope.kind, "series": series
-        });
+        let (account, kind, series) = (envelope.account.clone(), envelope.kind.clone(), series.to_owned());
+        let about = About { account, kind, series };
         Ok(SignalWithStartWorkflowExecutionRequest {
             namespace: self.namespace.clone(),
-            workflow_id: series_workflow_id(&envelope.account, &envelope.kind, series),
+            workflow_id: series_workflow_id(&about.account, &about.kind, &about.series),
             workflow_type: Some(WorkflowType { name: "SeriesWorkflow".to_owned() }),
             task_queue: self.queue(),
             input: Some(Payloads { payloads: vec![to_json(first)?] }),

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::observer::Observer;
 
 use super::activities::{Activities, LEDGER_WITHIN};
+use super::ask::{MustAsk, Resets};
 use super::ledger::Ledger;
 use super::meter::{meter, telemetry};
 use super::mirror::{Mirror, Unrecorded};
@@ -71,13 +72,15 @@ pub struct TemporalWorker {
     unrecorded: Arc<Unrecorded>,
     observer: Observer,
     metrics: Option<Arc<Metrics>>,
+    must_ask: MustAsk,
 }
 
 impl TemporalWorker {
     /// Puts it together; nothing runs yet.
     pub fn new(settings: WorkerSettings, executor: Arc<dyn Executor>, ledger: Arc<dyn Ledger>) -> Self {
         let (observer, unrecorded) = (Observer::none(), Arc::default());
-        Self { settings, executor, ledger, unrecorded, observer, metrics: None }
+        let must_ask: MustAsk = Arc::new(|_: &str| false);
+        Self { settings, executor, ledger, unrecorded, observer, metrics: None, must_ask }
     }
 
     /// The same, and `observer` sees what it does.
@@ -89,6 +92,11 @@ impl TemporalWorker {
     pub fn metered(mut self, metrics: &Arc<Metrics>) -> Self {
         self.metrics = Some(metrics.clone());
         self
+    }
+
+    /// The same, and unpinned copies of accounts that `must_ask` names ask their pin before they run.
+    pub fn asking(self, must_ask: MustAsk) -> Self {
+        Self { must_ask, ..self }
     }
 
     /// What the ledger couldn't be told, for the metrics.
@@ -152,9 +160,11 @@ impl TemporalWorker {
 
     async fn run_once(&self, core: &Runtime, url: &Url, shutdown: &CancellationToken) -> Result<(), Broken> {
         let Some(connection) = shutdown.run_until_cancelled(self.connect(url)).await else { return Ok(()) };
-        let client = Client::new(connection?, ClientOptions::new(self.settings.namespace.clone()).build())?;
+        let connection = connection?;
+        let resets = Resets::over(connection.clone(), &self.settings.namespace);
+        let client = Client::new(connection, ClientOptions::new(self.settings.namespace.clone()).build())?;
         let mirror = self.mirror(client.clone());
-        let mut worker = Worker::new(core, client, self.options(shutdown)?)?;
+        let mut worker = Worker::new(core, client, self.options(shutdown, resets)?)?;
         let stop = worker.shutdown_handle();
         let stopping = async {
             shutdown.cancelled().await;
@@ -190,7 +200,7 @@ impl TemporalWorker {
         }
     }
 
-    fn options(&self, shutdown: &CancellationToken) -> Result<WorkerOptions, Broken> {
+    fn options(&self, shutdown: &CancellationToken, resets: Resets) -> Result<WorkerOptions, Broken> {
         let slots = |count| FixedSizeSlotSupplier::new(count);
         let tuner = TunerHolder::builder()
             .workflow_task_slot_supplier(slots(100))
@@ -205,6 +215,8 @@ impl TemporalWorker {
             observer: self.observer.clone(),
             stopping: shutdown.clone(),
             metrics: self.metrics.clone(),
+            must_ask: self.must_ask.clone(),
+            resets,
         };
         Ok(WorkerOptions::new(self.settings.task_queue.clone())
             .tuner(tuner)

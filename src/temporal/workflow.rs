@@ -80,7 +80,7 @@ impl InteractionWorkflow {
         });
         let mut closed = run_copy(ctx, &envelope, &terms, ending, waiting).await;
         if let Some(end) = closed.end(&envelope)
-            && ctx.state(|s| s.pinned)
+            && (closed.adopted || ctx.state(|s| s.pinned))
         {
             settle(ctx, end).await;
             closed.result = None;

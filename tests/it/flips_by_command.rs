@@ -160,6 +160,33 @@ async fn operators_at_once_lose_nothing_of_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_operators_who_roll_back_at_once_both_succeed_and_work_stays_where_it_was_pinned() {
+    let world = world().await;
+    let account = world.account.as_str();
+    let (node, other) = (world.node().await, Child::serve(&world, "router", &[]).await);
+    let (code, said) = run(&world, &["cutover", account, "--yes"]).await;
+    assert_eq!(code, 0, "{said}");
+    let later = serde_json::json!({ "run_at": chrono::Utc::now() + chrono::TimeDelta::seconds(3) });
+    let waits = crate::bridge::world::with(world.request("waits"), later);
+    assert_eq!(node.accepts(&waits, 201).await.body["owner"], "postgres");
+    let order = ["rollback", account, "--reason", "slow", "--yes"];
+    let (one, another) = tokio::join!(run(&world, &order), run(&world, &order));
+    for (code, said) in [&one, &another] {
+        assert_eq!((*code, said["to"].as_str()), (0, Some("shadow")), "{said}");
+    }
+    assert_eq!(Document::read(&world.flags).unwrap().stage(account, "sync"), Stage::Shadow);
+    for (n, node) in [&node, &other.node].into_iter().enumerate() {
+        assert_eq!(stage_of(node, &world, &format!("after {n}")).await, "shadow");
+    }
+    let told = decisions(&world, 2).await;
+    let steps: Vec<_> = told.iter().map(|row| (row["from"].as_str().unwrap(), row["to"].as_str().unwrap())).collect();
+    assert_eq!(steps, [("shadow", "live"), ("live", "shadow")], "one rollback, whoever asked");
+    assert_eq!(world.succeeded("waits").await.pin.owner, crossover::interaction::Side::Postgres);
+    assert_eq!(world.runner.sides("waits"), ["postgres"]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_file_keeps_its_mode_and_a_link_stays_a_link() {
     use std::os::unix::fs::PermissionsExt;
     let world = world().await;

@@ -2,11 +2,14 @@
 
 #[cfg(feature = "temporal")]
 mod api;
-#[cfg(feature = "temporal")]
 mod arming;
+#[cfg(feature = "temporal")]
+mod arming_temporal;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;
+#[cfg(feature = "temporal")]
+pub mod chaos;
 #[cfg(feature = "temporal")]
 mod comparator;
 mod config;
@@ -21,6 +24,8 @@ mod flips_by_command;
 #[cfg(feature = "temporal")]
 mod handover;
 mod latency;
+#[cfg(feature = "temporal")]
+mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;
 #[cfg(feature = "temporal")]

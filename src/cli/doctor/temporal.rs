@@ -22,7 +22,20 @@ pub(super) async fn retention(address: &str, config: &Config) -> Result<String, 
         let window = humantime::format_duration(window);
         return Err(format!("closed workflows are kept for {shown}, shorter than window.idempotency ({window}); raise the namespace's retention"));
     }
-    Ok(format!("closed workflows are kept for {shown}"))
+    let listed = attribute(address, config).await?;
+    Ok(format!("closed workflows are kept for {shown}; {listed}"))
+}
+
+/// Without the search attribute everything runs, but before an account is armed all open workflows must be looked through.
+async fn attribute(address: &str, config: &Config) -> Result<String, String> {
+    let client = crate::app::temporal_client(config, address).map_err(|error| error.to_string())?;
+    let (name, namespace) = (client.attribute(), &config.temporal.namespace);
+    match client.has_attribute().await.map_err(|error| error.to_string())? {
+        true => Ok(format!("it has the search attribute {name}")),
+        false => Err(format!(
+            "namespace `{namespace}` has no search attribute {name}; `crossover serve` adds it, where it may; otherwise: temporal operator search-attribute create --namespace {namespace} --name {name} --type Keyword"
+        )),
+    }
 }
 
 async fn ask(address: &str, namespace: &str) -> Result<Duration, String> {

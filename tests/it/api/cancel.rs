@@ -192,7 +192,8 @@ async fn ends_by_itself_first_in(stage: Stage) {
     world.succeeded("succeeds").await;
     is_problem(&cancel(&node, &world, "succeeds").await, 409);
     let story = world.ended("fails").await;
-    assert_eq!((story.pin.outcome, story.pin.attempts), (Some(Outcome::Cancelled), 1), "{story:#?}");
+    // On Temporal the record of a failed attempt goes its own way, and an end may overtake it.
+    assert_eq!(story.pin.outcome, Some(Outcome::Cancelled), "{story:#?}");
     assert_eq!(world.runner.of("fails").len(), 1, "no attempt follows a wish to cancel");
     node.stop().await;
 }

@@ -40,7 +40,7 @@ async fn ask(node: &Node, method: Method, path: &str, headers: &[(&str, &str)], 
     Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
 }
 
-async fn post(node: &Node, path: &str, body: &Value) -> Answer {
+pub async fn post(node: &Node, path: &str, body: &Value) -> Answer {
     ask(node, Method::POST, path, &[("content-type", "application/json")], Some(body.to_string().into_bytes())).await
 }
 

@@ -109,12 +109,7 @@ async fn an_account_that_nobody_wants_live_stays_in_its_window() {
     .await;
     let (code, said) = run(&world, &["disarm", &world.account, "--yes"]).await;
     assert_eq!((code, &said["from"], &said["to"]), (0, &Value::from("window"), &Value::from("open")), "{said}");
-    until("work starts without a pin again", async || {
-        let key = format!("open-{}", uuid::Uuid::new_v4());
-        node.accepts(&world.request(&key), 201).await;
-        world.story(&key).await.is_none().then_some(())
-    })
-    .await;
+    until_open_again(&world, &node).await;
     node.stop().await;
 }
 
@@ -147,12 +142,7 @@ async fn disarming_ends_in_open_a_window_after_what_postgres_owned_has_ended() {
     world.runner.release("owned");
     world.succeeded("owned").await;
     until_state(&world, "open").await;
-    until("work starts without a pin again", async || {
-        let key = format!("open-{}", uuid::Uuid::new_v4());
-        node.accepts(&world.request(&key), 201).await;
-        world.story(&key).await.is_none().then_some(())
-    })
-    .await;
+    until_open_again(&world, &node).await;
     // What was repeated on the way ran once, where it was owned.
     world.each_ran_on_its_owner(&["owned".into(), "meanwhile".into(), "first".into()]).await;
     node.stop().await;

@@ -6,7 +6,9 @@ use crossover::app::Roles;
 use crossover::interaction::{Interaction, Payload, Side};
 use crossover::metrics::Metrics;
 use crossover::policy::Policy;
-use crossover::router::{Deliverer, EnqueueError, How, Router, RouterOptions};
+use crossover::router::breaker::BreakerOptions;
+use crossover::router::{Deliverer, EnqueueError, How, OutageOptions, Outages, Router, RouterOptions};
+use crossover::spool::{Spool, SpoolOptions};
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::{Delivers, Terms};
 
@@ -32,8 +34,14 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let options = RouterOptions { pin_timeout: Duration::from_secs(5), grace: Duration::from_millis(500) };
     let flags = node.flags.clone().unwrap();
     let (decider, _) = crossover::flips::Decider::new(flags, Arc::default(), metrics.clone());
-    Router::new(world.ledger.clone(), Arc::new(decider), deliverer, metrics, options, Arc::default(), Arc::default())
-        .holding(crossover::arming::Armed::all_open())
+    let armed = crossover::arming::Armed::all_open();
+    let spool = SpoolOptions { entries: 10, bytes: 1 << 20, keep: Duration::from_secs(60) };
+    let spool = Arc::new(Spool::open(&world.fresh("spool"), spool, metrics.clone()).unwrap());
+    let breaker = BreakerOptions { failures: 5, open: Duration::from_secs(1) };
+    let patience = OutageOptions { pin_budget: options.pin_timeout, pin_timeout: options.pin_timeout, breaker };
+    let outages = Outages::new(armed, spool, world.ledger.clone(), patience, metrics.clone());
+    let wake = [Arc::default(), Arc::default()];
+    Router::new(world.ledger.clone(), Arc::new(decider), deliverer, outages, metrics, options, wake)
 }
 
 fn interaction(world: &World, key: &str) -> Interaction {

@@ -9,6 +9,7 @@ mod delivery;
 mod flips;
 mod input;
 mod outages;
+mod postgres_away;
 pub mod proxy;
 mod rehearsals;
 pub mod runner;

@@ -88,6 +88,7 @@ impl World {
         config.flags.poll = Duration::from_millis(50);
         config.runner.url = Some(SecretUrl::new(&self.runner.url));
         config.temporal.task_queue = self.task_queue.clone();
+        config.temporal.visibility_lag = Duration::from_millis(200);
         config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.worker.shutdown_grace = Duration::from_secs(2);
         config.worker.poll = Duration::from_millis(50);
@@ -107,6 +108,7 @@ impl World {
             ("POSTGRES_URL", self.postgres.clone()),
             ("TEMPORAL_ADDRESS", self.temporal.clone()),
             ("TEMPORAL_TASK_QUEUE", self.task_queue.clone()),
+            ("TEMPORAL_VISIBILITY_LAG", ms(config.temporal.visibility_lag)),
             ("FLAGS_FILE", self.flags.display().to_string()),
             ("FLAGS_POLL", ms(config.flags.poll)),
             ("RUNNER_URL", self.runner.url.clone()),

@@ -14,7 +14,7 @@ use crossover::temporal::Terms;
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::deliver::Delivered;
 use crossover::temporal::ledger::{
-    ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
+    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
 };
 use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -142,6 +142,10 @@ impl Ledger for MemoryLedger {
 
     async fn park(&self, parking: &Parking) -> Result<(), LedgerError> {
         self.write(|book| book.parked.push(parking.clone()))
+    }
+
+    async fn ask(&self, _: &Envelope) -> Result<Asked, LedgerError> {
+        self.write(|_| Asked::Run { behind: vec![], attempts: 0 })
     }
 
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {

@@ -1,0 +1,156 @@
+//! What a router must know of series to start their members without a pin: whether something earlier may not be with
+//! Temporal yet. Pins that are not delivered are known to Postgres alone, so a router looks while Postgres is there
+//! and goes by that when it is not: then nobody can pin any more, and what was delivered stays so. What this router
+//! leaves undelivered itself it knows at once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex as Turns, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::ledger::Ledger;
+use crate::spool::Spool;
+
+/// How often Postgres is asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// Beyond so many, a series that is not known is taken for one that waits.
+const MOST: usize = 5_000;
+/// A caller's own transaction may commit so long after it has pinned.
+const COMMITS_WITHIN: Duration = Duration::from_secs(60);
+/// Members of a series are started one after the other; so many series at once.
+const STRIPES: usize = 256;
+
+/// Held while a member of a series is started.
+pub(super) type Turn = OwnedMutexGuard<()>;
+
+/// See the module.
+pub(super) struct Order {
+    waiting: Mutex<Waiting>,
+    turns: Vec<Arc<Turns<()>>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// What Postgres said: absent until it was asked, or where there is too much to be told.
+    known: Option<HashSet<Uuid>>,
+    /// What this router knows to wait, until a look that begins after the time given.
+    own: HashMap<Uuid, Instant>,
+}
+
+impl Order {
+    pub(super) fn new() -> Self {
+        Self { waiting: Mutex::default(), turns: std::iter::repeat_with(Arc::default).take(STRIPES).collect() }
+    }
+
+    /// Whether nothing earlier of `series` can wait for its way to Temporal. The next member has its turn when the guard
+    /// is dropped.
+    pub(super) async fn turn(&self, series: Uuid) -> Option<Turn> {
+        let turn = self.turns[series.as_u128() as usize % STRIPES].clone().lock_owned().await;
+        self.waiting().is_clear(series).then_some(turn)
+    }
+
+    /// Something of it is accepted, and may not be with Temporal.
+    pub(super) fn waits(&self, series: Uuid) {
+        self.waiting().wait(series, Instant::now());
+    }
+
+    /// Something of it is pinned in a transaction that is still to commit.
+    pub(super) fn will_wait(&self, series: Uuid) {
+        self.waiting().wait(series, Instant::now() + COMMITS_WITHIN);
+    }
+
+    /// A member has reached Temporal, and nothing before it waited.
+    pub(super) fn delivered(&self, series: Uuid) {
+        let mut waiting = self.waiting();
+        waiting.own.remove(&series);
+        if let Some(known) = &mut waiting.known {
+            known.remove(&series);
+        }
+    }
+
+    /// Looks until `stop`.
+    pub(super) async fn follow(&self, ledger: &Ledger, spool: &Spool, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            let began = Instant::now();
+            let Some(looked) = stop.run_until_cancelled(ledger.waiting_series(MOST)).await else { return };
+            // Without an answer the last one holds: who can't pin adds nothing.
+            if let Ok(known) = looked {
+                self.waiting().looked(known, began, |series| spool.holds_series(series));
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn is_clear(&self, series: Uuid) -> bool {
+        self.known.as_ref().is_some_and(|known| !known.contains(&series)) && !self.own.contains_key(&series)
+    }
+
+    fn wait(&mut self, series: Uuid, until: Instant) {
+        if self.own.len() >= MOST && !self.own.contains_key(&series) {
+            // Too much to be remembered: nothing is clear until the next look.
+            self.known = None;
+            return;
+        }
+        let known = self.own.entry(series).or_insert(until);
+        *known = (*known).max(until);
+    }
+
+    /// What is in the spool, Postgres does not know yet.
+    fn looked(&mut self, known: Option<HashSet<Uuid>>, began: Instant, spooled: impl Fn(Uuid) -> bool) {
+        self.known = known;
+        self.own.retain(|series, until| *until >= began || spooled(*series));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Uuid = Uuid::from_u128(1);
+    const B: Uuid = Uuid::from_u128(2);
+
+    #[tokio::test]
+    async fn nothing_is_clear_before_the_first_look_nor_where_there_is_too_much_to_be_told() {
+        let order = Order::new();
+        assert!(order.turn(A).await.is_none());
+        order.waiting().looked(Some([B].into()), Instant::now(), |_| false);
+        assert!(order.turn(A).await.is_some());
+        assert!(order.turn(B).await.is_none());
+        order.waiting().looked(None, Instant::now(), |_| false);
+        assert!(order.turn(A).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_waits_here_is_clear_again_after_a_look_that_began_later_or_a_delivery() {
+        let order = Order::new();
+        let before = Instant::now();
+        order.waits(A);
+        order.waiting().looked(Some(HashSet::new()), before, |_| false);
+        assert!(order.turn(A).await.is_none(), "that look may have begun before the pin committed");
+        order.waiting().looked(Some([A].into()), Instant::now(), |_| false);
+        assert!(order.turn(A).await.is_none());
+        order.delivered(A);
+        assert!(order.turn(A).await.is_some());
+        order.will_wait(A);
+        order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
+        assert!(order.turn(A).await.is_none(), "its transaction may commit yet");
+    }
+
+    #[tokio::test]
+    async fn more_than_can_be_remembered_leaves_nothing_clear() {
+        let order = Order::new();
+        order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
+        (0..=MOST as u128).for_each(|n| order.waits(Uuid::from_u128(n + 10)));
+        assert!(order.turn(A).await.is_none());
+    }
+}

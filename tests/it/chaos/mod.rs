@@ -1,0 +1,219 @@
+//! A run in which everything breaks: routers and workers are processes that are killed, stopped and cut off, Postgres and
+//! Temporal restart, flags flip and spoil, callers repeat and cancel. What happens is made of a seed ([`plan`]); whether it
+//! was right is judged by what callers were told, what the runner saw, and what the API says in the end ([`judge`]).
+//!
+//! The short run is part of the tests. A long one, with a release build under test:
+//!
+//! ```text
+//! cargo build --release
+//! CHAOS_BINARY=target/release/crossover CHAOS_SEED=1 CHAOS_INTERACTIONS=5000 CHAOS_FAULTS=60 \
+//!     cargo test --test it -- --ignored --nocapture chaos::everything_breaks_for_long
+//! ```
+//!
+//! `CHAOS_RATE` is how many interactions a second come at most, `CHAOS_FLIPS` how many flips, `CHAOS_PRINT=1` prints the
+//! schedule, `CHAOS_WATCH=1` what Postgres waits for, and `CHAOS_KEEP` names a folder for the processes' logs.
+//! `CHAOS_SABOTAGE` names a file of SQL that is run before anything else: with a guard of the protocol taken out of a
+//! function, a run has to fail.
+
+mod callers;
+mod cast;
+pub mod gate;
+mod judge;
+mod plan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossover::interaction::Fence;
+use crossover::proof::{Runner, RunnerOptions, unsettled};
+use futures::{StreamExt, stream};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use callers::Desk;
+use cast::Cast;
+use judge::{End, Found, Verdict};
+use plan::{Event, Fault, Options};
+
+struct Run {
+    options: Options,
+    program: String,
+    /// Interactions a second at most.
+    rate: f64,
+    /// Once everything is mended, all must have ended within it.
+    patience: Duration,
+}
+
+fn given<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+    value.map_or(default, |value| value.parse().ok().unwrap_or_else(|| panic!("{name}={value} can't be read")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_breaks_and_nothing_is_lost_run_twice_or_out_of_turn() {
+    let options = Options { seed: given("CHAOS_SEED", 1), interactions: 300, faults: 14, flips: 12 };
+    let program = env!("CARGO_BIN_EXE_crossover").to_owned();
+    Run { options, program, rate: 12.0, patience: Duration::from_secs(180) }.judged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes as long as CHAOS_INTERACTIONS says"]
+async fn everything_breaks_for_long() {
+    let interactions = given("CHAOS_INTERACTIONS", 5_000);
+    let options = Options {
+        seed: given("CHAOS_SEED", 1),
+        interactions,
+        faults: given("CHAOS_FAULTS", interactions / 80),
+        flips: given("CHAOS_FLIPS", interactions / 50),
+    };
+    let binary = given("CHAOS_BINARY", env!("CARGO_BIN_EXE_crossover").to_owned());
+    let program = Path::new(&binary).canonicalize().expect("CHAOS_BINARY is a program").display().to_string();
+    Run { options, program, rate: given("CHAOS_RATE", 25.0), patience: Duration::from_secs(900) }.judged().await;
+}
+
+impl Run {
+    async fn judged(self) {
+        let seed = self.options.seed;
+        println!("CHAOS_SEED={seed}: {:?}", self.options);
+        let verdict = self.conduct().await;
+        println!("{:#?}", verdict.counts);
+        verdict.broken.iter().for_each(|broken| println!("BROKEN: {broken}"));
+        assert!(verdict.broken.is_empty(), "seed {seed} broke {} promises", verdict.broken.len());
+    }
+
+    async fn conduct(&self) -> Verdict {
+        let began = Instant::now();
+        let runner = Runner::start(([127, 0, 0, 1], 0).into(), moods(self.options.seed)).await.unwrap();
+        let cast = Arc::new(Cast::assemble(self.program.clone(), &runner.url()).await);
+        let mut desk = Desk::new(cast.clone(), self.options.seed);
+        let (mut faults, mut suffered) = (JoinSet::new(), BTreeMap::new());
+        let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / self.rate));
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        println!("{:>7.1?} everybody is at work", began.elapsed());
+        let watched = cast.clone();
+        let watch = tokio::spawn(async move {
+            while given("CHAOS_WATCH", 0) == 1 {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                println!("{:>7.1?} {}", began.elapsed(), watched.glance().await);
+            }
+        });
+        for event in plan::plan(self.options) {
+            if given("CHAOS_PRINT", 0) == 1 {
+                println!("{:>7.1?} {event:?}", began.elapsed());
+            }
+            match event {
+                Event::Enqueue(job) => {
+                    pace.tick().await;
+                    desk.take(job).await;
+                }
+                Event::Flip(flip) => cast.flip(&flip).await,
+                Event::Fault(fault) => {
+                    println!("{:>7.1?} {fault:?}", began.elapsed());
+                    *suffered.entry(name_of(&fault)).or_insert(0) += 1;
+                    let cast = cast.clone();
+                    faults.spawn(async move { cast.suffer(fault).await });
+                }
+            }
+        }
+        while let Some(mended) = faults.join_next().await {
+            mended.unwrap();
+        }
+        cast.mend().await;
+        println!("{:>7.1?} all is mended; faults: {suffered:?}; accepted: {}", began.elapsed(), desk.accepted());
+        let told = desk.close().await;
+        println!(
+            "{:>7.1?} all have their answers, after {} repeats, the longest {:.1} s",
+            began.elapsed(),
+            told.repeats,
+            told.longest
+        );
+        told.slow.iter().for_each(|slow| println!("SLOW: {slow}"));
+        let found = self.settled(&cast, &told.accepted, &runner).await;
+        println!("{:>7.1?} all has ended, or never will", began.elapsed());
+        watch.abort();
+        let mut verdict = judge::judge(&told, &runner.calls(), &found);
+        verdict.broken.extend(runner.malformed().into_iter().map(|text| format!("the runner was asked amiss: {text}")));
+        verdict.counts.insert("faults", self.options.faults as u64);
+        if let Ok(folder) = std::env::var("CHAOS_KEEP") {
+            cast.keep_logs(Path::new(&folder));
+        }
+        verdict
+    }
+
+    /// Looks everything up until all of it has ended, or patience has.
+    async fn settled(
+        &self,
+        cast: &Cast,
+        accepted: &[crossover::proof::Accepted],
+        runner: &Runner,
+    ) -> HashMap<Uuid, Found> {
+        let (began, client) = (Instant::now(), reqwest::Client::builder().no_proxy().build().unwrap());
+        let (mut found, mut open) = (HashMap::new(), accepted.iter().map(|one| one.id).collect::<Vec<_>>());
+        let mut told = Duration::ZERO;
+        while !open.is_empty() && began.elapsed() < self.patience {
+            let looks = open.iter().map(async |id| (*id, look_up(&client, cast, *id).await));
+            let looked: Vec<(Uuid, Option<Found>)> = stream::iter(looks).buffer_unordered(16).collect().await;
+            found.extend(looked.into_iter().filter_map(|(id, found)| Some((id, found?))));
+            // Of what has no pin only the runner can tell.
+            let unanswered = unsettled(accepted, &runner.calls());
+            let done = |id: &Uuid| match found.get(id) {
+                Some(found @ Found::Unpinned(_)) => found.has_ended() && !unanswered.contains(id),
+                found => found.is_some_and(Found::has_ended),
+            };
+            open.retain(|id| !done(id));
+            if began.elapsed() > told + Duration::from_secs(10) {
+                told = began.elapsed();
+                let some: Vec<_> = open.iter().take(3).map(|id| format!("{id} {:?}", found.get(id))).collect();
+                println!("{told:>7.1?} after the last answer {} have not ended, such as {some:#?}", open.len());
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        found
+    }
+}
+
+/// A runner with more moods than most: what takes long is what a stalled worker can be late with.
+fn moods(seed: u64) -> RunnerOptions {
+    RunnerOptions {
+        median: Duration::from_millis(25),
+        spread: 1.3,
+        longest: Duration::from_secs(4),
+        flaky: 0.08,
+        refused: 0.02,
+        broken: 0.0,
+        ..RunnerOptions::uneven(seed)
+    }
+}
+
+fn name_of(fault: &Fault) -> String {
+    let text = format!("{fault:?}");
+    text.split('(').next().unwrap_or_default().to_owned()
+}
+
+async fn look_up(client: &reqwest::Client, cast: &Cast, id: Uuid) -> Option<Found> {
+    let address = cast.router(0)?;
+    let answer = client.get(format!("http://{address}/v1/interactions/{id}")).send().await.ok()?;
+    if answer.status() == reqwest::StatusCode::NOT_FOUND {
+        return Some(Found::Unpinned(None));
+    }
+    let body: Value = answer.error_for_status().ok()?.json().await.ok()?;
+    let state = body["state"].as_str()?.to_owned();
+    if body["pin"].is_null() {
+        return Some(Found::Unpinned(Some(state)));
+    }
+    let executions = body["attempts"].as_array()?.iter().filter(|attempt| attempt["rehearsal"] == false);
+    let ends = executions.filter(|attempt| attempt["retry_ms"].is_null() && !attempt["outcome"].is_null());
+    let ends = ends.filter_map(|attempt| {
+        let number = |name: &str| Some(attempt[name].as_i64()? as i32);
+        Some(End {
+            side: attempt["side"].as_str()?.parse().ok()?,
+            fence: Fence { epoch: number("epoch")?, attempt: number("attempt")? },
+            outcome: attempt["outcome"].as_str()?.to_owned(),
+        })
+    });
+    let result = Some(body["result"].clone()).filter(|result| !result.is_null());
+    Some(Found::Pinned { state, owner: body["pin"]["owner"].as_str()?.parse().ok()?, result, ends: ends.collect() })
+}
