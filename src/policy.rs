@@ -50,8 +50,10 @@ impl Default for Policy {
 
 names! {
     /// What follows an attempt whose effect is unknown.
+    #[derive(Default)]
     OnUnknown {
         /// Another attempt under the same idempotency key, as after any failure that is worth one.
+        #[default]
         Retry = "retry",
         /// Nothing, until a person has said what came of it.
         Park = "park",
@@ -61,12 +63,6 @@ names! {
 impl OnUnknown {
     fn is_retry(&self) -> bool {
         *self == OnUnknown::Retry
-    }
-}
-
-impl Default for OnUnknown {
-    fn default() -> Self {
-        OnUnknown::Retry
     }
 }
 

@@ -41,7 +41,7 @@ async fn stalls(side: Side, request: impl Fn(&World) -> Value, after: &[&str]) -
 
 impl Stalled {
     /// Waits until the child counts that it was too late, and ends everything: nothing that it did has left a trace.
-    async fn is_refused(mut self, side: Side, counters: &[&str]) {
+    async fn refuses(mut self, side: Side, counters: &[&str]) {
         let before = self.world.story("one").await.unwrap();
         until("the child counts what it came too late with", async || {
             let mut sum = 0.0;
@@ -77,12 +77,12 @@ const ON_POSTGRES: &[&str] = &["crossover_late_results_total", "crossover_lost_l
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_late_result_of_a_temporal_worker_that_stalled_is_refused_and_counted() {
-    stalls(Side::Temporal, |world| world.request("one"), &[]).await.is_refused(Side::Temporal, ON_TEMPORAL).await;
+    stalls(Side::Temporal, |world| world.request("one"), &[]).await.refuses(Side::Temporal, ON_TEMPORAL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_late_result_of_a_postgres_worker_that_stalled_is_refused_and_counted() {
-    stalls(Side::Postgres, |world| world.request("one"), &[]).await.is_refused(Side::Postgres, ON_POSTGRES).await;
+    stalls(Side::Postgres, |world| world.request("one"), &[]).await.refuses(Side::Postgres, ON_POSTGRES).await;
 }
 
 /// The series goes on behind the heir's result, and not behind the late one.
@@ -91,7 +91,7 @@ async fn a_member_of_a_series(side: Side, counters: &[&str]) {
     let runner = &stalled.world.runner;
     let (heir, two, three) = (runner.nth("one", 2).await, runner.nth("two", 1).await, runner.nth("three", 1).await);
     assert!(heir.ended.unwrap() <= two.began && two.ended.unwrap() <= three.began, "{:#?}", runner.calls());
-    stalled.is_refused(side, counters).await;
+    stalled.refuses(side, counters).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
