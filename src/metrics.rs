@@ -9,6 +9,7 @@ mod handover;
 mod intake;
 pub mod observer;
 mod outage;
+mod parking;
 mod pools;
 mod process;
 mod reconciliation;
@@ -30,6 +31,7 @@ pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
 pub use outage::OutageMetrics;
+pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
@@ -37,6 +39,7 @@ pub use relay::RelayMetrics;
 pub use temporal::TemporalMetrics;
 
 use crate::interaction::{Outcome, Side, Stage};
+use crate::policy::{Doubt, Failure};
 use crate::queue::Finish;
 
 pub mod http;
@@ -97,6 +100,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy. Shown only by a process that has one, hence a family without labels.
     pub flags_healthy: IntGaugeVec,
+    /// What waits for a person.
+    pub parking: ParkingMetrics,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
     /// Handovers.
@@ -233,7 +238,7 @@ impl Metrics {
             retries: counters(
                 &mut r,
                 "crossover_retries_total",
-                "Attempts that failed and are followed by another, by side and mode.",
+                "Attempts that failed and are followed by another, by side and mode; those after which their interaction was parked are among them.",
                 &["side", "mode"],
             )?,
             ends: counters(
@@ -245,7 +250,7 @@ impl Metrics {
             late_results: counters(
                 &mut r,
                 "crossover_late_results_total",
-                "Results refused because another worker had taken the attempt over, by side. Each may have had an effect: its fence was old.",
+                "Results refused because another worker had taken the attempt over, or on Temporal its workflow was gone, by side. Each may have had an effect: its fence was old.",
                 &["side"],
             )?,
             lost_leases: register(
@@ -295,6 +300,7 @@ impl Metrics {
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
+            parking: ParkingMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
@@ -340,7 +346,15 @@ impl Metrics {
 
     /// Counts an end of the Postgres side.
     pub fn ended(&self, rehearsal: bool, end: &Finish) {
-        self.attempted(Side::Postgres, rehearsal, end.outcome, end.retry.is_some());
+        self.attempted(Side::Postgres, rehearsal, end.outcome, end.retry.is_some() || end.park);
+        if let Some(cause) = end.failure.as_ref().and_then(Failure::doubt).filter(|_| end.park) {
+            self.parked(Side::Postgres, cause);
+        }
+    }
+
+    /// Counts an interaction that was parked.
+    pub fn parked(&self, side: Side, cause: Doubt) {
+        self.parking.parked.with_label_values(&[side.as_str(), cause.as_str()]).inc();
     }
 }
 

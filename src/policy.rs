@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::interaction::names;
+
 /// Retries and time-outs of one interaction, in the wire shape of the API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +28,10 @@ pub struct Policy {
     /// No attempt begins later than this after the interaction was due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub give_up_after_ms: Option<u64>,
+    /// What follows an attempt of which nobody knows whether it had its effect: `retry`, with the same idempotency key, or
+    /// `park`, until a person has looked.
+    #[serde(skip_serializing_if = "OnUnknown::is_retry")]
+    pub on_unknown: OnUnknown,
 }
 
 impl Default for Policy {
@@ -37,7 +43,40 @@ impl Default for Policy {
             run_timeout_ms: 60_000,
             heartbeat_timeout_ms: None,
             give_up_after_ms: None,
+            on_unknown: OnUnknown::Retry,
         }
+    }
+}
+
+names! {
+    /// What follows an attempt whose effect is unknown.
+    #[derive(Default)]
+    OnUnknown {
+        /// Another attempt under the same idempotency key, as after any failure that is worth one.
+        #[default]
+        Retry = "retry",
+        /// Nothing, until a person has said what came of it.
+        Park = "park",
+    }
+}
+
+impl OnUnknown {
+    fn is_retry(&self) -> bool {
+        *self == OnUnknown::Retry
+    }
+}
+
+names! {
+    /// Why it is unknown whether an attempt had its effect.
+    Doubt {
+        /// The runner's connection broke after the request was sent, or in the middle of the answer.
+        Connection = "connection",
+        /// It was cut at its run time-out.
+        RunTimeout = "run_timeout",
+        /// It was cut at its heartbeat time-out.
+        HeartbeatTimeout = "heartbeat_timeout",
+        /// Its worker died, stalled past its lease, or was stopped.
+        Worker = "worker",
     }
 }
 
@@ -96,6 +135,11 @@ pub enum Failure {
     },
     /// It would fail again.
     Permanent,
+    /// Whether it had its effect is unknown.
+    Unknown {
+        /// Why.
+        cause: Doubt,
+    },
 }
 
 /// What follows a failed attempt.
@@ -105,6 +149,8 @@ pub enum Next {
     Retry(Duration),
     /// None: it has failed.
     GiveUp,
+    /// None before a person has said what came of it: it has not ended.
+    Park,
 }
 
 impl Failure {
@@ -115,7 +161,15 @@ impl Failure {
     pub fn retry_after_ms(&self) -> Option<i64> {
         match self {
             Failure::Retryable { retry_after } => retry_after.map(|wait| wait.as_millis() as i64),
-            Failure::Permanent => None,
+            Failure::Permanent | Failure::Unknown { .. } => None,
+        }
+    }
+
+    /// Why its effect is unknown, where it is.
+    pub fn doubt(&self) -> Option<Doubt> {
+        match self {
+            Failure::Unknown { cause } => Some(*cause),
+            Failure::Retryable { .. } | Failure::Permanent => None,
         }
     }
 }
@@ -125,15 +179,26 @@ impl Next {
     pub fn wait(self) -> Option<Duration> {
         match self {
             Next::Retry(wait) => Some(wait),
-            Next::GiveUp => None,
+            Next::GiveUp | Next::Park => None,
         }
+    }
+
+    /// The same for a rehearsal: one whose real attempt was parked is told of it only when a person let it run again.
+    pub fn rehearsed_wait(self) -> Option<Duration> {
+        if self == Next::Park { Some(Duration::ZERO) } else { self.wait() }
     }
 }
 
 impl Policy {
     /// Decides what follows the failed `attempt` (counted from 1) of `id`, which was first due `age` ago.
     pub fn after(&self, id: Uuid, attempt: i32, failure: &Failure, age: Duration) -> Next {
-        let Failure::Retryable { retry_after } = failure else { return Next::GiveUp };
+        let retry_after = match failure {
+            Failure::Permanent => return Next::GiveUp,
+            // Also after the last attempt: that it failed is not known either.
+            Failure::Unknown { .. } if self.on_unknown == OnUnknown::Park => return Next::Park,
+            Failure::Unknown { .. } => None,
+            Failure::Retryable { retry_after } => *retry_after,
+        };
         if attempt >= self.max_attempts {
             return Next::GiveUp;
         }
@@ -273,6 +338,30 @@ mod tests {
         assert_eq!(policy.after(Uuid::nil(), 1, &Failure::Permanent, short), Next::GiveUp);
         assert_eq!(policy.after(Uuid::nil(), 1, &RETRY, Duration::from_millis(9_001)), Next::GiveUp);
         assert_eq!(policy.after(Uuid::nil(), 1, &RETRY, Duration::from_secs(9)), Next::Retry(short));
+    }
+
+    #[test]
+    fn what_is_unknown_is_tried_again_or_parked_as_the_policy_says() {
+        let unknown = Failure::Unknown { cause: Doubt::Connection };
+        let (retries, parks) = (Policy::default(), Policy { on_unknown: OnUnknown::Park, ..Policy::default() });
+        let after = |policy: &Policy, attempt| policy.after(Uuid::nil(), attempt, &unknown, Duration::ZERO);
+        assert_eq!(after(&retries, 1), retries.after(Uuid::nil(), 1, &Failure::RETRYABLE, Duration::ZERO));
+        assert_eq!(after(&retries, 5), Next::GiveUp);
+        assert_eq!((after(&parks, 1), after(&parks, 5)), (Next::Park, Next::Park));
+        let known = parks.after(Uuid::nil(), 1, &Failure::RETRYABLE, Duration::ZERO);
+        assert!(matches!(known, Next::Retry(_)), "what is known to have failed is tried again");
+    }
+
+    #[test]
+    fn policies_and_failures_of_an_older_version_are_read_and_written_as_before() {
+        assert!(!serde_json::to_string(&Policy::default()).unwrap().contains("on_unknown"));
+        let parks: Policy = serde_json::from_str(r#"{"on_unknown":"park"}"#).unwrap();
+        assert_eq!(parks.on_unknown, OnUnknown::Park);
+        let failures = [r#"{"retryable":{"retry_after":null}}"#, r#""permanent""#, r#"{"unknown":{"cause":"worker"}}"#];
+        for text in failures {
+            let failure: Failure = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&failure).unwrap(), text);
+        }
     }
 
     #[test]

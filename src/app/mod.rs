@@ -31,7 +31,9 @@ use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
 use crate::queue::{Queue, Worker, WorkerOptions};
-use crate::router::{Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Router, RouterOptions};
+use crate::router::{
+    Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
+};
 use crate::spool::SpoolError;
 
 /// What a process does.
@@ -454,6 +456,8 @@ impl Parts {
             self.wake_relay.clone(),
         );
         tasks.spawn(relay.run(stop.clone()));
+        let resolver = Resolver::new(self.ledger.clone(), self.deliverer.clone(), self.metrics.clone(), options);
+        tasks.spawn(resolver.run(stop.clone()));
         tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
         tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));

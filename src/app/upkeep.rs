@@ -160,6 +160,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
         let looks = async {
             let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
             let handovers = parts.ledger.handover_counts().await?;
+            parts.metrics.parking.show(&parts.ledger.parked_counts().await?);
             Ok::<_, LedgerError>((
                 queues,
                 parts.ledger.outbox_depth().await?,

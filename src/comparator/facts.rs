@@ -220,7 +220,20 @@ impl Try {
     }
 }
 
+impl Try {
+    /// Its effect was unknown, and a person said what followed.
+    pub fn parked(&self) -> bool {
+        let error = self.end.as_ref().and_then(|end| end.error.as_deref());
+        error.is_some_and(|error| error.starts_with(crate::executor::PARKED))
+    }
+}
+
 impl SideFacts {
+    /// Whether a person had to say what came of one of its attempts.
+    pub fn parked(&self) -> bool {
+        self.tries.iter().any(Try::parked)
+    }
+
     /// The first attempt, if it is known.
     pub fn first(&self) -> Option<&Try> {
         self.tries.first().filter(|t| t.fence.attempt == 1)

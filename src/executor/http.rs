@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Answer, Call, Executor, clean};
 use crate::interaction::{Payload, Side};
-use crate::policy::Failure;
+use crate::policy::{Doubt, Failure};
 use crate::telemetry;
 
 /// A result may have so many bytes: what fits through Temporal, so that both sides take the same.
@@ -93,7 +93,14 @@ impl Executor for HttpExecutor {
     async fn execute(&self, call: &Call) -> Answer {
         let response = match self.post(call).await {
             Ok(response) => response,
-            Err(error) => return Answer::retryable(format!("the runner did not answer: {}", chain(&error))),
+            // Nothing was sent.
+            Err(error) if error.is_connect() || error.is_builder() => {
+                return Answer::retryable(format!("the runner can't be reached: {}", chain(&error)));
+            }
+            Err(error) => {
+                let error = format!("the runner did not answer: {}", chain(&error));
+                return Answer::unknown(Doubt::Connection, error);
+            }
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match read(response).await {
@@ -102,7 +109,9 @@ impl Executor for HttpExecutor {
             Ok(None) => {
                 return Answer::permanent(format!("the runner's answer ({status}) is longer than {MAX_RESULT} bytes"));
             }
-            Err(error) => return Answer::retryable(format!("the runner's answer ({status}) {error}")),
+            Err(error) => {
+                return Answer::unknown(Doubt::Connection, format!("the runner's answer ({status}) {error}"));
+            }
         };
         answer(status, &headers, body, Utc::now())
     }

@@ -18,7 +18,7 @@ pub use handlers::{Context, HandlerError, Handlers};
 pub use http::{HttpExecutor, HttpExecutorError};
 
 use crate::interaction::{Envelope, Fence, Payload, Side};
-use crate::policy::{Failure, Policy};
+use crate::policy::{Doubt, Failure, Policy};
 
 /// One execution of an interaction.
 #[derive(Debug, Clone)]
@@ -95,6 +95,11 @@ impl Answer {
         Self::Failed { failure: Failure::RETRYABLE, error: clean(&error.into()) }
     }
 
+    /// A failure of which nobody knows whether it had its effect.
+    pub fn unknown(cause: Doubt, error: impl Into<String>) -> Self {
+        Self::Failed { failure: Failure::Unknown { cause }, error: clean(&error.into()) }
+    }
+
     /// A failure that would repeat itself.
     pub fn permanent(error: impl Into<String>) -> Self {
         Self::Failed { failure: Failure::Permanent, error: clean(&error.into()) }
@@ -116,10 +121,11 @@ pub async fn run(executor: &dyn Executor, call: &Call, policy: &Policy) -> Answe
     tokio::select! {
         answer = execution => answer.unwrap_or_else(|panic| Answer::retryable(format!("the handler panicked: {}", said(&*panic)))),
         () = tokio::time::sleep(policy.run_timeout()) => {
-            Answer::retryable(format!("ran longer than its run_timeout_ms of {}", policy.run_timeout_ms))
+            let error = format!("ran longer than its run_timeout_ms of {}", policy.run_timeout_ms);
+            Answer::unknown(Doubt::RunTimeout, error)
         }
         ms = silence(&call.heartbeat, policy.heartbeat_timeout_ms) => {
-            Answer::retryable(format!("made no progress for its heartbeat_timeout_ms of {ms}"))
+            Answer::unknown(Doubt::HeartbeatTimeout, format!("made no progress for its heartbeat_timeout_ms of {ms}"))
         }
     }
 }
@@ -141,6 +147,9 @@ pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// How the words begin of every attempt that ended because of its worker and not of its work.
 pub const OF_ITS_WORKER: &str = "its worker ";
+
+/// How the words begin of every attempt after which its interaction was parked.
+pub const PARKED: &str = "its effect is unknown, so it is parked: ";
 
 /// Makes a foreign text fit for a text column and a person: no NUL, no control characters, at most 2,000 characters.
 pub fn clean(text: &str) -> String {
@@ -187,7 +196,7 @@ mod tests {
 
     fn error_of(answer: Answer) -> String {
         match answer {
-            Answer::Failed { failure: Failure::Retryable { .. }, error } => error,
+            Answer::Failed { failure: Failure::Retryable { .. } | Failure::Unknown { .. }, error } => error,
             other => panic!("not a retryable failure: {other:?}"),
         }
     }

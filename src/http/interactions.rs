@@ -259,7 +259,7 @@ async fn call_off(api: &Api, id: &str, by: Option<&str>) -> Result<(StatusCode, 
     }
 }
 
-fn id_of(text: &str) -> Result<Uuid, Problem> {
+pub(super) fn id_of(text: &str) -> Result<Uuid, Problem> {
     let unlike = || format!("`{}` is no id; ids are UUIDs", crate::executor::clean(text));
     text.parse().map_err(|_| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, unlike()))
 }

@@ -13,6 +13,7 @@ mod interactions;
 mod observe;
 mod openapi;
 mod problem;
+mod resolve;
 mod schema;
 mod wait;
 
@@ -124,7 +125,7 @@ fn routes(api: Arc<Api>) -> Routes {
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
     let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
-    let operate = OpenApiRouter::new().routes(routes!(interactions::cancel));
+    let operate = OpenApiRouter::new().routes(routes!(interactions::cancel)).routes(routes!(resolve::resolve));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))

@@ -149,6 +149,31 @@ pub(super) struct Cancelled {
     pub(super) state: &'static str,
 }
 
+/// What came of an attempt whose effect is unknown.
+#[derive(ToSchema)]
+#[schema(example = json!({ "as": "succeeded", "result": { "sent": true }, "reason": "the bank has it" }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct Resolve {
+    /// What came of it: it had its effect, it failed, or it is to run again.
+    #[schema(rename = "as")]
+    answer: crate::ledger::Resolved,
+    /// The result, for a success; null where absent.
+    result: Option<Value>,
+    /// Why, for those who look it up later.
+    #[schema(max_length = 1000)]
+    reason: Option<String>,
+}
+
+/// What came of saying so.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({ "id": "9a2a77af-b0d5-8c76-864e-852f250f1799", "state": "succeeded" }))]
+pub(super) struct ResolveAnswer {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// `succeeded` or `failed`, as which it has ended; `retry`, where it runs again; or `asked`, while Temporal is told.
+    pub(super) state: &'static str,
+}
+
 /// What is known of an interaction.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
@@ -190,7 +215,7 @@ pub(super) struct Found {
     /// The series.
     series: Option<String>,
     /// `scheduled` (due later), `waiting` (for others, or to be delivered), `ready`, `running`, `held` (Temporal has other
-    /// work under this id), or how it ended.
+    /// work under this id), `unknown_outcome` (parked until somebody resolves it), or how it ended.
     state: String,
     /// Why it ended so, where it did not succeed.
     reason: Option<String>,

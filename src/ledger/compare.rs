@@ -145,8 +145,8 @@ pub(crate) async fn compared_attempts(
     since: DateTime<Utc>,
 ) -> Result<Vec<Attempt>, sqlx::Error> {
     let rows = sqlx::query(
-        "select id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent, retry_after_ms, retry_ms, side,
-            outcome, error, null::text as result_text
+        "select id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent, unknown, retry_after_ms, retry_ms,
+            side, outcome, error, null::text as result_text
          from crossover.attempts where id = any ($1) and ended_at >= $2",
     );
     let rows = rows.bind(ids).bind(since).fetch_all(tx).await?;

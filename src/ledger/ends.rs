@@ -8,7 +8,7 @@ use super::pins::{named, payload};
 use super::{Ledger, LedgerError, transient, within};
 use crate::executor::clean;
 use crate::interaction::{Attempt, Fence, Outcome, Payload};
-use crate::policy::{Failure, Policy};
+use crate::policy::{Doubt, Failure, Policy};
 
 /// A rehearsal on Temporal that was dequeued and occupies its place until its real attempt ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,12 +204,13 @@ impl Ledger {
                 from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch >= r.epoch
                 where (p.epoch > r.epoch or p.attempts >= r.attempt or p.ended_at is not null)
                     and r.taken_until < clock_timestamp()
+                    and not exists (select from crossover.parked k where k.id = r.id)
                 limit $1 for update of r skip locked),
              done as (
                 update crossover.rehearsals r set taken_until = clock_timestamp() + interval '5 seconds'
                 from due d where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
                 returning r.*, d.created_at, d.run_at, d.final, d.made, d.reason)
-             select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
+             select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.unknown, a.retry_after_ms,
                 a.result::text as result, coalesce(a.error, d.reason) as error,
                 d.final is not null and d.attempt >= d.made as last, y.policy::text as policy
              from done d join crossover.payloads y on y.id = d.id and y.created_at = d.created_at
@@ -240,9 +241,9 @@ impl Ledger {
                 using unnest($1::uuid[], $2::integer[], $3::integer[], $4::boolean[]) as c (id, epoch, attempt, mirrored)
                 where r.id = c.id and r.epoch = c.epoch and r.attempt = c.attempt returning r.*, c.mirrored)
              insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
-                retry_after_ms, retry_ms, side, outcome, error)
+                unknown, retry_after_ms, retry_ms, side, outcome, error)
              select g.id, g.due_at, g.dequeued_at, clock_timestamp(), g.epoch, g.attempt, true, a.permanent,
-                a.retry_after_ms, a.retry_ms, 'temporal', case when g.mirrored then coalesce(a.outcome, p.outcome) end,
+                a.unknown, a.retry_after_ms, a.retry_ms, 'temporal', case when g.mirrored then coalesce(a.outcome, p.outcome) end,
                 case when g.mirrored then a.error else 'gone from Temporal: bounded, or ended by an answer that was lost' end
              from gone g join crossover.pins p on p.id = g.id
              left join lateral (
@@ -272,8 +273,8 @@ impl Ledger {
 async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
-            retry_after_ms, retry_ms, side, outcome, result, error)
-         values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13)",
+            retry_after_ms, retry_ms, side, outcome, result, error, unknown)
+         values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13, $14)",
     )
     .bind(a.id)
     .bind(a.due_at)
@@ -288,6 +289,7 @@ async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Res
     .bind(a.outcome.map(Outcome::as_str))
     .bind(a.result.as_ref().map(Payload::get))
     .bind(a.error.as_deref())
+    .bind(a.failure.as_ref().and_then(Failure::doubt).map(Doubt::as_str))
     .execute(connection)
     .await?;
     Ok(())

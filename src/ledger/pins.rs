@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::lent::Lent;
 use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
-use crate::policy::{Failure, Policy};
+use crate::policy::{Doubt, Failure, Policy};
 
 /// What a router asks to have pinned.
 #[derive(Debug, Clone, Copy)]
@@ -205,6 +205,7 @@ impl Ledger {
                 "select p.*, o.id is not null as undelivered, case
                 when p.outcome is not null then p.outcome
                 when p.conflict is not null then 'held'
+                when k.id is not null then 'unknown_outcome'
                 when u.id is not null and u.execute then 'running'
                 when s.id is not null and s.execute then 'scheduled'
                 when r.id is not null and r.execute then 'ready'
@@ -216,6 +217,7 @@ impl Ledger {
              left join crossover.running u on u.id = p.id
              left join crossover.scheduled s on s.id = p.id
              left join crossover.ready r on r.id = p.id
+             left join crossover.parked k on k.id = p.id
              where p.id = $1",
             )
             .bind(id)
@@ -352,12 +354,17 @@ pub(super) fn pin_of(row: &sqlx::postgres::PgRow) -> Result<Pin, sqlx::Error> {
     })
 }
 
-/// Why an attempt did not succeed, from the columns `permanent` and `retry_after_ms`.
+/// Why an attempt did not succeed, from the columns `permanent`, `unknown` and `retry_after_ms`.
 pub(crate) fn failure(row: &sqlx::postgres::PgRow) -> Result<Option<Failure>, sqlx::Error> {
     let retry_after: Option<i64> = row.try_get("retry_after_ms")?;
     let retry_after = retry_after.map(|ms| Duration::from_millis(ms as u64));
     let permanent: Option<bool> = row.try_get("permanent")?;
-    Ok(permanent.map(|permanent| if permanent { Failure::Permanent } else { Failure::Retryable { retry_after } }))
+    let unknown: Option<Doubt> = named(row, "unknown")?;
+    Ok(permanent.map(|permanent| match unknown {
+        Some(cause) => Failure::Unknown { cause },
+        None if permanent => Failure::Permanent,
+        None => Failure::Retryable { retry_after },
+    }))
 }
 
 pub(super) fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {

@@ -72,7 +72,7 @@ fn step(r: &Rehearsing, real: Mirrored) -> Finish {
         Outcome::Failed if !real.last => {
             // An attempt that left no record was lost with its worker.
             let failure = real.failure.clone().unwrap_or(Failure::RETRYABLE);
-            policy.after(id, attempt, &failure, r.age()).wait()
+            policy.after(id, attempt, &failure, r.age()).rehearsed_wait()
         }
         _ => None,
     };

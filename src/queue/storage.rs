@@ -7,9 +7,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
 use crate::ledger::{ENVELOPE, LedgerError, envelope_of, failure_of, named, payload_of, within};
-use crate::policy::Failure;
+use crate::policy::{Failure, Next};
 
 /// The queue's storage. Cheap to clone.
 #[derive(Clone)]
@@ -83,6 +84,8 @@ pub struct Finish {
     pub failure: Option<Failure>,
     /// Another attempt follows after so long.
     pub retry: Option<Duration>,
+    /// It does not end: a person says what came of it.
+    pub park: bool,
     /// The runner's answer.
     pub result: Option<Payload>,
     /// What went wrong.
@@ -149,9 +152,19 @@ impl Finish {
             outcome,
             failure: None,
             retry: None,
+            park: false,
             result: None,
             error: None,
         }
+    }
+
+    /// The failed end of `claimed`, with what its policy says that follows, `age` after it was first due.
+    pub(super) fn failed(claimed: &Claimed, failure: Failure, error: String, age: Duration) -> Self {
+        let next = claimed.envelope.policy.after(claimed.envelope.id, claimed.fence.attempt, &failure, age);
+        let park = next == Next::Park;
+        let error = if park { clean(&format!("{PARKED}{error}")) } else { error };
+        let (failure, error) = (Some(failure), Some(error));
+        Self { failure, retry: next.wait(), park, error, ..Self::of(claimed, Some(Outcome::Failed)) }
     }
 
     /// Which attempt at which interaction it ends.
@@ -253,7 +266,8 @@ impl Queue {
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused. What
     /// somebody asked to cancel is not tried again.
     pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
-        let retried: Vec<Uuid> = ends.iter().filter(|e| e.retry.is_some() && !e.rehearsal).map(|e| e.id).collect();
+        let retried: Vec<Uuid> =
+            ends.iter().filter(|e| (e.retry.is_some() || e.park) && !e.rehearsal).map(|e| e.id).collect();
         if retried.is_empty() {
             return within(finish(&self.pool, worker, ends)).await;
         }
@@ -346,8 +360,9 @@ impl Queue {
                 select r.id, r.epoch, r.attempt, p.created_at, p.outcome as final, p.reason, p.attempts as made
                 from crossover.running r join crossover.pins p on p.id = r.id
                 where r.id = any ($1) and r.worker = $2 and not r.execute
+                    and not exists (select from crossover.parked k where k.id = r.id)
                     and (p.attempts >= r.attempt or p.ended_at is not null))
-             select d.id, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.retry_after_ms,
+             select d.id, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.unknown, a.retry_after_ms,
                 a.result::text as result, coalesce(a.error, d.reason) as error,
                 d.final is not null and d.attempt >= d.made as last
              from done d left join lateral (
@@ -411,7 +426,7 @@ impl Queue {
 
 async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {
     let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
-    let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+    let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
         .bind(worker)
         .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
         .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
@@ -420,7 +435,9 @@ async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finis
         .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
         .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
         .bind(column(|e| e.result.as_ref().map(|r| r.get().to_owned())))
-        .bind(column(|e| e.error.clone()));
+        .bind(column(|e| e.error.clone()))
+        .bind(column(|e| e.failure.as_ref().and_then(Failure::doubt).map(|cause| cause.to_string())))
+        .bind(ends.iter().map(|e| e.park).collect::<Vec<_>>());
     kept.fetch_all(executor).await
 }
 
@@ -466,8 +483,8 @@ fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
     tracing::error!(%id, error, "a copy has failed unread; see crossover.payloads");
     let (outcome, failure) = (Some(Outcome::Failed), Some(Failure::Permanent));
-    let (ended_at, retry, result, error) = (Utc::now(), None, None, Some(error));
-    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, result, error })
+    let (ended_at, retry, park, result, error) = (Utc::now(), None, false, None, Some(error));
+    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {

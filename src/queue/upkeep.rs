@@ -10,7 +10,7 @@ use super::storage::{Claimed, Finish};
 use super::worker::Shared;
 use super::{faulty, finisher};
 use crate::interaction::Outcome;
-use crate::policy::Failure;
+use crate::policy::{Doubt, Failure};
 
 /// The error of an attempt that was taken over from a dead worker. The other side's attempt of the same number need not
 /// have failed: it is no divergence of the queue.
@@ -84,9 +84,7 @@ fn after_loss(lost: &Claimed) -> Finish {
         let error = Some(crate::executor::clean(&format!("{wish}; {LOST}")));
         return Finish { error, ..Finish::of(lost, Some(Outcome::Cancelled)) };
     }
-    let failure = Failure::RETRYABLE;
-    let (id, attempt) = (lost.envelope.id, lost.fence.attempt);
-    let retry = lost.envelope.policy.after(id, attempt, &failure, lost.age).wait();
-    let error = Some(LOST.to_owned());
-    Finish { failure: Some(failure), retry, error, ..Finish::of(lost, Some(Outcome::Failed)) }
+    // A rehearsal had no effect that could be unknown.
+    let failure = if lost.rehearsal { Failure::RETRYABLE } else { Failure::Unknown { cause: Doubt::Worker } };
+    Finish::failed(lost, failure, LOST.to_owned(), lost.age)
 }

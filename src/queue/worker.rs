@@ -21,6 +21,7 @@ use crate::interaction::{Fence, Outcome, Side};
 use crate::ledger::{LedgerError, is_outage};
 use crate::metrics::Metrics;
 use crate::observer::{Dequeue, Observer, Seen, Sighting};
+use crate::policy::Doubt;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -237,7 +238,7 @@ impl Starting {
                     return;
                 }
                 () = signals.called_off.cancelled() => called_off(&claimed, signals.wish.get()),
-                () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::retryable("its worker gave it up: it was shut down, or could not prolong its lease")),
+                () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::unknown(Doubt::Worker, "its worker gave it up: it was shut down, or could not prolong its lease")),
                 finish = execute(&*executor, &claimed) => finish,
             };
             shared.held.reported(finish.key());
@@ -272,15 +273,9 @@ fn overslept(claimed: &Claimed) -> bool {
 }
 
 fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
-    let (id, attempt) = (claimed.envelope.id, claimed.fence.attempt);
     match answer {
         Answer::Done(result) => Finish { result: Some(result), ..Finish::of(claimed, Some(Outcome::Succeeded)) },
-        Answer::Failed { failure, error } => Finish {
-            retry: claimed.envelope.policy.after(id, attempt, &failure, claimed.age + took).wait(),
-            failure: Some(failure),
-            error: Some(error),
-            ..Finish::of(claimed, Some(Outcome::Failed))
-        },
+        Answer::Failed { failure, error } => Finish::failed(claimed, failure, error, claimed.age + took),
     }
 }
 

@@ -281,6 +281,9 @@ fn waits_for(story: &Story) -> Option<String> {
         }
         "refused" => Some(format!("somebody to look: it was refused and will never run as it is ({reason})")),
         "held" => Some(format!("somebody to look: Temporal holds another copy under this id ({reason})")),
+        "unknown_outcome" => {
+            Some(format!("somebody to say what came of it, with `crossover resolve ID --as …` ({reason})"))
+        }
         "scheduled" => {
             let due = story
                 .places

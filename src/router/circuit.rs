@@ -168,6 +168,10 @@ mod tests {
             unreachable!("a probe delivers nothing")
         }
 
+        async fn resolve(&self, _: &crate::ledger::Untold) -> Result<bool, DeliveryError> {
+            Ok(true)
+        }
+
         async fn look_up(&self, _: Uuid) -> Result<Option<&'static str>, DeliveryError> {
             self.probes.fetch_add(1, SeqCst);
             match self.answers.load(SeqCst) {

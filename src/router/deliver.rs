@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::circuit::{self, Circuit, jittered};
 use crate::executor::clean;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Untold};
 use crate::metrics::Metrics;
 use crate::observer::{Observer, Seen, Sighting};
 use crate::telemetry;
@@ -23,6 +23,10 @@ use crate::telemetry;
 pub trait Deliver: Send + Sync {
     /// Starts (or signals) the copy. Repeating it is always safe.
     async fn deliver(&self, envelope: &Envelope) -> Result<Delivery, DeliveryError>;
+
+    /// Tells the copy that waits for it what came of its parked attempt. Repeating it is always safe. False: Temporal has no
+    /// such copy any more.
+    async fn resolve(&self, untold: &Untold) -> Result<bool, DeliveryError>;
 
     /// Where the copy of `id` in its first epoch stands, as a state's name; none where Temporal has none.
     async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError>;
@@ -38,6 +42,11 @@ impl Deliver for NoTemporal {
     async fn deliver(&self, _: &Envelope) -> Result<Delivery, DeliveryError> {
         let reason =
             "this crossover is built without Temporal; only accounts in stage complete can be served".to_owned();
+        Err(DeliveryError::Refused { retryable: true, reason })
+    }
+
+    async fn resolve(&self, _: &Untold) -> Result<bool, DeliveryError> {
+        let reason = "this crossover is built without Temporal".to_owned();
         Err(DeliveryError::Refused { retryable: true, reason })
     }
 
@@ -149,6 +158,11 @@ impl Deliverer {
             _ => self.circuit.answered(),
         }
         answer
+    }
+
+    /// Tells Temporal what came of a parked attempt, see [`Deliver::resolve`].
+    pub(super) async fn resolve(&self, untold: &Untold) -> Result<bool, DeliveryError> {
+        self.target.resolve(untold).await
     }
 
     /// Where the copy of `id` stands, see [`Deliver::look_up`].

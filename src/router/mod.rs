@@ -15,6 +15,7 @@ mod outage;
 mod pace;
 mod relay;
 pub mod request;
+pub mod resolve;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ pub use drain::Drain;
 pub use intake::{Intake, IntakeOptions};
 pub use outage::{OutageOptions, Outages};
 pub use relay::{Relay, RelayOptions};
+pub use resolve::Resolver;
 
 use deliver::Settled;
 use doubt::Doubts;
@@ -42,7 +44,7 @@ use crate::faults::{self, Whether};
 use crate::flags::Decision;
 use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
-use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, is_outage};
+use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, Resolving, is_outage};
 use crate::metrics::Metrics;
 use crate::telemetry;
 
@@ -395,6 +397,16 @@ impl Router {
             self.wake_queue.notify_one();
             self.wake_relay.notify_one();
         }
+        Ok(answer)
+    }
+
+    /// Says what came of the parked attempt of `id`. What Postgres owns goes on here and now; what Temporal owns is told by
+    /// the relay.
+    pub async fn resolve(&self, id: Uuid, wish: &resolve::Wish, who: &str) -> Result<Resolving, LedgerError> {
+        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
+        let asked = wish.ask(&self.ledger, id, who);
+        let answer = tokio::time::timeout(self.options.pin_timeout, asked).await.unwrap_or_else(late)?;
+        self.wake_queue.notify_one();
         Ok(answer)
     }
 

@@ -38,8 +38,15 @@ pub enum RequestError {
 
 pub(crate) const FIELDS: [&str; 10] =
     ["account", "kind", "payload", "key", "series", "group", "run_at", "priority", "after", "policy"];
-pub(crate) const POLICY: [&str; 6] =
-    ["max_attempts", "backoff", "start_timeout_ms", "run_timeout_ms", "heartbeat_timeout_ms", "give_up_after_ms"];
+pub(crate) const POLICY: [&str; 7] = [
+    "max_attempts",
+    "backoff",
+    "start_timeout_ms",
+    "run_timeout_ms",
+    "heartbeat_timeout_ms",
+    "give_up_after_ms",
+    "on_unknown",
+];
 
 /// No payload is larger, whatever the configuration says: Temporal refuses blobs of over 2 MiB.
 const LARGEST_PAYLOAD: usize = 3 << 19;
@@ -189,6 +196,7 @@ pub(super) fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
         run_timeout_ms: reader.take("run_timeout_ms").unwrap_or(default.run_timeout_ms),
         heartbeat_timeout_ms: reader.take("heartbeat_timeout_ms"),
         give_up_after_ms: reader.take("give_up_after_ms"),
+        on_unknown: reader.take("on_unknown").unwrap_or_default(),
     };
     faults.append(&mut reader.faults);
     policy

@@ -13,15 +13,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
-use crate::executor::{self, Answer, Call, Executor};
+use crate::executor::{self, Answer, Call, Executor, PARKED};
 use crate::faults::{self, Whether};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side};
+use crate::metrics::Metrics;
 use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, hashed};
-use crate::policy::{Failure, Next};
+use crate::policy::{Doubt, Failure, Next, OnUnknown};
 use crate::telemetry;
 
 use super::ask::{ASK, Asked, Execution, MustAsk, Resets};
-use super::ledger::{End, Ledger, LedgerError, OpenRehearsal};
+use super::late::Watch;
+use super::ledger::{End, Ledger, LedgerError, OpenRehearsal, Parking};
 use super::mirror::Unrecorded;
 use super::wire::Exact;
 
@@ -87,6 +89,8 @@ pub struct Activities {
     pub observer: Observer,
     /// Set when this worker is to end.
     pub stopping: CancellationToken,
+    /// Where what comes too late is counted.
+    pub metrics: Option<Arc<Metrics>>,
     /// Whether unpinned copies of an account ask their pin.
     pub must_ask: MustAsk,
     /// Which runs were made by a reset.
@@ -107,41 +111,18 @@ impl Activities {
         if self.must_ask(&execution, ctx.info()).await {
             return Err(asks_first(&execution, ctx.info()));
         }
-        let Execution { mut envelope, asking } = execution;
-        let attempt = asking.before + number(ctx.info());
-        faults::alter(Side::Temporal, &mut envelope);
-        if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
-            wait.await;
-        }
-        let call = Call::new(&envelope, Side::Temporal, attempt);
-        self.begins(&envelope, attempt, ctx.info());
-        if faults::is(Whether::Twice, Side::Temporal, envelope.id) {
-            self.begins(&envelope, attempt, ctx.info());
-            executor::run(&*self.executor, &call, &envelope.policy).await;
-        }
-        let answer = if too_late(&envelope, ctx.info()) {
-            Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() }
-        } else {
-            let span = info_span!("execute", id = %envelope.id, account = envelope.account, kind = envelope.kind,
-                side = "temporal", fence = %call.fence);
-            telemetry::join(&span, envelope.id);
-            tokio::select! {
-                answer = executor::run(&*self.executor, &call, &envelope.policy).instrument(span) => answer,
-                () = beat(&ctx) => unreachable!("a heart doesn't stop by itself"),
-                () = ctx.cancelled() => return Err(self.called_off(&envelope, report(&envelope, attempt, ctx.info()))),
-            }
-        };
-        let report = report(&envelope, attempt, ctx.info());
-        match answer {
-            Answer::Done(result) => {
-                let report = Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..report };
-                self.ended(&envelope, &report);
-                Ok(Exact(report))
-            }
-            Answer::Failed { failure, error } => {
-                Err(self.next(&envelope, failed(report, failure.clone(), error), &failure, ctx.info()))
-            }
-        }
+        let Execution { envelope, asking } = execution;
+        self.run(&ctx, envelope, asking.before).await
+    }
+
+    /// Tells the ledger that an interaction waits for a person.
+    #[activity(name = "park")]
+    pub async fn park(self: Arc<Self>, _: ActivityContext, parking: Exact<Parking>) -> Result<(), ActivityError> {
+        let Exact(parking) = parking;
+        self.within(self.ledger.park(&parking)).await.map_err(|error| {
+            tracing::warn!(id = %parking.id, fence = %parking.fence, %error, "the ledger isn't told yet what is parked");
+            ApplicationFailure::new(error).into()
+        })
     }
 
     /// Occupies until [`super::mirror`] ends it with the real attempt's end. Runs nothing, and never writes a pin.
@@ -217,43 +198,128 @@ impl Activities {
 }
 
 impl Activities {
-    /// Words a failed attempt for Temporal's retry machine.
-    fn next(&self, envelope: &Envelope, report: Attempt, failure: &Failure, info: &ActivityInfo) -> ActivityError {
+    async fn run(
+        &self,
+        ctx: &ActivityContext,
+        mut envelope: Envelope,
+        made: i32,
+    ) -> Result<Exact<Attempt>, ActivityError> {
+        faults::alter(Side::Temporal, &mut envelope);
+        if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
+            wait.await;
+        }
+        let this = Try { envelope: &envelope, info: ctx.info(), number: made.saturating_add(number(ctx.info())) };
+        let call = Call::new(&envelope, Side::Temporal, this.number);
+        let watch = Watch::new(ctx);
+        // A worker that wakes up is handed what its open polls were given while it slept.
+        if watch.may_be_late() && watch.is_late(ctx).await {
+            return Err(self.refused(&this, "it was not begun"));
+        }
+        self.begins(&this);
+        if faults::is(Whether::Twice, Side::Temporal, envelope.id) {
+            self.begins(&this);
+            executor::run(&*self.executor, &call, &envelope.policy).await;
+        }
+        let answer = if this.too_late() {
+            Some(Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() })
+        } else {
+            let span = info_span!("execute", id = %envelope.id, account = envelope.account, kind = envelope.kind,
+                side = "temporal", fence = %call.fence);
+            telemetry::join(&span, envelope.id);
+            tokio::select! {
+                answer = executor::run(&*self.executor, &call, &envelope.policy).instrument(span) => Some(answer),
+                () = beat(ctx) => unreachable!("a heart doesn't stop by itself"),
+                () = ctx.cancelled() => None,
+            }
+        };
+        // Before anything is written of it: another attempt may be under way, whose records these would look like.
+        if watch.may_be_late() && watch.is_late(ctx).await {
+            return Err(self.refused(&this, "its result was not taken"));
+        }
+        match answer {
+            None => Err(self.called_off(&this)),
+            Some(Answer::Done(result)) => {
+                let report = Attempt { outcome: Some(Outcome::Succeeded), result: Some(result), ..this.report() };
+                self.ended(&envelope, &report);
+                Ok(Exact(report))
+            }
+            Some(Answer::Failed { failure, error }) => Err(self.next(&this, failure, error)),
+        }
+    }
+
+    /// The server has given the attempt up, and to another, or its workflow is gone. It takes nothing of this one any more.
+    fn refused(&self, this: &Try<'_>, what: &str) -> ActivityError {
+        let report = this.report();
+        if let Some(metrics) = &self.metrics {
+            metrics.late_results.with_label_values(&["temporal"]).inc();
+        }
+        tracing::warn!(id = %report.id, fence = %report.fence, what, "an attempt came too late: Temporal no longer waits for it");
+        if this.envelope.pinned {
+            let Attempt { id, side, fence, ended_at: at, .. } = report;
+            self.observer.see(Sighting { id, side, fence, rehearsal: false, at, what: Seen::Refused });
+        }
+        let late = ApplicationFailure::builder(format!("it came too late: {what}")).type_name("late".to_owned());
+        ActivityError::application(late.build())
+    }
+
+    /// Words a failed attempt for Temporal's retry machine, or for the workflow that counts.
+    fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
+        let (envelope, info) = (this.envelope, this.info);
+        let report = failed(this.report(), failure.clone(), error);
         let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
         let age = (report.ended_at - due).to_std().unwrap_or_default();
-        match envelope.policy.after(envelope.id, report.fence.attempt, failure, age) {
+        match envelope.policy.after(envelope.id, report.fence.attempt, &failure, age) {
             Next::Retry(delay) => self.retry(envelope, report, delay),
-            Next::GiveUp => {
-                self.ended(envelope, &report);
-                let error = report.error.clone().unwrap_or_default();
-                let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
-                ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
-            }
+            Next::GiveUp => self.give_up(envelope, report),
+            Next::Park => self.parked(envelope, report),
         }
+    }
+
+    fn give_up(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
+        self.ended(envelope, &report);
+        let error = report.error.clone().unwrap_or_default();
+        let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
+        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+    }
+
+    /// The workflow tells the ledger of it, attempt and all.
+    fn parked(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
+        let error = executor::clean(&format!("{PARKED}{}", report.error.unwrap_or_default()));
+        let report = Attempt { error: Some(error.clone()), ..report };
+        self.ended(envelope, &report);
+        let failure = ApplicationFailure::builder(error).type_name("park".to_owned());
+        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
     }
 
     fn retry(&self, envelope: &Envelope, report: Attempt, delay: Duration) -> ActivityError {
         let error = report.error.clone().unwrap_or_default();
         let report = Attempt { retry_ms: Some(delay.as_millis() as i64), ..report };
         self.ended(envelope, &report);
-        self.record(report);
+        self.record(report.clone());
         // A delay of nothing would read as "none given".
         let delay = delay.max(Duration::from_millis(1));
         let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
-        ActivityError::application(failure.build())
+        ActivityError::application(match envelope.policy.on_unknown {
+            OnUnknown::Retry => failure.build(),
+            // The workflow reads when to try again.
+            OnUnknown::Park => failure.details(Exact(report)).build(),
+        })
     }
 
-    /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled or is
-    /// gone, and that is the end.
-    fn called_off(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
+    /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled, and that is
+    /// the end.
+    fn called_off(&self, this: &Try<'_>) -> ActivityError {
+        let (envelope, report) = (this.envelope, this.report());
         if !self.stopping.is_cancelled() {
             let error = Some("its workflow was cancelled while it ran".to_owned());
             let report = Attempt { outcome: Some(Outcome::Cancelled), error, ..report };
             self.ended(envelope, &report);
             return ActivityError::cancelled_with_details(Exact(report));
         }
-        let failure = Failure::RETRYABLE;
-        let report = failed(report, failure, "its worker was stopped".to_owned());
+        let report = failed(report, Failure::Unknown { cause: Doubt::Worker }, "its worker was stopped".to_owned());
+        if envelope.policy.on_unknown == OnUnknown::Park {
+            return self.parked(envelope, report);
+        }
         if report.fence.attempt < envelope.policy.max_attempts {
             return self.retry(envelope, report, Duration::ZERO);
         }
@@ -273,13 +339,13 @@ impl Activities {
     }
 
     /// Sees that an execution begins.
-    fn begins(&self, envelope: &Envelope, attempt: i32, info: &ActivityInfo) {
+    fn begins(&self, this: &Try<'_>) {
         self.observer.dequeued(Dequeue {
-            envelope,
+            envelope: this.envelope,
             side: Side::Temporal,
-            attempt,
+            attempt: this.number,
             rehearsal: false,
-            due_at: due_at(due_by(envelope).filter(|_| attempt <= 1), info),
+            due_at: this.due_at(),
         });
     }
 
@@ -315,32 +381,48 @@ async fn within<T>(observer: &Observer, call: impl Future<Output = Result<T, Led
     })
 }
 
-/// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.
-fn too_late(envelope: &Envelope, info: &ActivityInfo) -> bool {
-    let limit = envelope.policy.give_up_after_ms.map(|ms| TimeDelta::milliseconds(ms as i64));
-    let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
-    info.attempt > 1 && limit.is_some_and(|limit| at(info.started_time) - due > limit)
+/// One attempt at an interaction.
+struct Try<'a> {
+    envelope: &'a Envelope,
+    info: &'a ActivityInfo,
+    /// Its number, counted over everything that was made before.
+    number: i32,
+}
+
+impl Try<'_> {
+    /// When it was due. An earlier attempt's wait is the server's to know.
+    fn due_at(&self) -> DateTime<Utc> {
+        let scheduled = at(self.info.current_attempt_scheduled_time.or(self.info.scheduled_time));
+        due_by(self.envelope).filter(|_| self.number <= 1).unwrap_or(scheduled)
+    }
+
+    /// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.
+    fn too_late(&self) -> bool {
+        let limit = self.envelope.policy.give_up_after_ms.map(|ms| TimeDelta::milliseconds(ms as i64));
+        let due = self.envelope.run_at.unwrap_or_else(|| at(self.info.scheduled_time));
+        self.info.attempt > 1 && limit.is_some_and(|limit| at(self.info.started_time) - due > limit)
+    }
+
+    fn report(&self) -> Attempt {
+        Attempt {
+            id: self.envelope.id,
+            side: Side::Temporal,
+            fence: Fence { epoch: self.envelope.epoch, attempt: self.number },
+            rehearsal: false,
+            due_at: self.due_at(),
+            started_at: at(self.info.started_time),
+            ended_at: Utc::now(),
+            outcome: None,
+            failure: None,
+            retry_ms: None,
+            result: None,
+            error: None,
+        }
+    }
 }
 
 fn failed(report: Attempt, failure: Failure, error: String) -> Attempt {
     Attempt { outcome: Some(Outcome::Failed), failure: Some(failure), error: Some(error), ..report }
-}
-
-fn report(envelope: &Envelope, attempt: i32, info: &ActivityInfo) -> Attempt {
-    Attempt {
-        id: envelope.id,
-        side: Side::Temporal,
-        fence: Fence { epoch: envelope.epoch, attempt },
-        rehearsal: false,
-        due_at: due_at(due_by(envelope).filter(|_| attempt <= 1), info),
-        started_at: at(info.started_time),
-        ended_at: Utc::now(),
-        outcome: None,
-        failure: None,
-        retry_ms: None,
-        result: None,
-        error: None,
-    }
 }
 
 /// Ends an execution that has not begun; its workflow asks the pin and schedules it again. This attempt isn't counted.

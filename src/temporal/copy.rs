@@ -10,12 +10,13 @@ use temporalio_sdk::{
 use temporalio_workflow::RetryPolicy;
 
 use crate::interaction::{Attempt, Envelope, Outcome, Payload, Side};
-use crate::policy::{Backoff, Listed, Policy};
+use crate::policy::{Backoff, Listed, OnUnknown, Policy};
 
 use super::Terms;
 use super::activities::{Activities, Read, Rehearsal, due_by};
 use super::ask::{ASK, Asked, Asking, Execution};
 use super::ledger::End;
+use super::parking::{self, Holds};
 use super::wire::Exact;
 
 /// The server's clock and ours may differ; the worker's own time-out must come first.
@@ -47,17 +48,17 @@ pub struct Closed {
     pub(super) unbegun: bool,
     /// The last attempt, as its worker saw it.
     #[serde(skip)]
-    report: Option<Attempt>,
+    pub(super) report: Option<Attempt>,
 }
 
 impl Closed {
-    fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
+    pub(super) fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
         let reason = Some(reason.into());
         let (refused, adopted, unbegun) = (false, false, false);
         Self { rehearsal, outcome, attempt, result: None, reason, refused, adopted, unbegun, report: None }
     }
 
-    fn ran(report: Attempt) -> Self {
+    pub(super) fn ran(report: Attempt) -> Self {
         Self {
             rehearsal: false,
             outcome: report.outcome,
@@ -87,7 +88,7 @@ impl Closed {
 
 /// Takes a copy from its start to its end, which isn't settled yet. `waiting` calls it off for as long as it has not
 /// begun; `cancel` ends it at any time.
-pub async fn run_copy<W>(
+pub async fn run_copy<W: Holds>(
     ctx: &WorkflowContext<W>,
     envelope: &Envelope,
     terms: &Terms,
@@ -114,7 +115,10 @@ pub async fn run_copy<W>(
     if waiting.is_cancelled() {
         return called_off();
     }
-    execute(ctx, envelope, terms, cancel, &waiting).await
+    match envelope.policy.on_unknown {
+        OnUnknown::Retry => execute(ctx, envelope, terms, cancel, &waiting).await,
+        OnUnknown::Park => parking::execute(ctx, envelope, terms, cancel, &waiting).await,
+    }
 }
 
 async fn wait_until_due<W>(ctx: &WorkflowContext<W>, envelope: &Envelope, cancel: &WorkflowCancellationToken) -> bool {
@@ -145,8 +149,7 @@ async fn execute<W>(
     cancel: WorkflowCancellationToken,
     waiting: &WorkflowCancellationToken,
 ) -> Closed {
-    let asking = Asking { first_run: Some(ctx.info().first_execution_run_id().to_owned()), ..Asking::default() };
-    let mut execution = Execution { envelope: envelope.clone(), asking };
+    let mut execution = first(ctx, envelope);
     loop {
         let error = match attempt(ctx, &execution, terms, cancel.clone()).await {
             Ok(report) => return Closed { adopted: execution.is_adopted(envelope), ..Closed::ran(report) },
@@ -161,9 +164,15 @@ async fn execute<W>(
     }
 }
 
+/// An execution that knows in which run it was scheduled.
+pub(super) fn first<W>(ctx: &WorkflowContext<W>, envelope: &Envelope) -> Execution {
+    let asking = Asking { first_run: Some(ctx.info().first_execution_run_id().to_owned()), ..Asking::default() };
+    Execution { envelope: envelope.clone(), asking }
+}
+
 /// Asks the pin, which may take as long as Postgres is away, or runs an earlier member of its series: the wait is many short activities rather than a long one, and no
 /// attempt is counted. `Err`: it does not run.
-async fn ask<W>(
+pub(super) async fn ask<W>(
     ctx: &WorkflowContext<W>,
     execution: &mut Execution,
     before: i32,
@@ -187,7 +196,7 @@ async fn ask<W>(
 }
 
 /// The attempts made before, where the execution has not begun because it must ask its pin first.
-fn wants_to_ask(error: &ActivityExecutionError) -> Option<i32> {
+pub(super) fn wants_to_ask(error: &ActivityExecutionError) -> Option<i32> {
     match error.reason() {
         Some(temporalio_common::error::IncomingError::Application(failure)) if failure.type_name() == Some(ASK) => {
             Some(failure.details::<i32>().ok().flatten().unwrap_or(0))
@@ -196,7 +205,7 @@ fn wants_to_ask(error: &ActivityExecutionError) -> Option<i32> {
     }
 }
 
-async fn attempt<W>(
+pub(super) async fn attempt<W>(
     ctx: &WorkflowContext<W>,
     execution: &Execution,
     terms: &Terms,
@@ -210,7 +219,11 @@ async fn attempt<W>(
         max_attempts: (envelope.policy.max_attempts - execution.asking.before).max(1),
         ..envelope.policy.clone()
     };
-    options.retry_policy = Some(native_retries(&left, &[]));
+    options.retry_policy = Some(match envelope.policy.on_unknown {
+        OnUnknown::Retry => native_retries(&left, &[]),
+        // Temporal would make another attempt after a lost worker; the workflow makes them.
+        OnUnknown::Park => RetryPolicy::builder().maximum_attempts(1).build(),
+    });
     options.cancellation_token = Some(cancel);
     // What has begun may have effects: its own word counts, not the wish to end it. What has not, or waits for another
     // attempt, the server ends at once.
@@ -264,7 +277,7 @@ fn native_retries(policy: &Policy, final_errors: &[&str]) -> RetryPolicy {
 }
 
 /// Reads an outcome from what became of the activity.
-fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
+pub(super) fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     match retry_state(error) {
         // It would have been tried again, had not somebody asked to cancel it.
         Some(RetryState::CancelRequested) => Closed::new(
@@ -311,7 +324,7 @@ fn ended(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
 }
 
 /// The attempt as its worker reported it with the failure.
-fn report_of(error: &ActivityExecutionError) -> Option<Attempt> {
+pub(super) fn report_of(error: &ActivityExecutionError) -> Option<Attempt> {
     let Some(temporalio_common::error::IncomingError::Application(failure)) = error.reason() else { return None };
     failure.details::<Exact<Attempt>>().ok().flatten().map(|Exact(report)| report)
 }

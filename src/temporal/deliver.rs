@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use temporalio_client::tonic::{Code, Status};
-use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
+use temporalio_common::protos::temporal::api::common::v1::{Payloads, WorkflowExecution};
 use temporalio_common::protos::temporal::api::enums::v1::HistoryEventFilterType;
 use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
     GetWorkflowExecutionHistoryRequest, SignalWorkflowExecutionRequest,
 };
 
-use crate::interaction::{Envelope, Outcome, Payload, Side};
+use crate::interaction::{Envelope, Fence, Outcome, Payload, Side};
+use crate::ledger::Untold;
 
 use super::backlog::Backlog;
 use super::client::{Description, TemporalClient, is_open};
 use super::copy::Closed;
 use super::series::Series;
-use super::wire::{Memo, from_json};
+use super::wire::{Memo, from_json, series_workflow_id, to_json};
 use super::workflow::Copy;
 
 /// The pause before a workflow that is about to end is signalled again.
@@ -193,6 +194,35 @@ impl TemporalClient {
                 Err(status) => return Err(status.into()),
             }
         }
+    }
+
+    /// Tells the workflow that waits for it what came of a parked attempt. False: it is gone.
+    pub async fn resolve(&self, untold: &Untold) -> Result<bool, DeliverError> {
+        let (resolution, series) = (&untold.resolution, untold.series.as_deref());
+        let Fence { epoch, .. } = resolution.fence;
+        let workflow_id = match series {
+            Some(series) => series_workflow_id(&untold.account, &untold.kind, series),
+            None => format!("{}:{epoch}", resolution.id),
+        };
+        let input = to_json(resolution).map_err(unwritable)?;
+        let request = SignalWorkflowExecutionRequest {
+            namespace: self.target.namespace.clone(),
+            workflow_execution: Some(WorkflowExecution { workflow_id, run_id: String::new() }),
+            signal_name: "resolve".to_owned(),
+            identity: self.target.identity.clone(),
+            // The workflow knows a repetition; the server would answer it as if the workflow were still there.
+            request_id: uuid::Uuid::new_v4().to_string(),
+            input: Some(Payloads { payloads: vec![input] }),
+            ..Default::default()
+        };
+        self.bounded(async {
+            match self.service().await?.signal_workflow_execution(self.request(request)).await {
+                Ok(_) => Ok(true),
+                Err(status) if status.code() == Code::NotFound => Ok(false),
+                Err(status) => Err(status.into()),
+            }
+        })
+        .await
     }
 
     fn signalling(&self, envelope: &Envelope, run_id: String, name: &str) -> SignalWorkflowExecutionRequest {

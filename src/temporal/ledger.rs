@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::ask::Asked;
-pub use crate::ledger::OpenRehearsal;
+pub use crate::ledger::{OpenRehearsal, Parking};
 
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload};
 
@@ -86,6 +86,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Records a real attempt that failed and will be followed by another. Best effort.
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError>;
+
+    /// Records that an interaction is parked after this attempt, with the attempt. Idempotent: after a crash it comes again.
+    async fn park(&self, parking: &Parking) -> Result<(), LedgerError>;
 
     /// Whether a copy may run, by its pin; one that came without a pin gets one, if its key has none.
     async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError>;

@@ -24,8 +24,10 @@ pub mod worker;
 pub mod workflow;
 
 mod backlog;
+mod late;
 mod meter;
 mod on_postgres;
+mod parking;
 
 pub use on_postgres::{Delivers, OnPostgres};
 

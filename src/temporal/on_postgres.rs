@@ -1,6 +1,7 @@
 //! The Temporal side on the real ledger, and behind the router's delivery.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -9,10 +10,12 @@ use uuid::Uuid;
 
 use super::client::TemporalClient;
 use super::deliver::{DeliverError, Delivered};
-use super::ledger::{Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step};
+use super::ledger::{
+    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
+};
 use super::reconcile;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
-use crate::ledger::{self, Ledger as Postgres, Verdict};
+use crate::ledger::{self, Ledger as Postgres, Untold, Verdict};
 use crate::metrics::Metrics;
 use crate::observer::{self, Observer, Seen, Sighting};
 use crate::policy::{Failure, Next};
@@ -79,6 +82,22 @@ impl Ledger for OnPostgres {
         self.told("record_attempt", self.ledger.record_attempt(attempt).await)
     }
 
+    async fn park(&self, parking: &Parking) -> Result<(), LedgerError> {
+        if self.told("park", self.ledger.park(parking).await)? {
+            self.metrics.parked(Side::Temporal, parking.cause);
+            self.metrics.attempted(Side::Temporal, false, Some(Outcome::Failed), true);
+            match (parking.started_at, parking.due_at) {
+                (Some(started), Some(due)) => self.metrics.dequeued(Side::Temporal, false, started - due),
+                // An attempt that was lost with its worker had nobody to see its end.
+                _ => {
+                    let what = observer::ended(Some(Outcome::Failed), None, Some(&parking.error));
+                    self.see(parking.id, parking.fence, false, Utc::now(), what);
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError> {
         let answer = self.told("ask", reconcile::ask(&self.ledger, envelope).await)?;
         if answer.behind.is_empty() {
@@ -115,6 +134,8 @@ impl Ledger for OnPostgres {
                     let failure = f.failure.unwrap_or(Failure::RETRYABLE);
                     match f.policy.after(id, fence.attempt, &failure, age) {
                         Next::Retry(delay) => Step::Retry { delay },
+                        // It is told of only once a person let it run again.
+                        Next::Park => Step::Retry { delay: Duration::ZERO },
                         Next::GiveUp => Step::Failed(f.error.unwrap_or_default()),
                     }
                 }
@@ -167,6 +188,10 @@ impl Deliver for Delivers {
                 Ok(Delivery::Ended { outcome, last: Box::new(last) })
             }
         }
+    }
+
+    async fn resolve(&self, untold: &Untold) -> Result<bool, DeliveryError> {
+        Ok(self.0.resolve(untold).await?)
     }
 
     async fn look_up(&self, id: Uuid) -> Result<Option<&'static str>, DeliveryError> {

@@ -10,11 +10,13 @@ use temporalio_sdk::{
 };
 
 use crate::interaction::Envelope;
+use crate::ledger::Resolution;
 
 use super::Terms;
 use super::backlog::Work;
 pub use super::backlog::{Backlog, Member, SeriesStatus, name};
 use super::copy::{run_copy, settle};
+use super::parking::{Held, Holds};
 use super::wire::Exact;
 use super::workflow::CANCEL_BEGUN;
 
@@ -66,6 +68,22 @@ pub struct SeriesWorkflow {
     ending: WorkflowCancellationToken,
     /// An earlier member came after it and goes first.
     gives_way: bool,
+    /// Whether the member whose turn it is waits for a person.
+    held: Held,
+}
+
+impl Holds for SeriesWorkflow {
+    fn is_pinned(&self) -> bool {
+        self.series.backlog.running_is_pinned()
+    }
+
+    fn held(&self) -> &Held {
+        &self.held
+    }
+
+    fn held_mut(&mut self) -> &mut Held {
+        &mut self.held
+    }
 }
 
 /// Histories without it know no handover.
@@ -76,7 +94,7 @@ impl SeriesWorkflow {
     #[init]
     fn new(_: &WorkflowContextView, series: Exact<Series>) -> Self {
         let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
-        Self { series: series.0, waiting, ending, gives_way: false }
+        Self { series: series.0, waiting, ending, gives_way: false, held: Held::default() }
     }
 
     /// Ends when it was idle for a whole window; the next delivery starts another. A cancellation isn't heeded: it
@@ -126,6 +144,12 @@ impl SeriesWorkflow {
                 self.ending.cancel();
             }
         }
+    }
+
+    /// A person says what came of an attempt whose effect is unknown.
+    #[signal(name = "resolve")]
+    pub fn resolve(&mut self, _: &mut SyncWorkflowContext<Self>, resolution: Exact<Resolution>) {
+        self.held.resolve(resolution.0);
     }
 
     /// Takes note of pins, and names members that have none. What was signalled before is known here: signals are applied

@@ -214,6 +214,7 @@ impl TemporalWorker {
             unrecorded: self.unrecorded.clone(),
             observer: self.observer.clone(),
             stopping: shutdown.clone(),
+            metrics: self.metrics.clone(),
             must_ask: self.must_ask.clone(),
             resets,
         };

@@ -7,9 +7,11 @@ use temporalio_sdk::{
 };
 
 use crate::interaction::Envelope;
+use crate::ledger::Resolution;
 
 use super::Terms;
 use super::copy::{Closed, run_copy, settle};
+use super::parking::{Held, Holds};
 use super::wire::Exact;
 
 /// The workflow's input.
@@ -31,6 +33,22 @@ pub struct InteractionWorkflow {
     waiting: WorkflowCancellationToken,
     /// Ends it once it has begun.
     ending: WorkflowCancellationToken,
+    /// Whether it waits for a person.
+    held: Held,
+}
+
+impl Holds for InteractionWorkflow {
+    fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    fn held(&self) -> &Held {
+        &self.held
+    }
+
+    fn held_mut(&mut self) -> &mut Held {
+        &mut self.held
+    }
 }
 
 /// Histories without it were written when a wish to cancel did not reach what had begun.
@@ -42,7 +60,7 @@ impl InteractionWorkflow {
     fn new(_: &WorkflowContextView, copy: Exact<Copy>) -> Self {
         let Exact(copy) = copy;
         let (waiting, ending) = (WorkflowCancellationToken::new(), WorkflowCancellationToken::new());
-        Self { pinned: copy.envelope.pinned, waiting, ending, copy }
+        Self { pinned: copy.envelope.pinned, waiting, ending, copy, held: Held::default() }
     }
 
     /// The whole life of the copy. An unpinned one is settled only if it was adopted meanwhile.
@@ -74,6 +92,12 @@ impl InteractionWorkflow {
     #[signal(name = "adopt")]
     pub fn adopt(&mut self, _: &mut SyncWorkflowContext<Self>) {
         self.pinned = true;
+    }
+
+    /// A person says what came of its attempt whose effect is unknown.
+    #[signal(name = "resolve")]
+    pub fn resolve(&mut self, _: &mut SyncWorkflowContext<Self>, resolution: Exact<Resolution>) {
+        self.held.resolve(resolution.0);
     }
 
     /// Somebody calls it off, or another copy takes its place.

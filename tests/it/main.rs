@@ -19,6 +19,8 @@ mod dashboards;
 mod demo;
 mod docs;
 #[cfg(feature = "temporal")]
+mod fences;
+#[cfg(feature = "temporal")]
 mod flips_by_command;
 #[cfg(feature = "temporal")]
 mod handover;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use chrono::{TimeDelta, Utc};
 use crossover::executor::Answer;
 use crossover::interaction::{Envelope, Fence, Outcome, Side};
-use crossover::policy::Failure;
+use crossover::ledger::{Resolution, Resolved, Untold};
+use crossover::policy::{Doubt, Failure, OnUnknown};
 use crossover::temporal::Terms;
 use crossover::temporal::deliver::{DeliverError, Delivered};
 use crossover::temporal::ledger::Step;
@@ -69,6 +70,60 @@ async fn a_retryable_failure_is_retried_after_the_policys_wait_with_the_next_fen
     assert!(waited >= Duration::from_millis(695) && waited < Duration::from_millis(2_000), "{waited:?}");
     let failed = world.book().until("the failed attempt", |book| book.attempts.first().cloned()).await;
     assert_eq!((failed.retry_ms, failed.error.as_deref()), (Some(700), Some("busy")));
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_parked_while_the_ledger_is_away_is_told_to_it_later_and_waits_without_a_slot() {
+    let world = World::new().await;
+    world.book().change(|book| book.down = true);
+    let lost = || Answer::unknown(Doubt::Connection, "it broke");
+    world.script.answers.lock().unwrap().extend([lost(), lost()]);
+    let mut one = envelope("one", Side::Temporal);
+    one.policy.on_unknown = OnUnknown::Park;
+    let two = Envelope { series: Some("s".into()), policy: one.policy.clone(), ..envelope("two", Side::Temporal) };
+    for parked in [&one, &two] {
+        world.deliver(parked).await;
+    }
+    world.script.nth(2).await;
+    world.book().until("the ledger was asked", |book| (book.refused > 1).then_some(())).await;
+    world.book().change(|book| book.down = false);
+    for envelope in [&one, &two] {
+        let mine = |book: &world::Book| book.parked.iter().find(|p| p.id == envelope.id).cloned();
+        let parking = world.book().until("it is parked", mine).await;
+        assert_eq!((parking.fence, parking.cause), (Fence { epoch: 1, attempt: 1 }, Doubt::Connection));
+        let untold = |fence| Untold {
+            resolution: Resolution { id: envelope.id, fence, answer: Resolved::Retry, result: None, reason: None },
+            account: envelope.account.clone(),
+            kind: envelope.kind.clone(),
+            series: envelope.series.clone(),
+            tries: 0,
+        };
+        // An answer to another attempt is none to this one.
+        assert!(world.client.resolve(&untold(Fence { epoch: 1, attempt: 2 })).await.unwrap());
+        for _ in 0..2 {
+            assert!(world.client.resolve(&untold(parking.fence)).await.unwrap());
+        }
+        let end = world.end_of(envelope).await;
+        assert_eq!((end.outcome, end.attempt), (Outcome::Succeeded, 2));
+    }
+    let (_, third) = (world.script.nth(3).await, world.script.nth(4).await);
+    assert_eq!((third.0.fence.attempt, world.script.count()), (2, 4));
+    assert_eq!(world.until_closed(&one).await, "Completed");
+    let untold = Untold {
+        resolution: Resolution {
+            id: one.id,
+            fence: Fence { epoch: 1, attempt: 1 },
+            answer: Resolved::Failed,
+            result: None,
+            reason: None,
+        },
+        account: one.account.clone(),
+        kind: one.kind.clone(),
+        series: None,
+        tries: 0,
+    };
+    assert!(!world.client.resolve(&untold).await.unwrap(), "a workflow that has ended is gone");
     world.close().await;
 }
 

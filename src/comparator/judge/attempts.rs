@@ -36,6 +36,9 @@ pub(super) fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Co
     if pin.ended_at.is_none() || last.end.as_ref().is_none_or(|end| end.outcome.is_none()) {
         return;
     }
+    if real.parked() {
+        return found.excuse("an attempt's effect was unknown, and a person said what followed");
+    }
     // What the ledger was never told of, the rehearsal could not follow.
     let told = real.tries.iter().all(|t| t.recorded_at.is_some());
     if !told || !whole(real) || !whole(rehearsal) {

@@ -15,7 +15,7 @@ mod timing;
 use chrono::TimeDelta;
 use serde::Serialize;
 
-use super::facts::{Facts, Instant, PinFacts};
+use super::facts::{Facts, Instant, Neighbour, PinFacts};
 use super::lanes::Lanes;
 use super::rules::Rules;
 use super::{Class, PerSide, Verdict};
@@ -175,8 +175,14 @@ fn handed_over(pin: &PinFacts, found: Findings, context: &Context<'_>) -> Judgem
 
 fn compare(facts: &Facts, pin: &PinFacts, rules: &Rules, context: &Context<'_>, found: &mut Findings) {
     content::read(facts, pin, rules, found);
-    timing::compare(facts, rules, context, found);
-    chain::compare(facts, context, found);
+    // A rehearsal occupies to its bound at most, and a person may take longer: then the sides' turns part.
+    let before_parked = |before: &Neighbour| Side::ALL.iter().any(|side| before.sides.of(*side).parked());
+    if facts.before.as_ref().is_some_and(before_parked) {
+        found.excuse("the member before it was parked");
+    } else {
+        timing::compare(facts, rules, context, found);
+        chain::compare(facts, context, found);
+    }
     attempts::repeated(facts, pin, context, found);
     attempts::compare(facts, pin, rules, context, found);
 }

@@ -82,7 +82,7 @@ async fn paused_past_its_lease(stage: Stage) {
     let ends = after.attempts.iter().filter(|a| !a.rehearsal && a.retry_ms.is_none());
     let ends: Vec<_> = ends.map(|a| (a.fence.epoch, a.fence.attempt)).collect();
     assert_eq!(ends, [second.fence], "{after:#?}");
-    // A Temporal worker that wakes up still makes the calls that it was handed in its sleep, each with an older fence.
+    // What a Temporal worker was handed in its sleep it no longer begins; what it was handed last of all has an older fence.
     let calls = world.runner.of("one");
     assert!(calls.iter().all(|call| call.fence <= second.fence), "{calls:#?}");
     assert!(stage == Stage::Shadow || calls.len() == 2, "{calls:#?}");

@@ -29,6 +29,10 @@ pub enum Rule {
     Garbage,
     /// 200 and five megabytes.
     Huge,
+    /// So many times the connection ends without an answer.
+    HangUp(usize),
+    /// So many times the connection ends in the middle of the answer.
+    BreakOff(usize),
 }
 
 /// A call as the runner saw it.
@@ -184,6 +188,9 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
         match &rule {
             Some(Rule::Fail(1)) => drop(seen.rules.remove(&key)),
             Some(Rule::Fail(n)) => drop(seen.rules.insert(key, Rule::Fail(n - 1))),
+            Some(Rule::HangUp(1) | Rule::BreakOff(1)) => drop(seen.rules.remove(&key)),
+            Some(Rule::HangUp(n)) => drop(seen.rules.insert(key, Rule::HangUp(n - 1))),
+            Some(Rule::BreakOff(n)) => drop(seen.rules.insert(key, Rule::BreakOff(n - 1))),
             _ => {}
         }
         (seen.calls.len() - 1, rule, seen.pace)
@@ -201,6 +208,12 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
         Some(Rule::Refuse) => (StatusCode::BAD_REQUEST, "no such thing").into_response(),
         Some(Rule::Garbage) => "<html>\0".into_response(),
         Some(Rule::Huge) => format!("\"{}\"", "x".repeat(5 << 20)).into_response(),
+        // The panic of a handler ends its connection; this one says nothing.
+        Some(Rule::HangUp(_)) => std::panic::resume_unwind(Box::new("hung up")),
+        Some(Rule::BreakOff(_)) => {
+            let pieces = [Ok("{\"ok\":"), Err(std::io::Error::other("broken off"))];
+            axum::body::Body::from_stream(futures::stream::iter(pieces)).into_response()
+        }
         Some(Rule::Hold) | None => {
             shared.until_released(&key).await;
             Json(serde_json::json!({ "ok": key })).into_response()

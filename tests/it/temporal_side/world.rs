@@ -14,7 +14,7 @@ use crossover::temporal::Terms;
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::deliver::Delivered;
 use crossover::temporal::ledger::{
-    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Step,
+    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
 };
 use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -92,6 +92,7 @@ pub struct Book {
     pub refused: usize,
     pub ends: Vec<End>,
     pub attempts: Vec<Attempt>,
+    pub parked: Vec<Parking>,
     pub unended: Vec<Uuid>,
     pub asked_behind: usize,
     pub opened: Vec<OpenRehearsal>,
@@ -137,6 +138,10 @@ impl Ledger for MemoryLedger {
 
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError> {
         self.write(|book| book.attempts.push(attempt.clone()))
+    }
+
+    async fn park(&self, parking: &Parking) -> Result<(), LedgerError> {
+        self.write(|book| book.parked.push(parking.clone()))
     }
 
     async fn ask(&self, _: &Envelope) -> Result<Asked, LedgerError> {
