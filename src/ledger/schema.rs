@@ -17,6 +17,12 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 
 /// Held by whoever migrates, as long as its connection lives.
 const LOCK: &str = "select pg_try_advisory_lock(hashtextextended('crossover.migrate', 0))";
+/// An index may take long to build, and locks are waited for no longer than otherwise. The list of what was applied is where
+/// it was begun: `"$user"` in the search path names a schema that the first migration makes, for a user `crossover`, and a
+/// second list would be begun there.
+const UNHURRIED: &str = "select set_config('statement_timeout', '0', false), set_config('search_path', coalesce(
+    (select relnamespace::regnamespace::text from pg_class where oid = to_regclass('_sqlx_migrations')),
+    quote_ident(current_schema())), false)";
 /// How often the others look whether it is done.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -72,12 +78,13 @@ impl Ledger {
     /// One process at a time. The others ask again and again rather than wait in Postgres: `create index concurrently`
     /// waits for every statement that runs, so it and somebody who waits for its lock would wait for each other.
     async fn run_migrations(&self) -> Result<(), MigrateError> {
-        let mut lock = PgConnection::connect_with(&self.pool.connect_options()).await?;
-        while !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut lock).await? {
+        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        while !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut connection).await? {
             tokio::time::sleep(LOOK).await;
         }
-        MIGRATOR.run(&self.pool).await?;
-        Ok(lock.close().await?)
+        sqlx::query(UNHURRIED).execute(&mut connection).await?;
+        MIGRATOR.run(&mut connection).await?;
+        Ok(connection.close().await?)
     }
 
     /// Refuses a database whose schema is not this program's.
