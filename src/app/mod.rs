@@ -167,7 +167,11 @@ impl App {
                 parts.spawn_intake(config, router.clone(), &incoming);
                 (Some(router), Some(last))
             }
-            (_, Some(registration)) => (None, Some(registration.worker(address, &parts.metrics).await)),
+            (_, Some(registration)) => {
+                // It may have been a router's before: what that left unwritten is written, and said, under its registration.
+                drop(outages::spawn(config, &parts, &working)?);
+                (None, Some(registration.worker(address, &parts.metrics).await))
+            }
             (_, None) => (None, None),
         };
         if roles.router || roles.relay {

@@ -204,7 +204,7 @@ impl Ledger {
                 from crossover.rehearsals r join crossover.pins p on p.id = r.id and p.epoch >= r.epoch
                 where (p.epoch > r.epoch or p.attempts >= r.attempt or p.ended_at is not null)
                     and r.taken_until < clock_timestamp()
-                    and not exists (select from crossover.parked k where k.id = r.id)
+                    and not exists (select from crossover.parked k where k.id = r.id and k.epoch = r.epoch)
                 limit $1 for update of r skip locked),
              done as (
                 update crossover.rehearsals r set taken_until = clock_timestamp() + interval '5 seconds'

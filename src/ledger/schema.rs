@@ -17,12 +17,16 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 
 /// Held by whoever migrates, as long as its connection lives.
 const LOCK: &str = "select pg_try_advisory_lock(hashtextextended('crossover.migrate', 0))";
-/// An index may take long to build, and locks are waited for no longer than otherwise. The list of what was applied is where
+/// An index may take long to build. The list of what was applied is where
 /// it was begun: `"$user"` in the search path names a schema that the first migration makes, for a user `crossover`, and a
 /// second list would be begun there.
 const UNHURRIED: &str = "select set_config('statement_timeout', '0', false), set_config('search_path', coalesce(
     (select relnamespace::regnamespace::text from pg_class where oid = to_regclass('_sqlx_migrations')),
     quote_ident(current_schema())), false)";
+/// What is built beside the work waits for every older transaction, and nobody waits for it.
+const PATIENT: &str = "set lock_timeout = 0";
+/// What changes a table has the others queue behind it while it waits.
+const IMPATIENT: &str = "set lock_timeout = '2s'";
 /// How often the others look whether it is done.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -83,7 +87,10 @@ impl Ledger {
             tokio::time::sleep(LOOK).await;
         }
         sqlx::query(UNHURRIED).execute(&mut connection).await?;
-        MIGRATOR.run(&mut connection).await?;
+        for migration in MIGRATOR.iter() {
+            sqlx::query(if migration.no_tx { PATIENT } else { IMPATIENT }).execute(&mut connection).await?;
+            MIGRATOR.run_to(migration.version, &mut connection).await?;
+        }
         Ok(connection.close().await?)
     }
 

@@ -81,12 +81,11 @@ async fn an_unpinned_member_that_was_overlooked_waits_for_what_postgres_runs_of_
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overlooked_member_does_not_wait_for_what_waits_for_a_member_that_is_behind_it_in_its_own_workflow() {
     let world = World::new().await;
-    let behind = world.pin(&world.interaction("t", Some("s")), Stage::Shadow).await;
+    let behind = world.pin_undelivered(&world.interaction("t", Some("s")), Stage::Shadow).await;
     world.sql("select crossover.change_state(account, 'armed') from crossover.accounts").await;
-    let owned = world.pin(&world.interaction("p", Some("s")), Stage::Live).await;
+    let owned = world.pin_undelivered(&world.interaction("p", Some("s")), Stage::Live).await;
     assert_eq!((behind.owner, owned.owner, owned.series_no), (Side::Temporal, Side::Postgres, Some(2)));
-    // Not delivered yet, so that the overlooked one stands before it.
-    world.sql("delete from crossover.outbox").await;
+    // Neither is delivered yet, so the overlooked one stands before them.
     world.must_ask.store(true, std::sync::atomic::Ordering::SeqCst);
     world.start(&world.unpinned("u", Some("s"))).await;
     let story = world.ended("u", Outcome::Succeeded).await;

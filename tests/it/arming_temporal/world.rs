@@ -225,6 +225,12 @@ impl World {
         self.ledger.pin(request).await.unwrap().pin
     }
 
+    /// Pins, and nobody delivers it before the test is over.
+    pub async fn pin_undelivered(&self, interaction: &Interaction, stage: Stage) -> Pin {
+        let request = PinRequest { interaction, stage, revision: "test", grace: Duration::from_secs(3_600) };
+        self.ledger.pin(request).await.unwrap().pin
+    }
+
     pub fn id(&self, key: &str) -> uuid::Uuid {
         interaction_id(&self.account, key)
     }

@@ -43,6 +43,29 @@ async fn processes_that_migrate_at_once_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn an_index_that_is_built_beside_the_work_waits_for_a_transaction_that_is_open() {
+    let url = servers::database().await;
+    let elsewhere = ledger::pool(&url, 1, Duration::from_secs(10)).unwrap();
+    let mut open = elsewhere.begin().await.unwrap();
+    sqlx::query("set transaction isolation level repeatable read").execute(&mut *open).await.unwrap();
+    sqlx::query("select count(*) from pg_class").execute(&mut *open).await.unwrap();
+    let ended = std::cell::Cell::new(false);
+    let migrate = async {
+        let ledger = ledger_at(&url).await;
+        assert!(ended.get(), "it waits");
+        ledger
+    };
+    let end = async {
+        // Longer than it waits for a lock that others queue behind.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        ended.set(true);
+        open.rollback().await.unwrap();
+    };
+    let (ledger, ()) = tokio::join!(migrate, end);
+    assert!(ledger.pending_migrations().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn an_interaction_is_accepted_if_and_only_if_the_callers_transaction_commits() {
     let ledger = ledger().await;
     let mut open = ledger.pool().begin().await.unwrap();
