@@ -247,10 +247,12 @@ pub async fn flip(
 ) -> Result<Flipped, FlipError> {
     let Flip { wish, plan: agreed, .. } = shown;
     let mut flip = place.plan(&wish, known).await?;
-    if flip.plan.from != agreed.from {
+    // Somebody else wanted the same, and was first.
+    let there = flip.plan.from == wish.stage && flip.plan.changes.is_empty();
+    if flip.plan.from != agreed.from && !there {
         return Err(FlipError::Moved { wish, shown: agreed.from, now: flip.plan.from });
     }
-    if !agreed.covers(&flip.plan, &wish.account) {
+    if !there && !agreed.covers(&flip.plan, &wish.account) {
         return Err(FlipError::Replanned {
             wish,
             changes: flip.plan.changes.iter().map(ToString::to_string).collect(),

@@ -264,10 +264,10 @@ impl Queue {
     }
 
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused. What
-    /// somebody asked to cancel is not tried again.
+    /// somebody asked to cancel is not tried again, and not rehearsed again.
     pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
         let retried: Vec<Uuid> =
-            ends.iter().filter(|e| (e.retry.is_some() || e.park) && !e.rehearsal).map(|e| e.id).collect();
+            ends.iter().filter(|e| e.retry.is_some() || (e.park && !e.rehearsal)).map(|e| e.id).collect();
         if retried.is_empty() {
             return within(finish(&self.pool, worker, ends)).await;
         }
