@@ -5,7 +5,7 @@
 //! an account with a gap in its pins must not be armed before a whole window has passed. Where not even that can be
 //! written down, nothing is started.
 //!
-//! [`log`] is the file and the one thread that writes it, [`record`] its format.
+//! `log` is the file and the one thread that writes it, `record` its format.
 
 mod log;
 mod record;
