@@ -221,8 +221,18 @@ impl Callers {
             tokio::time::sleep(PAUSES.0 * 3).await;
         }
         if began.elapsed() > SLOW {
-            self.note(|told| told.slow.push(format!("the next after {id} waited {:.1?}", began.elapsed())));
+            let calls = self.runner.calls().into_iter().filter(|call| call.id == id).collect::<Vec<_>>();
+            let found = self.look_up(id).await.unwrap_or_else(|error| error);
+            let waited = format!("the next after {id} waited {:.1?}: {calls:?} {found}", began.elapsed());
+            self.note(|told| told.slow.push(waited));
         }
+    }
+
+    async fn look_up(&self, id: Uuid) -> Result<String, String> {
+        let address = self.cast.router(0).ok_or("the router isn't there")?;
+        let answer = self.client.get(format!("http://{address}/v1/interactions/{id}")).send().await;
+        let answer = answer.map_err(|error| error.without_url().to_string())?;
+        answer.text().await.map_err(|error| error.without_url().to_string())
     }
 
     /// Asks one router after the other until there is a yes or a no.

@@ -33,6 +33,8 @@ const SET: &[(&str, &str)] = &[
     ("POSTGRES_CONNECT_TIMEOUT", "3s"),
     ("POSTGRES_MAX_CONNECTIONS", "12"),
     ("RELAY_SWEEP_AFTER", "20s"),
+    // What is lost with a worker must not hold up a series for a minute.
+    ("REHEARSAL_BOUND", "15s"),
     ("LOG_FILTER", "crossover=info"),
 ];
 /// What doesn't drain in so long is killed.
