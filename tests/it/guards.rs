@@ -42,7 +42,7 @@ pub const ONLY_THE_HEAD_IS_PLACED: Guard = Guard {
     staged_by: "handover::races::an_end_under_way_places_the_next_member_before_a_handover_moves_it",
 };
 
-pub const BEHIND_WAITS: Guard = Guard {
+const BEHIND_WAITS: Guard = Guard {
     name: "BehindWaits",
     cuts: &[("pin", "p.series_no >= v_head and p.series_no < v_no", "false")],
     staged_by: "bridge::chain::a_member_waits_for_the_first_even_where_all_that_it_was_told_of_were_cancelled",

@@ -28,7 +28,7 @@ const SLOW: Duration = Duration::from_secs(25);
 /// Pauses between two requests double from the first to the second, or those who repeat keep everybody else away.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Whoever waits for the end of a member before the next one waits no longer.
-const TURN: Duration = Duration::from_secs(60);
+const TURN: Duration = Duration::from_secs(180);
 /// Who asks to cancel asks again after so long, until it is certain, and so often.
 const CANCEL: (Duration, usize) = (Duration::from_millis(500), 40);
 /// So many that belong to no series wait for their answers at once.
