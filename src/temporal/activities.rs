@@ -275,7 +275,10 @@ impl Activities {
     /// the end, and a reset meanwhile would use this one's number again. What was reported has its record by then.
     async fn count_lost(&self, this: &Try<'_>) {
         let fence = Fence { epoch: this.envelope.epoch, attempt: this.number };
-        while this.info.attempt > 1 && this.envelope.pinned {
+        if this.info.attempt <= 1 || !this.envelope.pinned {
+            return std::future::pending().await;
+        }
+        loop {
             tokio::time::sleep(LOST_AFTER).await;
             match self.within(self.ledger.over_before(this.envelope.id, fence)).await {
                 Ok(()) => break,
