@@ -1,0 +1,87 @@
+-- Disks of forgotten processes ---------------------------------------------------------------------------------
+--
+-- A process that starts without Postgres goes by its disk. If it was forgotten meanwhile, nobody hears of what it then starts
+-- without a pin. So the copy on disk holds for a time after the last beat, which the process tells with each beat, and a process is
+-- forgotten only after that; or the operator says that its disk is gone.
+
+alter table crossover.routers add column disk_valid interval;
+comment on column crossover.routers.disk_valid is
+    'router.disk_valid of the process: for so long after its last beat it may start again without Postgres. Null: a version that does so for ever.';
+
+-- When the disk of a process is of no use to it any more; null: never. Its age is measured by the clock of its machine, which may
+-- have been set a little meanwhile, or run slow.
+create function crossover.disk_void_at(p_router crossover.routers) returns timestamptz
+language sql stable as $$
+    select p_router.beat_at + p_router.disk_valid * 1.1 + interval '5 seconds'
+$$;
+
+-- Registers a process or keeps it alive; the body is that of an earlier migration, and the beat says how long its disk is good for.
+create function crossover.process_beat(
+    p_id uuid, p_name text, p_roles text[], p_fails_open boolean, p_in_doubt integer, p_spooled bigint, p_trouble text,
+    p_revision text, p_good_at timestamptz, p_overrides bigint[], p_disk_valid interval)
+returns table (fresh boolean, id uuid, account text, kinds text[], to_stage text) language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_fresh boolean;
+begin
+    update crossover.routers r set
+        beat_at = clock_timestamp(), roles = p_roles, fails_open = p_fails_open, in_doubt = p_in_doubt, spooled = p_spooled,
+        trouble = p_trouble, revision = p_revision, good_at = p_good_at, overrides = p_overrides, disk_valid = p_disk_valid,
+        seen_at = case when r.revision = p_revision then r.seen_at else clock_timestamp() end
+    where r.id = p_id and r.ended_at is null and (r.fails_open or not p_fails_open);
+    v_fresh := not found;
+    if v_fresh then
+        -- Accounts that are being armed on the spot now are so when it reads them.
+        perform pg_advisory_xact_lock(crossover.registry_lock());
+        insert into crossover.routers as r
+            (id, name, roles, fails_open, in_doubt, spooled, trouble, revision, good_at, overrides, disk_valid)
+        values (p_id, p_name, p_roles, p_fails_open, p_in_doubt, p_spooled, p_trouble, p_revision, p_good_at, p_overrides, p_disk_valid)
+        on conflict (id) do update set beat_at = clock_timestamp(), ended_at = null, name = excluded.name, roles = excluded.roles,
+            started_at = case when r.ended_at is null then r.started_at else clock_timestamp() end,
+            fails_open = excluded.fails_open, in_doubt = excluded.in_doubt, spooled = excluded.spooled, trouble = excluded.trouble,
+            revision = excluded.revision, good_at = excluded.good_at, overrides = excluded.overrides, disk_valid = excluded.disk_valid,
+            seen_at = case when r.revision = excluded.revision then r.seen_at else clock_timestamp() end;
+        -- What it said before it ended is not what it says now.
+        delete from crossover.arming_acks k where k.router = p_id;
+    end if;
+    return query
+    select v_fresh, f.id, f.account, f.kinds, f.to_stage
+    from (select 1) one left join lateral (
+        select f.id, f.account, f.kinds, f.to_stage from crossover.flips f
+        where f.until_at > clock_timestamp() and 'router' = any (p_roles)
+            and not exists (select from crossover.flip_acks a where a.flip = f.id and a.router = p_id)
+        order by f.at limit 1000) f on true;
+end $$;
+
+-- For processes of the version before, which go by their disk however old it is.
+create or replace function crossover.process_beat(
+    p_id uuid, p_name text, p_roles text[], p_fails_open boolean, p_in_doubt integer, p_spooled bigint, p_trouble text,
+    p_revision text, p_good_at timestamptz, p_overrides bigint[])
+returns table (fresh boolean, id uuid, account text, kinds text[], to_stage text) language sql as $$
+    select * from crossover.process_beat(p_id, p_name, p_roles, p_fails_open, p_in_doubt, p_spooled, p_trouble, p_revision,
+        p_good_at, p_overrides, null)
+$$;
+
+-- Takes a process out of the registry that did not say goodbye. The answer:
+--   forgotten;   unknown: there is none, or it has ended;   disk: its disk may still be used, and nobody said that it is gone:
+--   nothing was changed.
+-- The one of the version before asked nobody, so it goes.
+drop function crossover.forget_router(uuid);
+create function crossover.forget_router(p_router uuid, p_disk_gone boolean) returns text
+language plpgsql as $$
+declare
+    v_router  crossover.routers;
+    v_void_at timestamptz;
+begin
+    -- Locked against its beat: one that comes before is seen, and one that comes after registers it anew.
+    select * into v_router from crossover.routers r where r.id = p_router and r.ended_at is null for update;
+    if not found then return 'unknown'; end if;
+    v_void_at := crossover.disk_void_at(v_router);
+    if not p_disk_gone and (v_void_at is null or v_void_at > clock_timestamp()) then return 'disk'; end if;
+    update crossover.routers set ended_at = clock_timestamp() where id = p_router;
+    if not (v_router.fails_open or v_router.in_doubt > 0 or v_router.spooled > 0) then return 'forgotten'; end if;
+    -- In the transaction in which it is no longer waited for: `advance` looks first who has acknowledged and then for this, so
+    -- no barrier falls before it is seen.
+    insert into crossover.blind_spots (router) values (p_router) on conflict do nothing;
+    return 'forgotten';
+end $$;
