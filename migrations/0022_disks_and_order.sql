@@ -85,3 +85,66 @@ begin
     insert into crossover.blind_spots (router) values (p_router) on conflict do nothing;
     return 'forgotten';
 end $$;
+
+-- One order of locks -------------------------------------------------------------------------------------------
+
+-- Ends attempts that a worker holds; the body is that of an earlier migration, and it locks what it will need first.
+create or replace function crossover.finish(
+    p_worker uuid, p_ids uuid[], p_attempts integer[], p_outcomes text[], p_permanents boolean[], p_retry_afters bigint[],
+    p_retries bigint[], p_results text[], p_errors text[], p_unknowns text[], p_parks boolean[])
+returns setof uuid language plpgsql as $$
+declare
+    v_now      timestamptz := clock_timestamp();
+    v_held     uuid[];
+    v_ids      uuid[];
+    v_epochs   integer[];
+    v_attempts integer[];
+    v_outcomes text[];
+    v_errors   text[];
+begin
+    -- In one order, as heartbeats do, so that the two never wait for each other.
+    perform from crossover.running where id = any (p_ids) order by id for update;
+    -- What is to be tried again may be cancelled in this transaction (cancel_instead_of_retry), which moves its series on, as an
+    -- end does. Series are locked in one order everywhere, so all of them at once, and pins before them, as ends and
+    -- cancellations do it. Once its pin is locked, nobody adds a wish to cancel.
+    if exists (select from unnest(p_retries, p_parks) as f (retry_ms, park) where f.retry_ms is not null or f.park) then
+        perform from crossover.pins p where p.id = any (p_ids) order by p.id for no key update;
+        perform from crossover.series s
+        where s.series_id in (
+            select p.series_id from unnest(p_ids, p_retries, p_parks) as f (id, retry_ms, park)
+            join crossover.pins p on p.id = f.id
+            where p.owner = 'postgres' and p.ended_at is null
+                and (p.cancel_requested_at is not null or f.retry_ms is null and not coalesce(f.park, false)))
+        order by s.series_id for update;
+    end if;
+    with held as (
+        delete from crossover.running r
+        using unnest(p_ids, p_attempts, p_outcomes, p_permanents, p_retry_afters, p_retries, p_results, p_errors,
+                p_unknowns, p_parks)
+            as f (id, attempt, outcome, permanent, retry_after_ms, retry_ms, result, error, unknown, park)
+        where r.id = f.id and r.attempt = f.attempt and r.worker = p_worker
+        returning r.id, r.due_at, r.started_at, r.epoch, r.attempt, r.rank, r.execute, r.grp,
+            f.outcome, f.permanent, f.retry_after_ms, f.retry_ms, f.result, f.error, f.unknown,
+            coalesce(f.park, false) and r.execute and f.retry_ms is null as park),
+    recorded as (
+        insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, permanent,
+            retry_after_ms, retry_ms, side, outcome, result, error, unknown)
+        select id, due_at, started_at, v_now, epoch, attempt, not execute, permanent,
+            retry_after_ms, retry_ms, 'postgres', outcome, result::json, error, unknown from held),
+    again as (
+        insert into crossover.scheduled (id, due_at, attempt, rank, execute, grp)
+        select id, v_now + retry_ms * interval '1 millisecond', attempt + 1, rank, execute, grp
+        from held where retry_ms is not null),
+    put_aside as (
+        insert into crossover.parked (id, since, epoch, attempt, rank, side, cause, grp, error)
+        select id, v_now, epoch, attempt, rank, 'postgres', coalesce(unknown, 'worker'), grp, error from held where park),
+    counted as (
+        update crossover.pins p set attempts = h.attempt from held h
+        where p.id = h.id and h.execute and (h.retry_ms is not null or h.park)),
+    ends as (select * from held where execute and retry_ms is null and not park)
+    select (select array_agg(id) from held), array_agg(id), array_agg(epoch), array_agg(attempt), array_agg(outcome), array_agg(error)
+    into v_held, v_ids, v_epochs, v_attempts, v_outcomes, v_errors from ends;
+
+    perform crossover.end_pins('postgres', v_ids, v_epochs, v_attempts, v_outcomes, v_errors);
+    return query select unnest(v_held);
+end $$;
