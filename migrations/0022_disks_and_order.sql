@@ -148,3 +148,51 @@ begin
     perform crossover.end_pins('postgres', v_ids, v_epochs, v_attempts, v_outcomes, v_errors);
     return query select unnest(v_held);
 end $$;
+
+-- What is held -------------------------------------------------------------------------------------------------
+
+-- Says what came of a parked attempt: succeeded or failed, which ends the interaction, or retry, which lets it run again with
+-- the next number; the body is that of an earlier migration, and what is held for a conflict is not run again. The answer:
+--   done: it has ended, or runs again;   asked: Temporal owns it and is told by the relay, also where that was asked before;
+--   otherwise: somebody gave another answer before, which stands;   held: Temporal has other work under its key, so nothing of
+--   it runs, and it can only be ended;   ended: it has ended;   not_parked;   unpinned.
+-- The pin is locked first, as end_pins and cancel do it.
+create or replace function crossover.resolve(
+    p_id uuid, p_answer text, p_result json, p_reason text, p_who text, out answer text, out parked crossover.parked)
+language plpgsql as $$
+declare
+    v_pin    crossover.pins;
+    v_reason text := format('resolved as %s by %s%s', p_answer, p_who, coalesce(': ' || p_reason, ''));
+begin
+    select * into v_pin from crossover.pins p where p.id = p_id for update;
+    if not found then answer := 'unpinned'; return; end if;
+    if v_pin.ended_at is not null then answer := 'ended'; return; end if;
+    select * into parked from crossover.parked k where k.id = p_id for update;
+    if not found then answer := 'not_parked'; return; end if;
+    if parked.answer is not null then
+        answer := case when parked.answer = p_answer then 'asked' else 'otherwise' end;
+        return;
+    end if;
+    -- A claim would drop it, and it would be in no place.
+    if p_answer = 'retry' and parked.side = 'postgres' and v_pin.conflict is not null then answer := 'held'; return; end if;
+    insert into crossover.resolutions (id, parked_at, epoch, attempt, side, cause, answer, reason, who)
+    values (p_id, parked.since, parked.epoch, parked.attempt, parked.side, parked.cause, p_answer, p_reason, p_who);
+    if p_answer = 'succeeded' then
+        update crossover.attempts a set outcome = 'succeeded', permanent = null, result = coalesce(p_result, 'null'::json)
+        where a.id = p_id and a.ended_at >= v_pin.created_at and a.side = parked.side and not a.rehearsal
+            and a.epoch = parked.epoch and a.attempt = parked.attempt;
+    end if;
+    if parked.side = 'temporal' then
+        update crossover.parked k set answer = p_answer, result = p_result, reason = v_reason, asked_at = clock_timestamp(),
+            due_at = clock_timestamp()
+        where k.id = p_id;
+        answer := 'asked';
+    elsif p_answer = 'retry' then
+        delete from crossover.parked k where k.id = p_id;
+        perform crossover.place(p_id, clock_timestamp(), parked.attempt + 1, v_pin.priority, true, parked.grp);
+        answer := 'done';
+    else
+        perform crossover.end_pins('postgres', array[p_id], array[parked.epoch], array[parked.attempt], array[p_answer], array[v_reason]);
+        answer := 'done';
+    end if;
+end $$;
