@@ -97,7 +97,7 @@ async fn what_is_blocked_is_listed_with_whom_it_waits_for() {
     assert_eq!(comparison["last_hour"], json!({ "late": 1, "missing": 1 }));
     assert_eq!(status["intake"]["refused"], 1);
     let text = asked.text(&["status"]).await;
-    for word in ["BLOCKED", "1 late, 1 missing; see crossover report", "heard of 0 s ago"] {
+    for word in ["BLOCKED", "1 late, 1 missing; see crossover report", "0 interactions to look at again"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 
 /// Reads `watch PID` and `leave PID`, and in the end kills what is watched. One that is stopped heeds nothing less.
@@ -31,20 +31,20 @@ pub fn leave(child: &Child) {
     WARDEN.tell("leave", child.id());
 }
 
-struct Warden(Mutex<ChildStdin>);
+/// The shell; it outlives this program by a moment, so nobody waits for it.
+struct Warden(Mutex<Child>);
 
 impl Warden {
     fn new() -> Self {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", SCRIPT, "warden"]).process_group(0).stdin(Stdio::piped());
-        let mut shell = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self(Mutex::new(shell.stdin.take().unwrap()))
+        Self(Mutex::new(shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()))
     }
 
     fn tell(&self, word: &str, pid: u32) {
         let mut shell = self.0.lock().unwrap();
         // Without a warden the tests are as good.
-        let _ = shell.write_all(format!("{word} {pid}\n").as_bytes());
+        let _ = shell.stdin.as_mut().map(|told| told.write_all(format!("{word} {pid}\n").as_bytes()));
     }
 }
 
