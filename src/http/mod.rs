@@ -8,6 +8,7 @@ mod batch;
 mod body;
 mod connections;
 mod guard;
+mod handover;
 mod health;
 mod interactions;
 mod observe;
@@ -125,7 +126,10 @@ fn routes(api: Arc<Api>) -> Routes {
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
     let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
-    let operate = OpenApiRouter::new().routes(routes!(interactions::cancel)).routes(routes!(resolve::resolve));
+    let operate = OpenApiRouter::new()
+        .routes(routes!(interactions::cancel))
+        .routes(routes!(resolve::resolve))
+        .routes(routes!(handover::hand_over));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))

@@ -149,6 +149,16 @@ pub(super) struct Cancelled {
     pub(super) state: &'static str,
 }
 
+/// What came of handing it over.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({ "id": "9a2a77af-b0d5-8c76-864e-852f250f1799", "state": "moved" }))]
+pub(super) struct HandoverAnswer {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// `moved`, by this request; or `temporal`, which owned it already.
+    pub(super) state: &'static str,
+}
+
 /// What came of an attempt whose effect is unknown.
 #[derive(ToSchema)]
 #[schema(example = json!({ "as": "succeeded", "result": { "sent": true }, "reason": "the bank has it" }))]
