@@ -1,4 +1,8 @@
 //! The path of one copy through Temporal, the same in a workflow of its own and in a series.
+//!
+//! Who cancels what may be a timer does so in a future, never in a handler that is no `async fn` and never by the workflow's own
+//! token: those act while the SDK still goes through what has happened, and where the timer's own firing comes later in it, the
+//! SDK finds nobody who waits for that and fails the task, again and again. Futures are polled when all of it is known.
 
 use std::time::{Duration, SystemTime};
 

@@ -124,24 +124,27 @@ impl SeriesWorkflow {
 
     /// A copy arrives, or the word that it is called off. One that was handed over arrives late, and those whose turn comes
     /// after it wait for it: it takes its place by its number, and what has not begun gives way.
+    ///
+    /// What is cancelled may be a timer: see the module `copy`.
     #[signal(name = "enqueue")]
-    pub fn enqueue(&mut self, ctx: &mut SyncWorkflowContext<Self>, envelope: Exact<Envelope>) {
+    pub async fn enqueue(ctx: &mut WorkflowContext<Self>, envelope: Exact<Envelope>) {
         let Exact(envelope) = envelope;
-        if envelope.cancelled && self.series.backlog.is_running(&envelope) {
-            self.series.backlog.call_off_running();
-            self.waiting.cancel();
+        let (waiting, ending) = ctx.state(|s| (s.waiting.clone(), s.ending.clone()));
+        if envelope.cancelled && ctx.state(|s| s.series.backlog.is_running(&envelope)) {
+            ctx.state_mut(|s| s.series.backlog.call_off_running());
+            waiting.cancel();
             if ctx.patched(CANCEL_BEGUN) {
-                self.ending.cancel();
+                ending.cancel();
             }
         }
         if envelope.epoch == 1 || !ctx.patched(HANDOVER) {
-            return self.series.backlog.accept(envelope);
+            return ctx.state_mut(|s| s.series.backlog.accept(envelope));
         }
-        if self.series.backlog.hand_over(envelope) {
-            self.gives_way = true;
-            self.waiting.cancel();
-            if self.series.backlog.is_rehearsing() {
-                self.ending.cancel();
+        if ctx.state_mut(|s| s.series.backlog.hand_over(envelope)) {
+            ctx.state_mut(|s| s.gives_way = true);
+            waiting.cancel();
+            if ctx.state(|s| s.series.backlog.is_rehearsing()) {
+                ending.cancel();
             }
         }
     }
@@ -152,15 +155,17 @@ impl SeriesWorkflow {
         self.held.resolve(resolution.0);
     }
 
-    /// Takes note of pins, and names members that have none. What was signalled before is known here: signals are applied
-    /// first.
+    /// Takes note of pins, and names members that have none. What was signalled before is known here: handlers that don't
+    /// wait run in the order in which they were called, and this must not become one that runs before the others.
     #[update(name = "reconcile")]
-    pub fn reconcile(&mut self, _: &mut SyncWorkflowContext<Self>, adopt: Exact<Adopt>) -> Exact<Unpinned> {
+    pub async fn reconcile(ctx: &mut WorkflowContext<Self>, adopt: Exact<Adopt>) -> Exact<Unpinned> {
         let Exact(Adopt { ids, skip }) = adopt;
-        let backlog = &mut self.series.backlog;
-        backlog.adopt_all(&ids);
-        let members = backlog.unpinned(skip as usize, ANSWER_AT_MOST);
-        Exact(Unpinned { members, remembered: backlog.remembers() as u64 })
+        ctx.state_mut(|s| {
+            let backlog = &mut s.series.backlog;
+            backlog.adopt_all(&ids);
+            let members = backlog.unpinned(skip as usize, ANSWER_AT_MOST);
+            Exact(Unpinned { members, remembered: backlog.remembers() as u64 })
+        })
     }
 
     /// What it has and had.

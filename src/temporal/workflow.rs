@@ -1,5 +1,8 @@
 //! The workflow of an interaction without a series.
 
+use std::pin::pin;
+
+use futures::future::{Either, select};
 use serde::{Deserialize, Serialize};
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{
@@ -67,18 +70,18 @@ impl InteractionWorkflow {
     #[run(name = "InteractionWorkflow")]
     pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<Exact<Closed>> {
         let Copy { envelope, terms } = ctx.state(|s| s.copy.clone());
-        // A cancellation of the workflow itself ends both as well.
-        let (waiting, ending) = (ctx.cancellation_token().child_token(), ctx.cancellation_token().child_token());
-        ctx.state_mut(|s| {
-            if s.waiting.is_cancelled() {
+        let (waiting, ending) = ctx.state(|s| (s.waiting.clone(), s.ending.clone()));
+        let asked = ctx.cancellation_token();
+        let life = pin!(run_copy(ctx, &envelope, &terms, ending.clone(), waiting.clone()));
+        let mut closed = match select(pin!(asked.cancelled()), life).await {
+            Either::Right((closed, _)) => closed,
+            // A cancellation of the workflow itself ends both as well.
+            Either::Left(((), life)) => {
                 waiting.cancel();
-            }
-            if s.ending.is_cancelled() {
                 ending.cancel();
+                life.await
             }
-            (s.waiting, s.ending) = (waiting.clone(), ending.clone());
-        });
-        let mut closed = run_copy(ctx, &envelope, &terms, ending, waiting).await;
+        };
         if let Some(end) = closed.end(&envelope)
             && (closed.adopted || ctx.state(|s| s.pinned))
         {
@@ -100,12 +103,13 @@ impl InteractionWorkflow {
         self.held.resolve(resolution.0);
     }
 
-    /// Somebody calls it off, or another copy takes its place.
+    /// Somebody calls it off, or another copy takes its place. What is cancelled may be a timer: see the module `copy`.
     #[signal(name = "cancel")]
-    pub fn cancel(&mut self, ctx: &mut SyncWorkflowContext<Self>) {
-        self.waiting.cancel();
+    pub async fn cancel(ctx: &mut WorkflowContext<Self>) {
+        let (waiting, ending) = ctx.state(|s| (s.waiting.clone(), s.ending.clone()));
+        waiting.cancel();
         if ctx.patched(CANCEL_BEGUN) {
-            self.ending.cancel();
+            ending.cancel();
         }
     }
 }

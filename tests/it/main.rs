@@ -23,6 +23,8 @@ mod fences;
 #[cfg(feature = "temporal")]
 mod flips_by_command;
 #[cfg(feature = "temporal")]
+mod guards;
+#[cfg(feature = "temporal")]
 mod handover;
 mod latency;
 #[cfg(feature = "temporal")]

@@ -22,6 +22,7 @@ impl Steps {
     async fn new() -> Self {
         let pool = ledger::pool(&servers::database().await, 5, Duration::from_secs(10)).unwrap();
         Ledger::new(pool.clone()).migrate().await.unwrap();
+        crate::guards::take_out_what_is_missing(&pool).await;
         Self { pool }
     }
 

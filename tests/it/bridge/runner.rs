@@ -19,6 +19,8 @@ use super::PATIENCE;
 pub enum Rule {
     /// Nothing until it is released.
     Hold,
+    /// The same, but for the first so many calls.
+    HoldAfter(usize),
     /// Nothing until it is released, and then 503.
     HoldThenFail,
     /// So many times 503.
@@ -145,11 +147,14 @@ impl Shared {
         result
     }
 
-    async fn until_released(&self, key: &str) {
+    /// Waits until call number `nth` for `key` may be answered.
+    async fn until_released(&self, key: &str, nth: usize) {
         loop {
             let rung = self.bell.notified();
-            if !matches!(self.lock().rules.get(key), Some(Rule::Hold | Rule::HoldThenFail)) {
-                return;
+            match self.lock().rules.get(key) {
+                Some(Rule::Hold | Rule::HoldThenFail) => {}
+                Some(Rule::HoldAfter(free)) if nth > *free => {}
+                _ => return,
             }
             rung.await;
         }
@@ -173,7 +178,7 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
     assert_eq!(header("Crossover-Fence"), format!("{epoch}.{attempt}"));
     let traceparent = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
     let began = Instant::now();
-    let (nth, rule, pace) = shared.change(|seen| {
+    let (at, nth, rule, pace) = shared.change(|seen| {
         let (key, payload) = (key.clone(), payload.get().to_owned());
         let rule = seen.rules.get(&key).cloned();
         seen.calls.push(Call {
@@ -185,6 +190,7 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             began,
             ended: None,
         });
+        let nth = seen.calls.iter().filter(|call| call.key == key).count();
         match &rule {
             Some(Rule::Fail(1)) => drop(seen.rules.remove(&key)),
             Some(Rule::Fail(n)) => drop(seen.rules.insert(key, Rule::Fail(n - 1))),
@@ -193,15 +199,15 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             Some(Rule::BreakOff(n)) => drop(seen.rules.insert(key, Rule::BreakOff(n - 1))),
             _ => {}
         }
-        (seen.calls.len() - 1, rule, seen.pace)
+        (seen.calls.len() - 1, nth, rule, seen.pace)
     });
-    let _ending = Ending(shared.clone(), nth);
+    let _ending = Ending(shared.clone(), at);
     if !pace.is_zero() {
         tokio::time::sleep(pace).await;
     }
     match rule {
         Some(Rule::HoldThenFail) => {
-            shared.until_released(&key).await;
+            shared.until_released(&key, nth).await;
             (StatusCode::SERVICE_UNAVAILABLE, "busy after all").into_response()
         }
         Some(Rule::Fail(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
@@ -214,8 +220,8 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             let pieces = [Ok("{\"ok\":"), Err(std::io::Error::other("broken off"))];
             axum::body::Body::from_stream(futures::stream::iter(pieces)).into_response()
         }
-        Some(Rule::Hold) | None => {
-            shared.until_released(&key).await;
+        Some(Rule::Hold | Rule::HoldAfter(_)) | None => {
+            shared.until_released(&key, nth).await;
             Json(serde_json::json!({ "ok": key })).into_response()
         }
     }

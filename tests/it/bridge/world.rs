@@ -68,6 +68,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::new(ledger::pool(&postgres, 10, Duration::from_secs(10)).unwrap());
         ledger.migrate().await.unwrap();
+        crate::guards::take_out_what_is_missing(ledger.pool()).await;
         let (n, flags) = (NAMES.fetch_add(1, Relaxed), folder.path().join("flags.json"));
         let (account, task_queue) = (format!("account-{n}"), format!("queue-{n}"));
         let runner = Runner::start().await;

@@ -4,23 +4,28 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crossover::flags::DocumentBuilder;
 use crossover::interaction::Stage;
 use crossover::provision::{self, Postgres, Temporal};
+use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
 use super::gate::Gate;
-use super::plan::{ACCOUNTS, Fault, Flip, KINDS, Process, ROUTERS, WORKERS, Way};
+use super::judge::{Moved, Stall};
+use super::plan::{ACCOUNTS, Fault, Flip, Handover, KINDS, Past, Process, ROUTERS, WINDOW, WORKERS, Way};
 use crate::bridge::child::Child;
 use crate::bridge::world::World;
+use crate::guards::Guard;
 use crate::servers;
 
-/// Short enough that a pause of a worker outlasts it.
+/// A pause of a worker outlasts its lease.
 const SET: &[(&str, &str)] = &[
+    ("ROUTER_FAIL_OPEN", "true"),
     ("WORKER_LEASE", "2s"),
     ("WORKER_SHUTDOWN_GRACE", "1s"),
     ("WORKER_SLOTS", "24"),
@@ -28,10 +33,14 @@ const SET: &[(&str, &str)] = &[
     ("POSTGRES_CONNECT_TIMEOUT", "3s"),
     ("POSTGRES_MAX_CONNECTIONS", "12"),
     ("RELAY_SWEEP_AFTER", "20s"),
+    // What is lost with a worker must not hold up a series for a minute.
+    ("REHEARSAL_BOUND", "15s"),
     ("LOG_FILTER", "crossover=info"),
 ];
 /// What doesn't drain in so long is killed.
 const DRAIN: Duration = Duration::from_secs(30);
+/// An operator who gets no end in so long ends the command.
+const HANDOVER: Duration = Duration::from_secs(120);
 
 /// A place for a process: it comes and goes, its disk and its gates stay.
 struct Slot {
@@ -53,17 +62,20 @@ pub struct Cast {
     workers: Vec<Slot>,
     stages: Mutex<HashMap<(&'static str, &'static str), Stage>>,
     world: World,
+    began: Instant,
+    /// When workers could have been late with what they had.
+    stalls: std::sync::Mutex<Vec<Stall>>,
+    moved: std::sync::Mutex<Moved>,
 }
 
 impl Cast {
-    /// Everybody, at work.
-    pub async fn assemble(program: String, runner: &str) -> Self {
+    /// Everybody, at work. Times are counted from `began`.
+    pub async fn assemble(program: String, runner: &str, without: Option<&Guard>, began: Instant) -> Self {
         let postgres = provision::postgres(&servers::options()).await.unwrap();
         let temporal = provision::temporal(&servers::options()).await.unwrap();
         let world = World::with(Some(postgres.url.clone()), Some(temporal.address.clone()), Stage::Off).await;
-        if let Ok(file) = std::env::var("CHAOS_SABOTAGE") {
-            let orders = std::fs::read_to_string(file).unwrap();
-            sqlx::raw_sql(sqlx::AssertSqlSafe(orders)).execute(world.pool()).await.unwrap();
+        if let Some(guard) = without {
+            guard.take_out(world.pool()).await;
         }
         let (mut routers, mut workers) = (Vec::new(), Vec::new());
         for n in 0..ROUTERS {
@@ -74,16 +86,28 @@ impl Cast {
             let roles = if n == 0 { "worker,relay" } else { "worker" };
             workers.push(Slot::new(&world, roles, &format!("worker-{n}"), runner).await);
         }
-        let first = |past: super::plan::Past| past.stages()[0];
+        let first = |past: Past| past.stages()[0];
         let stages = ACCOUNTS.iter().flat_map(|(a, past, _)| KINDS.iter().map(|kind| ((*a, *kind), first(*past))));
         let stages = Mutex::new(stages.collect());
         let (postgres, temporal) = (Mutex::new(postgres), Mutex::new(temporal));
-        let cast = Self { program, postgres, temporal, routers, workers, stages, world };
+        let (stalls, moved) = Default::default();
+        let cast = Self { program, postgres, temporal, routers, workers, stages, world, began, stalls, moved };
         cast.write_flags().await;
+        cast.arm().await;
         for slot in cast.slots() {
             slot.start(&cast.program, &mut *slot.child.lock().await).await;
         }
         cast
+    }
+
+    /// Nobody has begun anything, so an account is armed on the spot.
+    async fn arm(&self) {
+        let armed = |past: &Past| matches!(past, Past::Armed | Past::Across | Past::Over);
+        for (account, ..) in ACCOUNTS.iter().filter(|(_, past, _)| armed(past)) {
+            let arm = sqlx::query_scalar("select (crossover.begin_arming($1, 'live', 'chaos')).state").bind(account);
+            let state: String = arm.fetch_one(self.world.pool()).await.unwrap();
+            assert_eq!(state, "armed", "{account}");
+        }
     }
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
@@ -120,8 +144,58 @@ impl Cast {
         builder.build().unwrap().write_to(&self.world.flags).unwrap();
     }
 
+    /// What moved, as the operators were told.
+    pub fn moved(&self) -> Moved {
+        self.moved.lock().unwrap().clone()
+    }
+
+    pub fn stalls(&self) -> Vec<Stall> {
+        self.stalls.lock().unwrap().clone()
+    }
+
+    /// Microseconds since the run began, as the runner counts them.
+    pub fn now(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+
+    /// Gives the command, and notes what it says.
+    pub async fn hand_over(&self, handover: Handover) {
+        let Handover { account, kind, killed } = handover;
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(["handover", account, "--yes", "--json"]).args(kind.iter().flat_map(|kind| ["--kind", kind]));
+        command.envs(self.world.variables()).env("CROSSOVER_STATE_DIR", self.world.fresh("operator"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let output = command.spawn().unwrap().wait_with_output();
+        let output = tokio::time::timeout(killed.unwrap_or(HANDOVER), output).await.map(Result::unwrap);
+        if std::env::var("CHAOS_PRINT").is_ok_and(|print| print == "1") {
+            println!("handover of {account} {kind:?}: {output:?}");
+        }
+        let said = output.ok().and_then(|output| serde_json::from_slice::<Value>(&output.stdout).ok());
+        let mut moved = self.moved.lock().unwrap();
+        moved.accounts.insert(account);
+        moved.commands += 1;
+        match said.map(|said| said["done"]["moved"].as_u64().unwrap_or(0)) {
+            Some(count) => moved.interactions += count,
+            // Killed, refused because nothing of the account is armed, or Postgres went away in the middle of it.
+            None => moved.unanswered += 1,
+        }
+    }
+
     /// Hurts, waits, mends. A process that another fault has in its hands is hurt afterwards.
     pub async fn suffer(&self, fault: Fault) {
+        let from = self.now();
+        self.hurt(fault).await;
+        if matches!(
+            fault,
+            Fault::Pause(Process::Worker(_), _)
+                | Fault::Freeze(Process::Worker(_), ..)
+                | Fault::Deafen(Process::Worker(_), ..)
+        ) {
+            self.stalls.lock().unwrap().push(Stall { from, to: self.now() });
+        }
+    }
+
+    async fn hurt(&self, fault: Fault) {
         match fault {
             Fault::Kill(process, down) => {
                 let slot = self.slot(process);
@@ -165,12 +239,8 @@ impl Cast {
                 gate.cut();
                 gate.open();
             }
-            Fault::Refuse(process, way, time) => {
-                let gate = self.slot(process).gate(way);
-                gate.refuse();
-                sleep(time).await;
-                gate.open();
-            }
+            Fault::Refuse(process, way, time) => self.refuse(process, way, time).await,
+            Fault::Isolate(process, time) => self.refuse(process, Way::Postgres, time).await,
             Fault::RestartPostgres(down) => {
                 let mut postgres = self.postgres.lock().await;
                 postgres.server.kill().await.unwrap();
@@ -195,6 +265,13 @@ impl Cast {
                 self.write_flags().await;
             }
         }
+    }
+
+    async fn refuse(&self, process: Process, way: Way, time: Duration) {
+        let gate = self.slot(process).gate(way);
+        gate.refuse();
+        sleep(time).await;
+        gate.open();
     }
 
     async fn end_sessions(&self) {
@@ -252,6 +329,7 @@ impl Slot {
             set("POSTGRES_URL", database.to_string()),
             set("TEMPORAL_ADDRESS", temporal.address.to_string()),
             set("RUNNER_URL", format!("http://{}/run", runner_gate.address)),
+            set("WINDOW_IDEMPOTENCY", format!("{}s", WINDOW.as_secs())),
         ]);
         variables.extend(SET.iter().map(|(key, value)| set(key, (*value).to_owned())));
         let state = world.fresh(name);

@@ -103,3 +103,37 @@ async fn in_a_series_a_stalled_temporal_workers_late_result_is_refused_and_its_s
 async fn in_a_series_a_stalled_postgres_workers_late_result_is_refused_and_its_successors_are_in_turn() {
     a_member_of_a_series(Side::Postgres, ON_POSTGRES).await;
 }
+
+/// The answer that comes too late finds the work running under a later attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_result_that_comes_while_another_worker_runs_the_work_ends_nothing() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node_with(TAKES_IN, |config| config.worker.lease = LEASE).await;
+    let mut child = Child::serve(&world, "worker", SHORT).await;
+    world.runner.hold("one");
+    node.accepts(&with(world.request("one"), retries()), 201).await;
+    world.runner.nth("one", 1).await;
+    child.pause();
+    let heir = world.node_with(ONLY_WORKS, |config| config.worker.lease = LEASE).await;
+    let second = world.runner.nth("one", 2).await;
+    world.runner.rule("one", Rule::HoldAfter(1));
+    until("the first call is answered", async || world.runner.of("one")[0].ended).await;
+    child.go_on();
+    until("the child knows that it was too late", async || {
+        let late = counted(&child.node, "crossover_late_results_total", "postgres").await;
+        (late + counted(&child.node, "crossover_lost_leases_total", "").await > 0.0).then_some(())
+    })
+    .await;
+    child.terminate();
+    assert!(child.ended().await.success(), "{}", child.log());
+    let story = world.story("one").await.unwrap();
+    assert_eq!((story.state.as_str(), story.pin.ended_at), ("running", None), "{story:#?}");
+    world.runner.release("one");
+    let story = world.succeeded("one").await;
+    let ends = story.attempts.iter().filter(|a| !a.rehearsal && a.retry_ms.is_none());
+    let ends: Vec<_> = ends.map(|a| (a.fence.epoch, a.fence.attempt)).collect();
+    assert_eq!((ends, world.runner.of("one").len()), (vec![second.fence], 2), "{story:#?}");
+    for node in [node, heir] {
+        node.stop().await;
+    }
+}

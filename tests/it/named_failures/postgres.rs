@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use crossover::router::handover;
+
 use super::*;
 use crate::bridge::runner::Rule;
 use crate::bridge::world::Answer;
@@ -248,12 +250,17 @@ struct Restarted {
 
 impl Restarted {
     async fn new(stage: Stage) -> Self {
+        Self::with(stage, |_| {}).await
+    }
+
+    async fn with(stage: Stage, adjust: fn(&mut crossover::config::Config)) -> Self {
         let postgres = crossover::provision::postgres(&servers::options()).await.unwrap();
         let world = World::with(Some(postgres.url.clone()), None, stage).await;
         let temporal = Gate::to(world.temporal.clone()).await;
         let short = |config: &mut crossover::config::Config| {
             config.worker.lease = Duration::from_secs(1);
             config.temporal.start_timeout = Duration::from_secs(20);
+            adjust(config);
         };
         let router = world.node_towards(&temporal.address.to_string(), ROUTER, short).await;
         let worker = world.node_with(WORKER, short).await;
@@ -369,4 +376,89 @@ async fn a_postgres_restarted_in_the_middle_of_every_step_in_live_loses_nothing_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_restarted_in_the_middle_of_every_step_in_shadow_loses_nothing_and_repeats_nothing_that_ended() {
     a_restart_in_every_step_in(Stage::Shadow).await;
+}
+
+/// The account's state, while Postgres answers.
+async fn arming(world: &World) -> Option<String> {
+    let state = sqlx::query_scalar("select state from crossover.accounts where account = $1");
+    state.bind(&world.account).fetch_optional(world.pool()).await.ok().flatten()
+}
+
+/// Keys that are asked for while Postgres is away, one in every state on the way from `off` to `armed`.
+async fn restarted_in_every_state(bridge: &Restarted) -> Vec<String> {
+    let (world, router) = (&bridge.world, &bridge.router);
+    let mut keys = Vec::new();
+    loop {
+        let state = until("the account is on its way", async || {
+            arming(world).await.filter(|state| state != "open" && !keys.contains(state))
+        })
+        .await;
+        if state == "armed" {
+            return keys;
+        }
+        let request = world.request(&state);
+        bridge
+            .restart(async || {
+                let answer = router.post(&request).await;
+                assert!(matches!(answer.status, 201 | 503), "{state}: {answer:?}");
+            })
+            .await;
+        bridge.insist(&request).await;
+        keys.push(state);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_restarted_while_an_account_is_armed_and_handed_over_loses_nothing() {
+    let bridge = Restarted::with(Stage::Off, |config| {
+        config.router.fail_open = true;
+        config.window.idempotency = Duration::from_secs(2);
+        config.temporal.start_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (world, router) = (&bridge.world, &bridge.router);
+    bridge.insist(&world.request("off")).await;
+    world.flip(Stage::Live, &[router]).await;
+    bridge.insist(&world.request("first")).await;
+    let mut keys = restarted_in_every_state(&bridge).await;
+    for state in ["pinning", "window", "closing"] {
+        assert!(keys.iter().any(|key| key == state), "{keys:?}");
+    }
+    keys.push("first".to_owned());
+    world.each_ran_on_its_owner(&keys).await;
+    world.runner.nth("off", 1).await;
+    for key in keys.iter().map(String::as_str).chain(["off"]) {
+        assert_eq!(world.runner.sides(key), ["temporal"], "{key}: not live before it is armed, and once");
+    }
+
+    // What waits is handed over, and Postgres goes away in the middle of that.
+    let later = json!({ "run_at": chrono::Utc::now() + chrono::TimeDelta::seconds(20) });
+    let waiting: Vec<String> = (0..10).map(|n| format!("waits {n}")).collect();
+    for key in &waiting {
+        bridge.insist(&with(world.request(key), later.clone())).await;
+    }
+    let mut holder = world.pool().begin().await.unwrap();
+    lock_account(&mut holder, &world.account).await;
+    let scope = || crossover::ledger::Scope { account: world.account.clone(), kind: None, id: None };
+    let moved = async || {
+        let plan = handover::plan(&world.ledger, scope()).await.ok()?;
+        handover::run(&world.ledger, &plan, "test", |_| {}).await.ok()
+    };
+    let (_, ()) = tokio::join!(moved(), async {
+        let waits = "select count(*) from pg_locks where not granted and locktype = 'advisory'";
+        until("the handover waits", async || (world.scalar::<i64>(waits).await > 0).then_some(())).await;
+        bridge.restart(async || {}).await;
+    });
+    drop(holder);
+    until("all have moved", async || moved().await.filter(|done| done.stayed() == 0)).await;
+    world.each_ran_on_its_owner(&waiting).await;
+    for key in &waiting {
+        let pin = world.story(key).await.unwrap().pin;
+        assert_eq!((pin.owner, pin.epoch, world.runner.of(key).len()), (Side::Temporal, 2, 1), "{key}");
+    }
+    let Restarted { world, postgres, router, worker, .. } = bridge;
+    router.stop().await;
+    worker.stop().await;
+    drop(world);
+    postgres.into_inner().server.stop().await.unwrap();
 }

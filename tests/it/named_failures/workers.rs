@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crossover::interaction::series_id;
+use crossover::provision;
+
 use super::*;
 use crate::bridge::runner::Rule;
 use crate::chaos::gate::Gate;
@@ -174,4 +177,80 @@ async fn clocks_half_a_minute_ahead_and_behind_change_neither_due_times_nor_leas
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_half_a_minute_ahead_and_behind_change_neither_due_times_nor_time_outs_on_temporal() {
     clocks_apart(Stage::Shadow).await;
+}
+
+/// What has happened to a workflow, as its history names it.
+async fn events(world: &World, workflow: &str) -> Vec<String> {
+    let folder = provision::TEMPORAL.ensure(&servers::cache_dir(), &provision::Progress::silent()).await.unwrap();
+    let mut command = tokio::process::Command::new(folder.join("temporal"));
+    command.args(["workflow", "show", "--output", "json", "--address", &world.temporal, "--workflow-id", workflow]);
+    let output = command.output().await.unwrap();
+    // The program is no small one, and asked again and again.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let history: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let events = history["events"].as_array().into_iter().flatten();
+    events.map(|event| event["eventType"].as_str().unwrap().trim_start_matches("EVENT_TYPE_").to_owned()).collect()
+}
+
+/// The only worker dies while a copy waits until it is due; the copy is called off and becomes due; another worker comes, and
+/// hears of both at once.
+async fn hears_of_a_cancellation_and_of_a_timer_at_once(member: bool, by_operator: bool) {
+    let world = World::new(Stage::Shadow).await;
+    let roles = Roles { relay: true, ..ROUTER };
+    let router = world.node_with(roles, |_| {}).await;
+    let mut worker = Child::serve(&world, "worker", &[]).await;
+    let request = if member { world.member("s", "one") } else { world.request("one") };
+    // The worker must have seen it before it is due.
+    let due = json!({ "run_at": chrono::Utc::now() + chrono::TimeDelta::seconds(12) });
+    router.accepts(&with(request, due), 201).await;
+    let workflow = match member {
+        true => format!("series:{}", series_id(&world.account, "sync", "s")),
+        false => format!("{}:1", world.id("one")),
+    };
+    let has = async |wanted: &str| {
+        let what = format!("there is {wanted}");
+        until(&what, async || events(&world, &workflow).await.iter().any(|event| event == wanted).then_some(())).await;
+    };
+    has("TIMER_STARTED").await;
+    worker.kill();
+    if by_operator {
+        assert!(servers::cli(&["workflow", "cancel", "--workflow-id", &workflow]).await);
+        has("WORKFLOW_EXECUTION_CANCEL_REQUESTED").await;
+    } else {
+        let url = format!("{}/v1/interactions/{}/cancel", router.base, world.id("one"));
+        let asked = reqwest::Client::builder().no_proxy().build().unwrap().post(url).send().await.unwrap();
+        assert_eq!(asked.status().as_u16(), 202);
+        until("Temporal was told", async || {
+            let signals = events(&world, &workflow).await;
+            // A series is begun by a signal.
+            let told = signals.iter().filter(|event| *event == "WORKFLOW_EXECUTION_SIGNALED").count();
+            (told > usize::from(member)).then_some(())
+        })
+        .await;
+    }
+    has("TIMER_FIRED").await;
+    let worker = world.node_with(WORKER, |_| {}).await;
+    let story = world.ended("one").await;
+    assert_eq!((story.state.as_str(), world.runner.of("one").len()), ("cancelled", 0), "{story:#?}");
+    if member {
+        router.accepts(&world.member("s", "two"), 201).await;
+        world.succeeded("two").await;
+    }
+    worker.stop().await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hears_of_a_cancellation_and_of_the_due_time_at_once_ends_the_copy() {
+    hears_of_a_cancellation_and_of_a_timer_at_once(false, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hears_of_a_cancellation_and_of_the_due_time_at_once_ends_the_member() {
+    hears_of_a_cancellation_and_of_a_timer_at_once(true, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hears_of_an_operators_cancellation_and_of_the_due_time_at_once_ends_the_copy() {
+    hears_of_a_cancellation_and_of_a_timer_at_once(false, true).await;
 }
