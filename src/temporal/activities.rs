@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
-use crate::executor::{self, Answer, Call, Executor, PARKED};
+use crate::executor::{self, Answer, Call, Executor};
 use crate::faults::{self, Whether};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side};
 use crate::metrics::Metrics;
@@ -26,6 +26,7 @@ use super::late::Watch;
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal, Parking};
 use super::mirror::Unrecorded;
 use super::wire::Exact;
+use super::words;
 
 /// A ledger that answers later than this doesn't answer: a slow Postgres must not hold the slots of executions.
 pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
@@ -220,6 +221,7 @@ impl Activities {
             self.begins(&this);
             executor::run(&*self.executor, &call, &envelope.policy).await;
         }
+        let began = Instant::now();
         let answer = if this.too_late() {
             Some(Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() })
         } else {
@@ -244,6 +246,11 @@ impl Activities {
                 Ok(Exact(report))
             }
             Some(Answer::Failed { failure, error }) => Err(self.next(&this, failure, error)),
+            Some(Answer::Detached { silence }) => tokio::select! {
+                ended = self.detach(&this, silence, began.elapsed()) => Err(ended),
+                () = beat(ctx) => unreachable!("a heart doesn't stop by itself"),
+                () = ctx.cancelled() => Err(self.called_off(&this)),
+            },
         }
     }
 
@@ -263,7 +270,7 @@ impl Activities {
     }
 
     /// Words a failed attempt for Temporal's retry machine, or for the workflow that counts.
-    fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
+    pub(super) fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
         let (envelope, info) = (this.envelope, this.info);
         let report = failed(this.report(), failure.clone(), error);
         let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
@@ -277,33 +284,20 @@ impl Activities {
 
     fn give_up(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
         self.ended(envelope, &report);
-        let error = report.error.clone().unwrap_or_default();
-        let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
-        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+        ActivityError::application(words::give_up(report))
     }
 
-    /// The workflow tells the ledger of it, attempt and all.
     fn parked(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
-        let error = executor::clean(&format!("{PARKED}{}", report.error.unwrap_or_default()));
-        let report = Attempt { error: Some(error.clone()), ..report };
+        let (report, failure) = words::park(report);
         self.ended(envelope, &report);
-        let failure = ApplicationFailure::builder(error).type_name("park".to_owned());
-        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+        ActivityError::application(failure)
     }
 
     fn retry(&self, envelope: &Envelope, report: Attempt, delay: Duration) -> ActivityError {
-        let error = report.error.clone().unwrap_or_default();
-        let report = Attempt { retry_ms: Some(delay.as_millis() as i64), ..report };
+        let (report, failure) = words::retry(report, delay, envelope.policy.on_unknown);
         self.ended(envelope, &report);
-        self.record(report.clone());
-        // A delay of nothing would read as "none given".
-        let delay = delay.max(Duration::from_millis(1));
-        let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
-        ActivityError::application(match envelope.policy.on_unknown {
-            OnUnknown::Retry => failure.build(),
-            // The workflow reads when to try again.
-            OnUnknown::Park => failure.details(Exact(report)).build(),
-        })
+        self.record(report);
+        ActivityError::application(failure)
     }
 
     /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled, and that is
@@ -358,7 +352,7 @@ impl Activities {
         }
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    pub(super) async fn within<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
         within(&self.observer, call).await
     }
 
@@ -382,9 +376,9 @@ async fn within<T>(observer: &Observer, call: impl Future<Output = Result<T, Led
 }
 
 /// One attempt at an interaction.
-struct Try<'a> {
-    envelope: &'a Envelope,
-    info: &'a ActivityInfo,
+pub(super) struct Try<'a> {
+    pub(super) envelope: &'a Envelope,
+    pub(super) info: &'a ActivityInfo,
     /// Its number, counted over everything that was made before.
     number: i32,
 }
@@ -403,7 +397,7 @@ impl Try<'_> {
         self.info.attempt > 1 && limit.is_some_and(|limit| at(self.info.started_time) - due > limit)
     }
 
-    fn report(&self) -> Attempt {
+    pub(super) fn report(&self) -> Attempt {
         Attempt {
             id: self.envelope.id,
             side: Side::Temporal,
@@ -464,6 +458,6 @@ fn due_at(known: Option<DateTime<Utc>>, info: &ActivityInfo) -> DateTime<Utc> {
     known.filter(|_| info.attempt <= 1).unwrap_or(scheduled)
 }
 
-fn at(time: Option<SystemTime>) -> DateTime<Utc> {
+pub(super) fn at(time: Option<SystemTime>) -> DateTime<Utc> {
     time.map_or_else(Utc::now, DateTime::from)
 }
