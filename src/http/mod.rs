@@ -16,6 +16,7 @@ mod problem;
 mod resolve;
 mod schema;
 mod wait;
+mod work;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -126,10 +127,15 @@ fn routes(api: Arc<Api>) -> Routes {
     let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new().routes(routes!(interactions::cancel)).routes(routes!(resolve::resolve));
+    let work = OpenApiRouter::new()
+        .routes(routes!(work::heartbeat))
+        .routes(routes!(work::complete))
+        .routes(routes!(work::fail));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))
-        .merge(operate.route_layer(room).route_layer(with(Scope::Operate)))
+        .merge(operate.route_layer(room.clone()).route_layer(with(Scope::Operate)))
+        .merge(work.route_layer(room).route_layer(with(Scope::Work)))
         // However busy it is, it can be seen.
         .merge(watch.route_layer(with(Scope::Read)))
         .routes(routes!(health::alive))
