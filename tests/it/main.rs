@@ -26,6 +26,8 @@ mod flips_by_command;
 mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
+mod long_work;
+#[cfg(feature = "temporal")]
 mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;
