@@ -337,9 +337,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Forgets what was closed `keep` ago; how many.
+    /// Forgets what was closed `keep` ago; how many. Also what a process of an older version took over from a silent runner,
+    /// which knows nothing of this table.
     pub async fn forget_detached(&self, keep: Duration) -> Result<u64, LedgerError> {
-        let forgotten = sqlx::query("delete from crossover.detached where closed_at < clock_timestamp() - $1");
+        let forgotten = sqlx::query(
+            "delete from crossover.detached d
+             where d.closed_at < clock_timestamp() - $1
+                or d.closed_at is null and d.side = 'postgres' and d.beat_at < clock_timestamp() - $1
+                    and not exists (select from crossover.running r
+                        where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
+                            and r.worker = crossover.detached_worker())",
+        );
         Ok(within(forgotten.bind(interval(keep)).execute(&self.pool)).await?.rows_affected())
     }
 

@@ -1,9 +1,10 @@
 //! Tells Temporal of attempts that their runners took away: that they live, for as long as their runners are heard of, and how
 //! they ended, again and again until it knows. Any process may: what is told is taken from the ledger row by row.
 
-use std::collections::HashMap;
+mod memory;
+
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::Utc;
 use futures::StreamExt;
@@ -11,12 +12,13 @@ use temporalio_client::errors::AsyncActivityError;
 use temporalio_client::{ActivityIdentifier, AsyncActivityHandle, Client, RetryOptions, RpcOptions};
 use temporalio_common::protos::TaskToken;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::interaction::{Attempt, Fence, Outcome, Side};
+use crate::interaction::{Attempt, Outcome, Side};
 use crate::ledger::{Detached, LedgerError, SILENT, TOO_LONG, is_outage};
 use crate::observer::{self, Seen, Sighting};
 use crate::policy::{Doubt, Failure, Next};
+
+use memory::{Key, Memory};
 
 use super::OnPostgres;
 use super::client::TemporalClient;
@@ -32,8 +34,6 @@ const AT_ONCE: usize = 16;
 /// An end that could not be told is taken again after so long.
 const LEASE: Duration = Duration::from_secs(5);
 const RPC_WITHIN: Duration = Duration::from_secs(2);
-/// A Postgres that takes longer to say what is to be told is as good as away.
-const HANGS: Duration = Duration::from_secs(1);
 
 /// The loop that tells Temporal.
 pub struct Forwarder {
@@ -43,82 +43,10 @@ pub struct Forwarder {
     pub on_postgres: OnPostgres,
 }
 
-type Key = (Uuid, Fence);
-
-/// What is away, as far as this process was the one to tell Temporal of it lately.
-struct Memory {
-    known: HashMap<Key, Known>,
-    /// When Postgres last did not answer, or this began: runners may have been silent because nobody could hear them.
-    trouble: Instant,
-    /// Since when Postgres has not answered.
-    since: Option<Instant>,
-}
-
-struct Known {
-    token: Vec<u8>,
-    every: Duration,
-    silence: Duration,
-    told: Instant,
-}
-
-/// More is not kept through an outage of Postgres.
-const KEEP: usize = 50_000;
-
-impl Memory {
-    fn new() -> Self {
-        Self { known: HashMap::new(), trouble: Instant::now(), since: None }
-    }
-
-    fn calm(&self) -> Duration {
-        self.trouble.elapsed()
-    }
-
-    fn trouble(&mut self) {
-        self.trouble = Instant::now();
-        self.since.get_or_insert(self.trouble);
-    }
-
-    /// What this process did not come by for a while, another has.
-    fn answered(&mut self) {
-        self.since = None;
-        self.known.retain(|_, known| known.told.elapsed() < known.every * 3 + HANGS);
-    }
-
-    fn learn(&mut self, rows: &[Detached]) {
-        for row in rows {
-            let key = (row.id, row.fence);
-            match (&row.token, row.ended_at) {
-                (Some(token), None) if self.known.len() < KEEP || self.known.contains_key(&key) => {
-                    let (token, every, silence) = (token.clone(), row.forward_every, row.silence);
-                    self.known.insert(key, Known { token, every, silence, told: Instant::now() });
-                }
-                _ => drop(self.known.remove(&key)),
-            }
-        }
-    }
-
-    /// Those of which Temporal wants to hear, and whose runners may still be alive.
-    fn due(&self) -> Vec<(Key, Vec<u8>)> {
-        let away = self.since.map(|since| since.elapsed()).unwrap_or_default();
-        let due = self.known.iter().filter(|(_, known)| known.told.elapsed() >= known.every && away < known.silence);
-        due.map(|(key, known)| (*key, known.token.clone())).collect()
-    }
-
-    fn beaten(&mut self, beaten: &[(Key, bool)]) {
-        for (key, gone) in beaten {
-            if *gone {
-                self.known.remove(key);
-            } else if let Some(known) = self.known.get_mut(key) {
-                known.told = Instant::now();
-            }
-        }
-    }
-}
-
 /// What came of telling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    Told,
+    Heard,
     /// Temporal waits for it no longer.
     Refused,
     /// It is told again.
@@ -162,7 +90,7 @@ impl Forwarder {
     async fn take(&self, memory: &mut Memory) -> Result<Vec<Detached>, LedgerError> {
         let mut taking = pin!(self.on_postgres.ledger.take_detached(BATCH, LEASE, memory.calm()));
         loop {
-            match tokio::time::timeout(HANGS, &mut taking).await {
+            match tokio::time::timeout(memory::HANGS, &mut taking).await {
                 Ok(taken) => return taken,
                 Err(_) => {
                     memory.trouble();
@@ -220,7 +148,7 @@ impl Forwarder {
             Some(outcome) => ("end", self.end(handle, row, outcome).await?),
         };
         let outcome = match told {
-            Told::Told => "told",
+            Told::Heard => "told",
             Told::Refused => "refused",
             Told::Failed => "failed",
         };
@@ -235,7 +163,7 @@ impl Forwarder {
                 if answer.cancel_requested && !row.called_off {
                     self.on_postgres.ledger.call_off_detached(id, fence).await?;
                 }
-                Ok(Told::Told)
+                Ok(Told::Heard)
             }
             Err(AsyncActivityError::NotFound(_)) => {
                 if self.on_postgres.ledger.give_up_detached(id, fence).await? {
@@ -271,9 +199,9 @@ impl Forwarder {
             handle.fail(failure, None::<()>, once()).await
         };
         let told = match ended {
-            Ok(()) => Told::Told,
+            Ok(()) => Told::Heard,
             // It knows it since the answer to an earlier telling was lost.
-            Err(AsyncActivityError::NotFound(_)) if row.tries > 1 => Told::Told,
+            Err(AsyncActivityError::NotFound(_)) if row.tries > 1 => Told::Heard,
             Err(AsyncActivityError::NotFound(_)) => Told::Refused,
             Err(error) => {
                 tracing::warn!(%id, %fence, %error, "Temporal isn't told the end of an attempt; it is told again");
@@ -313,7 +241,7 @@ impl Forwarder {
             self.on_postgres.observer.see(Sighting { id, side, fence, rehearsal: false, at, what });
         }
         if report.retry_ms.is_some()
-            && told == Told::Told
+            && told == Told::Heard
             && let Err(error) = self.on_postgres.record_attempt(report).await
         {
             tracing::warn!(%id, %fence, %error, "an attempt's record was lost");

@@ -19,6 +19,8 @@ async fn hold_no_slot_on(side: Side) {
     for key in &keys {
         let story = world.story(key).await.unwrap();
         assert!(story.state == "running" && story.attempts.is_empty(), "{story:#?}");
+        let why = crossover::report::story(&world.ledger, world.id(key), false).await.unwrap().unwrap();
+        assert!(why.waits_for.as_ref().unwrap().contains("the runner that took attempt 1 away"), "{why:#?}");
         let answer = completed(&node, &world, key, "1.1").await;
         assert_eq!(answer.status, if side == Side::Postgres { 200 } else { 202 }, "{answer:?}");
     }
