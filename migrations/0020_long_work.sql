@@ -38,6 +38,7 @@ create table crossover.detached (
 ) with (fillfactor = 70);
 comment on table crossover.detached is 'Attempts that a runner took away. A row stays for a day after its end, so that a repeated report is known.';
 comment on column crossover.detached.silence_ms is 'Without a heartbeat for so long it is lost.';
+comment on column crossover.detached.first_due_at is 'When its interaction was first due, by the clock here.';
 comment on column crossover.detached.run_until is 'It may run until then, whatever its heartbeats say: its run_timeout_ms.';
 comment on column crossover.detached.ended_at is 'When its runner ended it, or it was lost.';
 comment on column crossover.detached.closed_at is 'When that was known to the side that owns it: nothing more is to be done.';
@@ -77,11 +78,12 @@ end $$;
 -- The same for an attempt of Temporal, which is known by its token. Of two with one fence (a reset makes them) the later counts.
 create function crossover.detach_from_temporal(
     p_id uuid, p_epoch integer, p_attempt integer, p_silence_ms bigint, p_left_ms bigint, p_forward_ms bigint, p_token bytea,
-    p_first_due_at timestamptz, p_due_at timestamptz, p_started_at timestamptz, p_policy json, p_pinned boolean)
+    p_age_ms bigint, p_due_at timestamptz, p_started_at timestamptz, p_policy json, p_pinned boolean)
 returns void language sql as $$
     insert into crossover.detached as d (id, epoch, attempt, silence_ms, forward_ms, forward_at, token, first_due_at, due_at,
         started_at, run_until, policy, pinned, side)
-    values (p_id, p_epoch, p_attempt, p_silence_ms, p_forward_ms, clock_timestamp(), p_token, p_first_due_at, p_due_at,
+    values (p_id, p_epoch, p_attempt, p_silence_ms, p_forward_ms, clock_timestamp(), p_token,
+        clock_timestamp() - p_age_ms * interval '1 millisecond', p_due_at,
         p_started_at, clock_timestamp() + p_left_ms * interval '1 millisecond', p_policy, p_pinned, 'temporal')
     on conflict (id, epoch, attempt) do update set silence_ms = excluded.silence_ms, forward_ms = excluded.forward_ms,
         forward_at = excluded.forward_at, token = excluded.token, due_at = excluded.due_at, started_at = excluded.started_at,

@@ -26,8 +26,8 @@ pub struct Detached {
     pub pinned: bool,
     /// Without a heartbeat for so long it is lost.
     pub silence: Duration,
-    /// When the interaction was first due.
-    pub first_due_at: DateTime<Utc>,
+    /// How long ago the interaction was first due; once the attempt has ended, how long before that.
+    pub age: Duration,
     /// When this attempt was.
     pub due_at: DateTime<Utc>,
     /// When it began.
@@ -79,8 +79,8 @@ pub struct Detaching {
     pub forward_every: Duration,
     /// What Temporal wants to be told.
     pub token: Vec<u8>,
-    /// When the interaction was first due.
-    pub first_due_at: DateTime<Utc>,
+    /// How long ago the interaction was first due.
+    pub age: Duration,
     /// When this attempt was.
     pub due_at: DateTime<Utc>,
     /// When it began.
@@ -162,7 +162,8 @@ pub const TOO_LONG: &str =
     "its runner took it away and did not end it within its run_timeout_ms; whether it had an effect is unknown";
 
 /// The columns of a row, with whether somebody asked to cancel it.
-const ROW: &str = "d.*, d.result::text as result_text, d.policy::text as policy_text, d.called_off or exists (
+const ROW: &str = "d.*, extract(epoch from coalesce(d.ended_at, clock_timestamp()) - d.first_due_at)::float8 as age,
+    d.result::text as result_text, d.policy::text as policy_text, d.called_off or exists (
     select from crossover.pins p where p.id = d.id and p.cancel_requested_at is not null) as is_called_off";
 
 impl Ledger {
@@ -179,7 +180,7 @@ impl Ledger {
         .bind(d.left.as_millis() as i64)
         .bind(d.forward_every.as_millis() as i64)
         .bind(&d.token)
-        .bind(d.first_due_at)
+        .bind(d.age.as_millis() as i64)
         .bind(d.due_at)
         .bind(d.started_at)
         .bind(policy)
@@ -230,7 +231,7 @@ impl Ledger {
             Ending::Failed { error, .. } if row.called_off => (Outcome::Cancelled, None, Some(error)),
             Ending::Failed { failure, error } => (Outcome::Failed, Some(failure), Some(error)),
         };
-        let next = failure.map(|failure| row.after(failure, Utc::now()));
+        let next = failure.map(|failure| row.after(failure));
         let retry = next.and_then(Next::wait);
         let result = match ending {
             Ending::Done(result) => Some(result.get()),
@@ -365,10 +366,9 @@ impl Ledger {
 }
 
 impl Detached {
-    /// What follows its failure at `now`.
-    pub fn after(&self, failure: &Failure, now: DateTime<Utc>) -> Next {
-        let age = (now - self.first_due_at).to_std().unwrap_or_default();
-        self.policy.after(self.id, self.fence.attempt, failure, age)
+    /// What follows its failure.
+    pub fn after(&self, failure: &Failure) -> Next {
+        self.policy.after(self.id, self.fence.attempt, failure, self.age)
     }
 
     /// The attempt as its side records it.
@@ -420,7 +420,7 @@ fn detached_of(row: &PgRow) -> Result<Detached, sqlx::Error> {
         side: required(row, "side")?,
         pinned: row.try_get("pinned")?,
         silence: ms(row, "silence_ms")?,
-        first_due_at: row.try_get("first_due_at")?,
+        age: Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default(),
         due_at: row.try_get("due_at")?,
         started_at: row.try_get("started_at")?,
         detached_at: row.try_get("detached_at")?,

@@ -1,5 +1,7 @@
 //! What the Temporal side reports: attempts, ends, and its rehearsals.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
@@ -44,8 +46,8 @@ pub struct FinishedRehearsal {
     pub last: bool,
     /// The retries of the interaction.
     pub policy: Policy,
-    /// When the interaction was first due.
-    pub run_at: DateTime<Utc>,
+    /// How long after it was first due the real attempt ended, by Postgres' clock.
+    pub age: Duration,
 }
 
 /// A rehearsal on Temporal whose end is recorded.
@@ -77,7 +79,7 @@ impl Ledger {
 
     /// Records the end of an interaction that Temporal owns, with its last attempt where one was made. Repeating it
     /// changes nothing. False: it had ended, or is not Temporal's under this epoch. A result that Postgres can't take is
-    /// left out rather than the end.
+    /// left out rather than the end. `lost`: its last attempt left no word, and is the one after all that are known.
     pub async fn settle(
         &self,
         id: Uuid,
@@ -85,13 +87,14 @@ impl Ledger {
         outcome: Outcome,
         reason: Option<&str>,
         last: Option<&Attempt>,
+        lost: bool,
     ) -> Result<bool, LedgerError> {
-        match within(self.settle_once(id, fence, outcome, reason, last)).await {
+        match within(self.settle_once(id, fence, outcome, reason, last, lost)).await {
             Err(LedgerError::Refused(error)) if !transient(&error) && last.is_some_and(|l| l.result.is_some()) => {
-                let lost = clean(&format!("the result can't be stored: {error}"));
-                tracing::warn!(%id, error = lost, "an end is recorded without its result");
-                let bare = last.map(|last| Attempt { result: None, error: Some(lost), ..last.clone() });
-                within(self.settle_once(id, fence, outcome, reason, bare.as_ref())).await
+                let unstored = clean(&format!("the result can't be stored: {error}"));
+                tracing::warn!(%id, error = unstored, "an end is recorded without its result");
+                let bare = last.map(|last| Attempt { result: None, error: Some(unstored), ..last.clone() });
+                within(self.settle_once(id, fence, outcome, reason, bare.as_ref(), lost)).await
             }
             settled => settled,
         }
@@ -104,18 +107,21 @@ impl Ledger {
         outcome: Outcome,
         reason: Option<&str>,
         last: Option<&Attempt>,
+        lost: bool,
     ) -> Result<bool, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let ended: Option<Uuid> = sqlx::query_scalar(
             // Who asked to cancel it says more than that its workflow was cancelled.
-            "select * from crossover.end_pins('temporal', array[$1], array[$2], array[$3], array[$4], array[coalesce(
-                (select cancel_reason from crossover.pins where id = $1 and $4 = 'cancelled'), $5)])",
+            "select * from crossover.end_pins('temporal', array[$1], array[$2],
+                array[case when $6 then greatest($3, (select attempts + 1 from crossover.pins where id = $1)) else $3 end],
+                array[$4], array[coalesce((select cancel_reason from crossover.pins where id = $1 and $4 = 'cancelled'), $5)])",
         )
         .bind(id)
         .bind(fence.epoch)
         .bind(fence.attempt)
         .bind(outcome.as_str())
         .bind(reason)
+        .bind(lost)
         .fetch_optional(&mut *tx)
         .await?;
         if let (Some(_), Some(attempt)) = (ended, last) {
@@ -146,6 +152,16 @@ impl Ledger {
             insert_attempt(&mut tx, attempt).await?;
         }
         tx.commit().await?;
+        Ok(())
+    }
+
+    /// Counts the attempts before this one, which has begun on Temporal.
+    pub async fn over_before(&self, id: Uuid, fence: Fence) -> Result<(), LedgerError> {
+        let counted = sqlx::query(
+            "update crossover.pins set attempts = $3
+             where id = $1 and epoch = $2 and attempts < $3 and owner = 'temporal' and ended_at is null",
+        );
+        within(counted.bind(id).bind(fence.epoch).bind(fence.attempt - 1).execute(&self.pool)).await?;
         Ok(())
     }
 
@@ -221,7 +237,8 @@ impl Ledger {
                 returning r.*, d.created_at, d.run_at, d.final, d.made, d.reason)
              select d.*, coalesce(a.outcome, d.final, 'failed') as outcome, a.permanent, a.unknown, a.retry_after_ms,
                 a.result::text as result, coalesce(a.error, d.reason) as error,
-                d.final is not null and d.attempt >= d.made as last, y.policy::text as policy
+                d.final is not null and d.attempt >= d.made as last, y.policy::text as policy,
+                extract(epoch from coalesce(a.ended_at, clock_timestamp()) - d.run_at)::float8 as age
              from done d join crossover.payloads y on y.id = d.id and y.created_at = d.created_at
              left join lateral (
                 select * from crossover.attempts a
@@ -326,6 +343,6 @@ fn finished_of(row: &sqlx::postgres::PgRow) -> Result<FinishedRehearsal, sqlx::E
         error: row.try_get("error")?,
         last: row.try_get("last")?,
         policy: serde_json::from_str(policy).map_err(|e| sqlx::Error::Decode(e.into()))?,
-        run_at: row.try_get("run_at")?,
+        age: Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default(),
     })
 }

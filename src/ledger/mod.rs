@@ -32,7 +32,7 @@ pub use handover::{Candidates, HandedOver, HandoverCounts, Scope};
 pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};
 pub(crate) use outbox::LEFT_OUT;
 pub use outbox::{OutboxDepth, Take, Undelivered};
-pub use parked::{Parked, ParkedCounts, Parking, Resolution, Resolved, Resolving, Untold};
+pub use parked::{Noted, Parked, ParkedCounts, Parking, Resolution, Resolved, Resolving, Untold};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
 pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};

@@ -102,6 +102,18 @@ pub enum Resolving {
     Unpinned,
 }
 
+names! {
+    /// What the ledger says to a workflow that is about to wait for a person.
+    Noted {
+        /// It shows that it waits.
+        Parked = "parked",
+        /// It did before, or somebody has said what came of it.
+        Known = "known",
+        /// Its pin has ended, or is another's: nobody will ever answer.
+        Over = "over",
+    }
+}
+
 /// What a Temporal workflow tells of an attempt after which it waits for a person.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Parking {
@@ -160,9 +172,9 @@ impl Ledger {
         Ok(row.as_ref().map(parked_of).transpose()?)
     }
 
-    /// Parks what Temporal owns. Repeating it changes nothing. False: that attempt is known to have ended.
-    pub async fn park(&self, parking: &Parking) -> Result<bool, LedgerError> {
-        let parked = sqlx::query_scalar("select crossover.park($1, $2, $3, $4, $5, $6, $7)")
+    /// Parks what Temporal owns. Repeating it changes nothing.
+    pub async fn park(&self, parking: &Parking) -> Result<Noted, LedgerError> {
+        let parked = sqlx::query("select crossover.park_attempt($1, $2, $3, $4, $5, $6, $7) as noted")
             .bind(parking.id)
             .bind(parking.fence.epoch)
             .bind(parking.fence.attempt)
@@ -170,7 +182,8 @@ impl Ledger {
             .bind(crate::executor::clean(&parking.error))
             .bind(parking.due_at)
             .bind(parking.started_at);
-        within(parked.fetch_one(&self.pool)).await
+        let row = within(parked.fetch_one(&self.pool)).await?;
+        Ok(named(&row, "noted")?.unwrap_or(Noted::Over))
     }
 
     /// Says what came of the parked attempt of `id`.

@@ -247,16 +247,7 @@ impl Ledger {
     /// One that has another epoch by now is let be: what was found speaks of another copy.
     pub async fn hold(&self, (id, epoch): (Uuid, i32), conflict: &str) -> Result<(), LedgerError> {
         within(
-            sqlx::query(
-                "with held as (update crossover.pins set conflict = $3 where id = $1 and epoch = $2 returning id),
-                  unready as (delete from crossover.ready using held where ready.id = held.id),
-                  unscheduled as (delete from crossover.scheduled using held where scheduled.id = held.id)
-             delete from crossover.outbox using held where outbox.id = held.id",
-            )
-            .bind(id)
-            .bind(epoch)
-            .bind(conflict)
-            .execute(&self.pool),
+            sqlx::query("select crossover.hold($1, $2, $3)").bind(id).bind(epoch).bind(conflict).execute(&self.pool),
         )
         .await?;
         Ok(())

@@ -21,8 +21,10 @@ names! {
         Ended = "ended",
         /// Another side or another epoch owns it.
         Moved = "moved",
-        /// The key is pinned with other work.
+        /// The key is pinned with other work, whose copy has another place, or has run.
         Other = "other",
+        /// The key is pinned with other work, whose copy can't be beside this one, which came without a pin. That pin is held.
+        Another = "another",
         /// Two copies under this key differ, and a person has to look.
         Held = "held",
         /// There is no pin.
@@ -138,6 +140,13 @@ impl Ledger {
             reason: row.try_get("reason")?,
             behind: row.try_get("behind")?,
         })
+    }
+
+    /// The number after which a run made by a reset goes on, in which `before` attempts are known of. None: the pin has ended,
+    /// or is not Temporal's under this epoch.
+    pub async fn count_anew(&self, id: Uuid, epoch: i32, before: i32) -> Result<Option<i32>, LedgerError> {
+        let counted = sqlx::query_scalar("select crossover.count_anew($1, $2, $3)").bind(id).bind(epoch).bind(before);
+        within(counted.fetch_one(&self.pool)).await
     }
 
     /// Those of (id, payload hash in hex) that have a pin, and whether it is Temporal's with that payload.

@@ -35,7 +35,7 @@ impl ReconciliationMetrics {
             asked: counters(
                 r,
                 "crossover_copies_asked_total",
-                "Copies on Temporal that asked their pin before they ran (without a pin in an account that is being armed, or made by a reset), by its answer. own runs. ended, moved, other, held and gone never run there: the reason is in the log and in the workflow's result. Held and other want a person: see crossover why.",
+                "Copies on Temporal that asked their pin before they ran (without a pin in an account that is being armed, or made by a reset), by its answer. own runs. another runs without a pin, beside the one of its key, which holds other work and is held. ended, moved, other, held and gone never run there: the reason is in the log and in the workflow's result. Another, other and held want a person: see crossover why.",
                 &["answer"],
             )?,
             unlisted: register(

@@ -294,7 +294,7 @@ pub(super) enum Settled {
 
 /// An unpinned copy had ended before its key was pinned: its end becomes the pin's.
 async fn end(ledger: &Ledger, e: &Envelope, outcome: Outcome, last: &Attempt) -> Result<(), LedgerError> {
-    ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last)).await?;
+    ledger.settle(e.id, last.fence, outcome, last.error.as_deref(), Some(last), false).await?;
     ledger.nothing_left(&[e.copy()]).await
 }
 
@@ -303,7 +303,7 @@ async fn refuse(ledger: &Ledger, e: &Envelope, reason: &str) -> Result<(), Ledge
     warn!(id = %e.id, reason, "Temporal refused a copy for good");
     if e.owner == Side::Temporal {
         let reason = clean(&format!("Temporal refused it: {reason}"));
-        ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None).await?;
+        ledger.settle(e.id, Fence { epoch: e.epoch, attempt: 0 }, Outcome::Failed, Some(&reason), None, false).await?;
     }
     ledger.nothing_left(&[e.copy()]).await
 }

@@ -145,7 +145,8 @@ impl Resolver {
             }
         };
         warn!(id = %resolution.id, %outcome, "the workflow of a parked interaction is gone; it ends as was said");
-        let settled = self.ledger.settle(resolution.id, resolution.fence, outcome, reason.as_deref(), None).await;
+        let settled =
+            self.ledger.settle(resolution.id, resolution.fence, outcome, reason.as_deref(), None, false).await;
         settled.map(drop)
     }
 

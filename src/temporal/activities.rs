@@ -21,7 +21,7 @@ use crate::observer::{self, DEFAULT_GROUP, Dequeue, Observer, Seen, Sighting, ha
 use crate::policy::{Doubt, Failure, Next, OnUnknown};
 use crate::telemetry;
 
-use super::ask::{ASK, Asked, Execution, MustAsk, Resets};
+use super::ask::{ASK, Asked, Asking, Execution, MustAsk, Resets};
 use super::late::Watch;
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal, Parking};
 use super::mirror::Unrecorded;
@@ -30,8 +30,13 @@ use super::words;
 
 /// A ledger that answers later than this doesn't answer: a slow Postgres must not hold the slots of executions.
 pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
+/// An attempt that failed before another began has its record after so long, or never.
+const LOST_AFTER: Duration = Duration::from_secs(3);
 /// The longest wait between two looks at what is behind.
 const BEHIND_AT_MOST: Duration = Duration::from_secs(2);
+
+/// The failure by which a workflow hears that nobody will say what came of its attempt.
+pub(super) const OVER: &str = "over";
 
 /// What a rehearsal needs to know of its interaction.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,17 +118,25 @@ impl Activities {
             return Err(asks_first(&execution, ctx.info()));
         }
         let Execution { envelope, asking } = execution;
-        self.run(&ctx, envelope, asking.before).await
+        self.run(&ctx, envelope, &asking).await
     }
 
-    /// Tells the ledger that an interaction waits for a person.
+    /// Tells the ledger that an interaction waits for a person. A failure of the type `over` says that nobody will answer.
     #[activity(name = "park")]
     pub async fn park(self: Arc<Self>, _: ActivityContext, parking: Exact<Parking>) -> Result<(), ActivityError> {
         let Exact(parking) = parking;
-        self.within(self.ledger.park(&parking)).await.map_err(|error| {
-            tracing::warn!(id = %parking.id, fence = %parking.fence, %error, "the ledger isn't told yet what is parked");
-            ApplicationFailure::new(error).into()
-        })
+        match self.within(self.ledger.park(&parking)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                tracing::warn!(id = %parking.id, fence = %parking.fence, "what would be parked has no pin that is open");
+                let over = ApplicationFailure::builder("its pin has ended, or is another's").type_name(OVER.to_owned());
+                Err(ActivityError::application(over.non_retryable(true).build()))
+            }
+            Err(error) => {
+                tracing::warn!(id = %parking.id, fence = %parking.fence, %error, "the ledger isn't told yet what is parked");
+                Err(ApplicationFailure::new(error).into())
+            }
+        }
     }
 
     /// Occupies until [`super::mirror`] ends it with the real attempt's end. Runs nothing, and never writes a pin.
@@ -170,13 +183,22 @@ impl Activities {
 
     /// Asks the pin of a copy whether it may run. Where Postgres can't be reached, the server waits and asks again.
     #[activity(name = "ask")]
-    pub async fn ask(self: Arc<Self>, ctx: ActivityContext, envelope: Exact<Envelope>) -> Result<Asked, ActivityError> {
-        let Exact(envelope) = envelope;
-        let why = match self.within(self.ledger.ask(&envelope)).await {
+    pub async fn ask(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        execution: Exact<Execution>,
+    ) -> Result<Asked, ActivityError> {
+        let Exact(execution) = execution;
+        let envelope = &execution.envelope;
+        let anew = self.resets.made(&execution, ctx.info()).await.then_some(execution.asking.before);
+        let run = ctx.info().workflow_run_id.clone();
+        let why = match self.within(self.ledger.ask(envelope, anew)).await {
             Ok(Asked::Run { behind, .. }) if !behind.is_empty() => {
                 format!("waits for what Postgres runs of its series, last {}", behind[0])
             }
-            Ok(asked) => return Ok(asked),
+            Ok(Asked::Run { behind, attempts, .. }) => return Ok(Asked::Run { behind, attempts, run }),
+            Ok(Asked::Beside { attempts, .. }) => return Ok(Asked::Beside { attempts, run }),
+            Ok(never) => return Ok(never),
             Err(error) => {
                 tracing::warn!(id = %envelope.id, %error, "a copy must ask its pin before it runs, and can't; it waits");
                 format!("can't ask its pin: {error}")
@@ -203,13 +225,14 @@ impl Activities {
         &self,
         ctx: &ActivityContext,
         mut envelope: Envelope,
-        made: i32,
+        asking: &Asking,
     ) -> Result<Exact<Attempt>, ActivityError> {
         faults::alter(Side::Temporal, &mut envelope);
         if let Some(wait) = faults::hold(Side::Temporal, envelope.id) {
             wait.await;
         }
-        let this = Try { envelope: &envelope, info: ctx.info(), number: made.saturating_add(number(ctx.info())) };
+        let (number, since) = (asking.before.saturating_add(number(ctx.info())), asking.since);
+        let this = Try { envelope: &envelope, info: ctx.info(), number, since, began: Instant::now() };
         let call = Call::new(&envelope, Side::Temporal, this.number);
         let watch = Watch::new(ctx);
         // A worker that wakes up is handed what its open polls were given while it slept.
@@ -231,6 +254,7 @@ impl Activities {
             tokio::select! {
                 answer = executor::run(&*self.executor, &call, &envelope.policy).instrument(span) => Some(answer),
                 () = beat(ctx) => unreachable!("a heart doesn't stop by itself"),
+                () = self.count_lost(&this) => unreachable!("it goes on for as long as the attempt"),
                 () = ctx.cancelled() => None,
             }
         };
@@ -254,6 +278,25 @@ impl Activities {
         }
     }
 
+    /// Has the attempts before this one counted, should one have been lost with its worker: then nobody else says so before
+    /// the end, and a reset meanwhile would use this one's number again. What was reported has its record by then.
+    async fn count_lost(&self, this: &Try<'_>) {
+        let fence = Fence { epoch: this.envelope.epoch, attempt: this.number };
+        if this.info.attempt <= 1 || !this.envelope.pinned {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOST_AFTER).await;
+            match self.within(self.ledger.over_before(this.envelope.id, fence)).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(id = %this.envelope.id, %fence, %error, "lost attempts aren't counted yet")
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
     /// The server has given the attempt up, and to another, or its workflow is gone. It takes nothing of this one any more.
     fn refused(&self, this: &Try<'_>, what: &str) -> ActivityError {
         let report = this.report();
@@ -271,11 +314,9 @@ impl Activities {
 
     /// Words a failed attempt for Temporal's retry machine, or for the workflow that counts.
     pub(super) fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
-        let (envelope, info) = (this.envelope, this.info);
+        let envelope = this.envelope;
         let report = failed(this.report(), failure.clone(), error);
-        let due = envelope.run_at.unwrap_or_else(|| at(info.scheduled_time));
-        let age = (report.ended_at - due).to_std().unwrap_or_default();
-        match envelope.policy.after(envelope.id, report.fence.attempt, &failure, age) {
+        match envelope.policy.after(envelope.id, report.fence.attempt, &failure, this.age()) {
             Next::Retry(delay) => self.retry(envelope, report, delay),
             Next::GiveUp => self.give_up(envelope, report),
             Next::Park => self.parked(envelope, report),
@@ -381,6 +422,9 @@ pub(super) struct Try<'a> {
     pub(super) info: &'a ActivityInfo,
     /// Its number, counted over everything that was made before.
     number: i32,
+    /// See [`Asking::since`].
+    since: Option<DateTime<Utc>>,
+    began: Instant,
 }
 
 impl Try<'_> {
@@ -393,8 +437,18 @@ impl Try<'_> {
     /// A retry after a lost worker is Temporal's own and knows nothing of the policy's last hour.
     fn too_late(&self) -> bool {
         let limit = self.envelope.policy.give_up_after_ms.map(|ms| TimeDelta::milliseconds(ms as i64));
-        let due = self.envelope.run_at.unwrap_or_else(|| at(self.info.scheduled_time));
-        self.info.attempt > 1 && limit.is_some_and(|limit| at(self.info.started_time) - due > limit)
+        self.info.attempt > 1 && limit.is_some_and(|limit| at(self.info.started_time) - self.first_due() > limit)
+    }
+
+    /// How long ago it was first due: by the server's clock until it began, and by how long it took from there. This machine's
+    /// clock may be wrong, and says nothing.
+    pub(super) fn age(&self) -> Duration {
+        let before = at(self.info.started_time) - self.first_due();
+        before.to_std().unwrap_or_default() + self.began.elapsed()
+    }
+
+    fn first_due(&self) -> DateTime<Utc> {
+        self.envelope.run_at.or(self.since).unwrap_or_else(|| at(self.info.scheduled_time))
     }
 
     pub(super) fn report(&self) -> Attempt {
@@ -458,6 +512,6 @@ fn due_at(known: Option<DateTime<Utc>>, info: &ActivityInfo) -> DateTime<Utc> {
     known.filter(|_| info.attempt <= 1).unwrap_or(scheduled)
 }
 
-pub(super) fn at(time: Option<SystemTime>) -> DateTime<Utc> {
+fn at(time: Option<SystemTime>) -> DateTime<Utc> {
     time.map_or_else(Utc::now, DateTime::from)
 }

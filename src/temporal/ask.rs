@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use temporalio_client::Connection;
@@ -51,12 +52,15 @@ pub struct Asking {
     /// older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_run: Option<String>,
-    /// The run in which its pin was asked, and was its own. Another run was made by a reset, and asks again.
+    /// The run in which its pin was asked, and let it run. Another run was made by a reset, and asks again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_in: Option<String>,
     /// Attempts that were made before this was scheduled, so that fences grow.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub before: i32,
+    /// When it was first to run, by the server's clock, where its envelope doesn't say: another activity is scheduled anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -83,8 +87,19 @@ pub enum Asked {
     Run {
         /// Earlier members of its series that Postgres owns.
         behind: Vec<Uuid>,
-        /// Attempts that have ended.
+        /// Attempts that have ended, or may be under way in an earlier run.
         attempts: i32,
+        /// The run in which it was asked: a reset takes the answer along, and its run has to ask for itself. Absent in what an
+        /// older version answered.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<String>,
+    },
+    /// The pin holds other work, which can't be beside this copy. It is held, and the copy runs without one.
+    Beside {
+        /// As above.
+        attempts: i32,
+        /// As above.
+        run: Option<String>,
     },
     /// It never runs.
     Never(String),
@@ -184,7 +199,7 @@ mod tests {
 
     #[test]
     fn an_execution_keeps_every_digit_and_is_an_envelope_to_an_older_worker() {
-        let asking = Asking { first_run: Some("run".into()), asked_in: Some("another".into()), before: 2 };
+        let asking = Asking { first_run: Some("run".into()), asked_in: Some("another".into()), before: 2, since: None };
         let text = serde_json::to_string(&Execution { envelope: envelope(), asking: asking.clone() }).unwrap();
         let back: Execution = serde_json::from_str(&text).unwrap();
         assert_eq!(back.asking, asking);

@@ -189,7 +189,8 @@ impl Backlog {
             let ended = self.remembered.get_mut(&name_of(*id, UNPINNED)).and_then(|memory| memory.1.take());
             if let Some((outcome, attempt)) = ended {
                 let reason = Some(LATE.to_owned());
-                self.settle(End { id: *id, epoch: UNPINNED, outcome, attempt, reason, attempt_report: None });
+                let (attempt_report, lost) = (None, false);
+                self.settle(End { id: *id, epoch: UNPINNED, outcome, attempt, reason, attempt_report, lost });
             }
             self.own(*id, UNPINNED);
         }
@@ -318,7 +319,7 @@ fn follows(one: &Envelope, other: &Envelope) -> bool {
 
 fn late_end(envelope: &Envelope, outcome: Outcome, attempt: i32, reason: &str) -> End {
     let reason = Some(reason.to_owned());
-    End { id: envelope.id, epoch: envelope.epoch, outcome, attempt, reason, attempt_report: None }
+    End { id: envelope.id, epoch: envelope.epoch, outcome, attempt, reason, attempt_report: None, lost: false }
 }
 
 fn hash_head(envelope: &Envelope) -> String {

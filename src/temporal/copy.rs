@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use temporalio_sdk::{
     ActivityCancellationType, ActivityExecutionError, ActivityOptions, LocalActivityOptions, RetryState, TimeoutType,
@@ -49,13 +50,16 @@ pub struct Closed {
     /// The last attempt, as its worker saw it.
     #[serde(skip)]
     pub(super) report: Option<Attempt>,
+    /// The last attempt began and left no word; it is `attempt` or a later one.
+    #[serde(skip)]
+    pub(super) lost: bool,
 }
 
 impl Closed {
     pub(super) fn new(rehearsal: bool, outcome: Option<Outcome>, attempt: i32, reason: impl Into<String>) -> Self {
         let reason = Some(reason.into());
-        let (refused, adopted, unbegun) = (false, false, false);
-        Self { rehearsal, outcome, attempt, result: None, reason, refused, adopted, unbegun, report: None }
+        let (refused, adopted, unbegun, lost) = (false, false, false, false);
+        Self { rehearsal, outcome, attempt, result: None, reason, refused, adopted, unbegun, report: None, lost }
     }
 
     pub(super) fn ran(report: Attempt) -> Self {
@@ -69,6 +73,7 @@ impl Closed {
             adopted: false,
             unbegun: false,
             report: Some(report),
+            lost: false,
         }
     }
 
@@ -82,6 +87,7 @@ impl Closed {
             attempt: self.attempt,
             reason: self.reason.clone(),
             attempt_report: self.report.clone(),
+            lost: self.lost,
         })
     }
 }
@@ -110,7 +116,7 @@ pub async fn run_copy<W: Holds>(
         && let Err(error) = wait_behind(ctx, envelope, &waiting).await
         && !waiting.is_cancelled()
     {
-        return failed(envelope, &error);
+        return never_began(envelope, &error);
     }
     if waiting.is_cancelled() {
         return called_off();
@@ -164,9 +170,10 @@ async fn execute<W>(
     }
 }
 
-/// An execution that knows in which run it was scheduled.
+/// An execution that knows in which run it was scheduled, and since when it is to run.
 pub(super) fn first<W>(ctx: &WorkflowContext<W>, envelope: &Envelope) -> Execution {
-    let asking = Asking { first_run: Some(ctx.info().first_execution_run_id().to_owned()), ..Asking::default() };
+    let since = ctx.workflow_time().map(DateTime::from);
+    let asking = Asking { first_run: Some(ctx.info().first_execution_run_id().to_owned()), since, ..Asking::default() };
     Execution { envelope: envelope.clone(), asking }
 }
 
@@ -182,17 +189,19 @@ pub(super) async fn ask<W>(
     let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
     options.retry_policy = Some(RetryPolicy::builder().maximum_interval(Duration::from_secs(5)).build());
     options.cancellation_token = Some(waiting.clone());
-    let asked = ctx.execute_activity(Activities::ask, Exact(envelope.clone()), options).await;
-    match asked {
-        Ok(Asked::Run { attempts, .. }) => {
-            execution.envelope.pinned = true;
-            execution.asking.asked_in = Some(ctx.run_id().to_owned());
-            execution.asking.before = before.max(attempts);
-            Ok(())
-        }
-        Ok(Asked::Never(why)) => Err(Closed { refused: true, ..Closed::new(false, None, before, why) }),
-        Err(error) => Err(Closed { unbegun: waiting.is_cancelled(), ..failed(&envelope, &error) }),
-    }
+    execution.asking.before = before;
+    let asked = ctx.execute_activity(Activities::ask, Exact(execution.clone()), options).await;
+    // The run that asked, and not this one: a reset may have taken the answer along.
+    let (pinned, attempts, run) = match asked {
+        Ok(Asked::Run { attempts, run, .. }) => (true, attempts, run),
+        Ok(Asked::Beside { attempts, run }) => (false, attempts, run),
+        Ok(Asked::Never(why)) => return Err(Closed { refused: true, ..Closed::new(false, None, before, why) }),
+        Err(error) => return Err(Closed { unbegun: waiting.is_cancelled(), ..never_began(&envelope, &error) }),
+    };
+    execution.envelope.pinned |= pinned;
+    execution.asking.asked_in = run;
+    execution.asking.before = before.max(attempts);
+    Ok(())
 }
 
 /// The attempts made before, where the execution has not begun because it must ask its pin first.
@@ -286,13 +295,25 @@ fn native_retries(policy: &Policy, final_errors: &[&str]) -> RetryPolicy {
 pub(super) fn failed(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
     match retry_state(error) {
         // It would have been tried again, had not somebody asked to cancel it.
-        Some(RetryState::CancelRequested) => Closed::new(
-            false,
-            Some(Outcome::Cancelled),
-            report_of(error).map_or(0, |report| report.fence.attempt),
-            "it was cancelled, and its last attempt failed",
-        ),
+        Some(RetryState::CancelRequested) => called_off(error),
         _ => ended(envelope, error),
+    }
+}
+
+/// The same for an activity that came before the execution.
+fn never_began(envelope: &Envelope, error: &ActivityExecutionError) -> Closed {
+    Closed { attempt: 0, lost: false, ..failed(envelope, error) }
+}
+
+fn called_off(error: &ActivityExecutionError) -> Closed {
+    let cancelled = |attempt, reason: &str| Closed::new(false, Some(Outcome::Cancelled), attempt, reason);
+    match (report_of(error), error.as_timeout().map(|timeout| timeout.timeout_type())) {
+        (Some(report), _) => cancelled(report.fence.attempt, "it was cancelled, and its last attempt failed"),
+        (None, Some(TimeoutType::ScheduleToStart)) => cancelled(0, "it was cancelled while it waited for a worker"),
+        (None, _) => {
+            let why = "it was cancelled, and its last attempt was lost: whether that had an effect is unknown";
+            Closed { lost: true, ..cancelled(1, why) }
+        }
     }
 }
 

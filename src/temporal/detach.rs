@@ -9,7 +9,7 @@ use crate::interaction::Side;
 use crate::ledger::Detaching;
 use crate::policy::{Doubt, Failure};
 
-use super::activities::{Activities, Try, at};
+use super::activities::{Activities, Try};
 
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -27,14 +27,14 @@ impl Activities {
             left: Duration::ZERO,
             forward_every: this.info.heartbeat_timeout.unwrap_or(Duration::from_secs(10)) / 4,
             token: this.info.task_token.clone(),
-            first_due_at: this.envelope.run_at.unwrap_or_else(|| at(this.info.scheduled_time)),
+            age: Duration::ZERO,
             due_at: report.due_at,
             started_at: report.started_at,
             policy: policy.clone(),
         };
         let allowed = policy.run_timeout().saturating_sub(took);
         loop {
-            detaching.left = allowed.saturating_sub(began.elapsed());
+            (detaching.left, detaching.age) = (allowed.saturating_sub(began.elapsed()), this.age());
             let Err(error) = self.within(self.ledger.detach(&detaching)).await else { break };
             tracing::warn!(id = %report.id, fence = %report.fence, %error, "the ledger isn't told yet that a runner took an attempt away; its slot is held meanwhile");
             if began.elapsed() + PAUSE > silence.min(allowed) {

@@ -216,7 +216,7 @@ impl Forwarder {
     /// What the policy says that follows a failure, as Temporal is told it.
     fn worded(&self, row: &Detached, report: Attempt) -> (Attempt, temporalio_sdk::ApplicationFailure) {
         let next = match &report.failure {
-            Some(failure) if report.outcome == Some(Outcome::Failed) => row.after(failure, report.ended_at),
+            Some(failure) if report.outcome == Some(Outcome::Failed) => row.after(failure),
             _ => Next::GiveUp,
         };
         match next {

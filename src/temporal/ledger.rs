@@ -30,6 +30,9 @@ pub struct End {
     pub reason: Option<String>,
     /// The last attempt as its worker saw it. Absent where the worker was lost or no attempt began.
     pub attempt_report: Option<Attempt>,
+    /// The last attempt began and left no word; it is `attempt` or a later one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 /// A rehearsal whose real attempt has ended.
@@ -87,11 +90,17 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records a real attempt that failed and will be followed by another. Best effort.
     async fn record_attempt(&self, attempt: &Attempt) -> Result<(), LedgerError>;
 
-    /// Records that an interaction is parked after this attempt, with the attempt. Idempotent: after a crash it comes again.
-    async fn park(&self, parking: &Parking) -> Result<(), LedgerError>;
+    /// Counts the attempts before this one, which runs: some were lost and left no word. Repeating it changes nothing.
+    async fn over_before(&self, id: Uuid, fence: Fence) -> Result<(), LedgerError>;
 
-    /// Whether a copy may run, by its pin; one that came without a pin gets one, if its key has none.
-    async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError>;
+    /// Records that an interaction is parked after this attempt, with the attempt. Idempotent: after a crash it comes again.
+    /// False: its pin has ended or is another's, so nobody will ever say what came of it.
+    async fn park(&self, parking: &Parking) -> Result<bool, LedgerError>;
+
+    /// Whether a copy may run, by its pin; one that came without a pin gets one, if its key has none. `anew`: it is in a run
+    /// made by a reset, which knows of so many attempts; the answer's number is later than that of any attempt which an earlier
+    /// run may still be making.
+    async fn ask(&self, envelope: &Envelope, anew: Option<i32>) -> Result<Asked, LedgerError>;
 
     /// Which of these pins have not ended.
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;

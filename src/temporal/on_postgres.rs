@@ -15,7 +15,7 @@ use super::ledger::{
 };
 use super::reconcile;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
-use crate::ledger::{self, Ledger as Postgres, Untold, Verdict};
+use crate::ledger::{self, Answered, Ledger as Postgres, Noted, Untold, Verdict};
 use crate::metrics::Metrics;
 use crate::observer::{self, Observer, Seen, Sighting};
 use crate::policy::{Failure, Next};
@@ -59,7 +59,7 @@ impl Ledger for OnPostgres {
     async fn settle(&self, end: &End) -> Result<(), LedgerError> {
         let fence = Fence { epoch: end.epoch, attempt: end.attempt };
         let report = end.attempt_report.as_ref();
-        let settled = self.ledger.settle(end.id, fence, end.outcome, end.reason.as_deref(), report).await;
+        let settled = self.ledger.settle(end.id, fence, end.outcome, end.reason.as_deref(), report, end.lost).await;
         if self.told("settle", settled)? {
             self.wake_queue.notify_one();
             match report {
@@ -82,8 +82,13 @@ impl Ledger for OnPostgres {
         self.told("record_attempt", self.ledger.record_attempt(attempt).await)
     }
 
-    async fn park(&self, parking: &Parking) -> Result<(), LedgerError> {
-        if self.told("park", self.ledger.park(parking).await)? {
+    async fn over_before(&self, id: Uuid, fence: Fence) -> Result<(), LedgerError> {
+        self.told("over_before", self.ledger.over_before(id, fence).await)
+    }
+
+    async fn park(&self, parking: &Parking) -> Result<bool, LedgerError> {
+        let noted = self.told("park", self.ledger.park(parking).await)?;
+        if noted == Noted::Parked {
             self.metrics.parked(Side::Temporal, parking.cause);
             self.metrics.attempted(Side::Temporal, false, Some(Outcome::Failed), true);
             match (parking.started_at, parking.due_at) {
@@ -95,18 +100,35 @@ impl Ledger for OnPostgres {
                 }
             }
         }
-        Ok(())
+        Ok(noted != Noted::Over)
     }
 
-    async fn ask(&self, envelope: &Envelope) -> Result<Asked, LedgerError> {
+    async fn ask(&self, envelope: &Envelope, anew: Option<i32>) -> Result<Asked, LedgerError> {
         let answer = self.told("ask", reconcile::ask(&self.ledger, envelope).await)?;
-        if answer.behind.is_empty() {
-            self.metrics.reconciliation.asked.with_label_values(&[answer.verdict.as_str()]).inc();
+        let Answered { verdict, mut attempts, behind, reason, .. } = answer;
+        if !behind.is_empty() {
+            return Ok(Asked::Run { behind, attempts, run: None });
         }
-        if answer.verdict == Verdict::Own {
-            return Ok(Asked::Run { behind: answer.behind, attempts: answer.attempts });
+        let why = reason.unwrap_or_default();
+        let runs = matches!(verdict, Verdict::Own | Verdict::Another);
+        if let Some(before) = anew.filter(|_| runs) {
+            let counted = self.ledger.count_anew(envelope.id, envelope.epoch, before).await;
+            match self.told("ask", counted)? {
+                Some(counted) => attempts = counted,
+                // Nothing counts the attempts of a copy beside a pin that has ended.
+                None if verdict == Verdict::Another => return Ok(Asked::Never(format!("it was reset, and {why}"))),
+                None => return Err("its pin has changed while it was asked".into()),
+            }
         }
-        let why = answer.reason.unwrap_or_default();
+        self.metrics.reconciliation.asked.with_label_values(&[verdict.as_str()]).inc();
+        match verdict {
+            Verdict::Own => return Ok(Asked::Run { behind, attempts, run: None }),
+            Verdict::Another => {
+                tracing::error!(id = %envelope.id, account = envelope.account, why, "a copy came without a pin, and its key is pinned with other work: the copy runs, and the pin is held");
+                return Ok(Asked::Beside { attempts, run: None });
+            }
+            _ => {}
+        }
         tracing::warn!(id = %envelope.id, account = envelope.account, epoch = envelope.epoch, why, "a copy asked its pin and does not run");
         Ok(Asked::Never(format!("it did not run: {why}")))
     }
@@ -131,16 +153,14 @@ impl Ledger for OnPostgres {
 
     async fn finished_rehearsals(&self, limit: i64) -> Result<Vec<FinishedRehearsal>, LedgerError> {
         let finished = self.told("finished_rehearsals", self.ledger.finished_rehearsals(limit).await)?;
-        let now = Utc::now();
         let step = |f: ledger::FinishedRehearsal| {
-            let age = (now - f.run_at).to_std().unwrap_or_default();
             let (id, fence) = (f.rehearsal.id, f.rehearsal.fence);
             let step = match (f.outcome, f.last) {
                 (Outcome::Succeeded, _) => Step::Succeeded(f.result),
                 (Outcome::Failed, false) => {
                     // An attempt that left no record was lost with its worker.
                     let failure = f.failure.unwrap_or(Failure::RETRYABLE);
-                    match f.policy.after(id, fence.attempt, &failure, age) {
+                    match f.policy.after(id, fence.attempt, &failure, f.age) {
                         Next::Retry(delay) => Step::Retry { delay },
                         // It is told of only once a person let it run again.
                         Next::Park => Step::Retry { delay: Duration::ZERO },

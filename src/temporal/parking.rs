@@ -16,7 +16,7 @@ use crate::ledger::{Resolution, Resolved};
 use crate::policy::Doubt;
 
 use super::Terms;
-use super::activities::Activities;
+use super::activities::{Activities, OVER};
 use super::copy::{Closed, ask, attempt, failed, first, report_of, wants_to_ask};
 use super::ledger::Parking;
 use super::wire::Exact;
@@ -122,8 +122,8 @@ fn after(envelope: &Envelope, made: i32, error: &ActivityExecutionError) -> Afte
     let Some(report) = report_of(error).filter(|_| error.as_cancelled().is_none()) else {
         // Its retries are counted here, and not by the server.
         let closed = failed(envelope, error);
-        let attempt = if closed.attempt > made { made } else { closed.attempt };
-        return After::Ended(Closed { attempt, ..closed });
+        let attempt = if closed.lost || closed.attempt > made { made } else { closed.attempt };
+        return After::Ended(Closed { attempt, lost: false, ..closed });
     };
     match (report.failure.as_ref().and_then(|failure| failure.doubt()), report.retry_ms) {
         (_, Some(ms)) => After::Again(Duration::from_millis(ms.max(1).unsigned_abs())),
@@ -151,7 +151,11 @@ async fn hold<W: Holds>(
     let mut told = false;
     let resolution = loop {
         if !told && (adopted || ctx.state(Holds::is_pinned)) {
-            tell(ctx, &parking).await;
+            if !tell(ctx, &parking).await {
+                ctx.state_mut(|s| *s.held_mut() = Held::default());
+                let why = "nobody can say what came of its last attempt: its pin has ended, or is another's";
+                return Some(Closed { refused: true, ..Closed::new(false, None, attempt, why) });
+            }
             told = true;
         }
         let options = WaitConditionOptions::builder().cancellation_token(cancel.clone()).build();
@@ -177,15 +181,25 @@ async fn hold<W: Holds>(
 }
 
 /// However long the ledger is away. A cancellation is not heeded before: nobody can answer what the ledger does not show.
-async fn tell<W>(ctx: &WorkflowContext<W>, parking: &Parking) {
+/// False: nobody ever will.
+async fn tell<W>(ctx: &WorkflowContext<W>, parking: &Parking) -> bool {
     let mut options = ActivityOptions::start_to_close_timeout(Duration::from_secs(10));
     let retries = RetryPolicy::builder().initial_interval(Duration::from_millis(250)).maximum_interval(TELL_EVERY);
     options.retry_policy = Some(retries.build());
     options.cancellation_token = Some(WorkflowCancellationToken::new());
-    while ctx.execute_activity(Activities::park, Exact(parking.clone()), options.clone()).await.is_err() {
+    while let Err(error) = ctx.execute_activity(Activities::park, Exact(parking.clone()), options.clone()).await {
+        if is_over(&error) {
+            return false;
+        }
         // As with an end that is settled: only an operator's `activity fail` gets here.
         ctx.timer(TELL_EVERY).await;
     }
+    true
+}
+
+fn is_over(error: &ActivityExecutionError) -> bool {
+    matches!(error.reason(),
+        Some(temporalio_common::error::IncomingError::Application(failure)) if failure.type_name() == Some(OVER))
 }
 
 fn cancelled(attempt: i32, why: &str) -> Closed {

@@ -294,7 +294,11 @@ fn question<'a>(envelope: &'a Envelope, revision: &'a str) -> Question<'a> {
 fn told(envelope: &Envelope, answer: &Answered) -> Pass {
     if answer.verdict != Verdict::Own {
         let why = answer.reason.as_deref().unwrap_or_default();
-        tracing::warn!(id = %envelope.id, account = envelope.account, why, "a copy without a pin is open on Temporal whose key is taken; it never runs there");
+        let what = match answer.verdict {
+            Verdict::Another => "it runs there, and the pin is held",
+            _ => "it never runs there",
+        };
+        tracing::warn!(id = %envelope.id, account = envelope.account, why, "a copy without a pin is open on Temporal whose key is taken; {what}");
         return Pass { refused: 1, ..Pass::default() };
     }
     Pass { unpinned: 1, pinned: i64::from(answer.created), ..Pass::default() }

@@ -113,10 +113,21 @@ async fn every_test_gets_an_empty_database_of_its_own() {
 /// Runs the `temporal` program against the shared Temporal, as an operator would; whether it was content.
 #[cfg(feature = "temporal")]
 pub async fn cli(arguments: &[&str]) -> bool {
+    run(arguments).await.status.success()
+}
+
+/// What it says.
+#[cfg(feature = "temporal")]
+pub async fn cli_output(arguments: &[&str]) -> String {
+    String::from_utf8_lossy(&run(arguments).await.stdout).into_owned()
+}
+
+#[cfg(feature = "temporal")]
+async fn run(arguments: &[&str]) -> std::process::Output {
     let address = &temporal().await.address;
     let program =
         provision::TEMPORAL.ensure(&cache_dir(), &provision::Progress::silent()).await.unwrap().join("temporal");
     let mut command = std::process::Command::new(program);
-    command.args(arguments).args(["--address", address]).stdout(std::process::Stdio::null());
-    tokio::task::spawn_blocking(move || command.status().unwrap().success()).await.unwrap()
+    command.args(arguments).args(["--address", address]).stderr(std::process::Stdio::inherit());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }

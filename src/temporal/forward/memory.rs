@@ -103,7 +103,7 @@ mod tests {
             side: Side::Temporal,
             pinned: true,
             silence,
-            first_due_at: now,
+            age: Duration::ZERO,
             due_at: now,
             started_at: now,
             detached_at: now,

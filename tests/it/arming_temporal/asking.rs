@@ -1,7 +1,9 @@
 //! Copies that ask their pin before they run.
 
-use crossover::ledger::Ledger;
-use crossover::ledger::pool;
+use crossover::interaction::{Envelope, Interaction};
+use crossover::ledger::{Ledger, Scope, pool};
+use crossover::policy::Policy;
+use crossover::router::handover;
 
 use super::*;
 use crate::bridge::proxy::Proxy;
@@ -34,6 +36,80 @@ async fn an_unpinned_copy_that_was_overlooked_makes_its_own_pin_before_it_runs_a
         assert_eq!((story.pin.flag_revision.as_str(), story.pin.attempts), ("asked", 1));
     }
     assert_eq!((world.runner.calls().len(), world.asked("own")), (2, 2));
+}
+
+/// Two callers say different things under one key: the first one's copy came without a pin, the other's has it.
+async fn with_other_work(world: &World, delivered: bool) -> Envelope {
+    let copy = world.later("taken", 2);
+    world.start(&copy).await;
+    let mut other = world.interaction("taken", None);
+    other.payload = crossover::interaction::Payload::parse("2".into()).unwrap();
+    let pin = match delivered {
+        true => world.pin(&other, Stage::Shadow).await,
+        false => world.pin_undelivered(&other, Stage::Shadow).await,
+    };
+    assert_eq!(pin.owner, Side::Temporal);
+    world.must_ask.store(true, std::sync::atomic::Ordering::SeqCst);
+    copy
+}
+
+async fn runs_beside_it(delivered: bool) {
+    let world = World::new().await;
+    let copy = with_other_work(&world, delivered).await;
+    if delivered {
+        until("its delivery has found the copy", async || world.story("taken").await.unwrap().pin.conflict).await;
+    }
+    world.closed("taken").await;
+    let calls = world.runner.calls();
+    assert_eq!((calls.len(), calls[0].payload.get()), (1, copy.payload.get()));
+    assert_eq!(world.asked("another"), 1);
+    let pin = world.story("taken").await.unwrap().pin;
+    assert!(pin.conflict.is_some() && pin.outcome.is_none(), "{pin:?}");
+    let left = "select (select count(*) from crossover.outbox) + (select count(*) from crossover.ready)
+        + (select count(*) from crossover.scheduled)";
+    assert_eq!(world.count(left).await, 0, "the pin's own copies are held");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unpinned_copy_whose_key_was_pinned_with_other_work_runs_and_that_pin_is_held() {
+    runs_beside_it(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unpinned_copy_beside_which_another_was_refused_runs_all_the_same() {
+    runs_beside_it(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_beside_a_held_pin_that_is_reset_runs_under_a_later_fence_and_never_after_that_pin_has_ended() {
+    let world = World::new().await;
+    world.runner.shut();
+    with_other_work(&world, false).await;
+    let workflow = format!("{}:1", world.id("taken"));
+    until("it runs", async || (world.runner.keys().len() == 1).then_some(())).await;
+    world.reset(&workflow).await;
+    until("it runs again", async || (world.runner.keys().len() == 2).then_some(())).await;
+    assert_eq!(world.runner.calls().iter().map(|call| call.fence.attempt).collect::<Vec<_>>(), [1, 2]);
+    assert!(world.ledger.cancel(world.id("taken"), "looked at").await.unwrap().is_some());
+    world.reset(&workflow).await;
+    world.closed("taken").await;
+    assert_eq!(world.runner.keys().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unpinned_copy_does_not_run_where_the_pins_own_has_another_place() {
+    let world = World::new().await;
+    world.must_ask.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.runner.shut();
+    world.start(&world.later("taken", 3)).await;
+    // The same key and the same payload, as a member of a series: another workflow, which does not know of the copy.
+    world.pin(&world.interaction("taken", Some("s")), Stage::Shadow).await;
+    until("it runs there", async || (world.runner.keys().len() == 1).then_some(())).await;
+    world.closed("taken").await;
+    assert_eq!(world.asked("other"), 1);
+    world.runner.open();
+    world.ended("taken", Outcome::Succeeded).await;
+    assert_eq!(world.runner.keys().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,33 +187,63 @@ async fn a_workflow_reset_by_an_operator_after_its_end_does_not_run_again() {
 async fn a_workflow_reset_by_an_operator_after_a_handover_does_not_run() {
     let world = World::new().await;
     let mut waiting = world.interaction("moved", None);
-    waiting.run_at = Some(Utc::now() + TimeDelta::seconds(4));
-    world.pin(&waiting, Stage::Shadow).await;
-    until("it is with Temporal", async || {
-        (world.count("select count(*) from crossover.outbox").await == 0).then_some(())
-    })
-    .await;
-    move_to_postgres(&world).await;
-    world.reset(&format!("{}:1", world.id("moved"))).await;
-    until("the new run has asked", async || (world.asked("moved") == 1).then_some(())).await;
-    world.closed("moved").await;
-    assert!(world.runner.keys().is_empty());
+    waiting.run_at = Some(Utc::now() + TimeDelta::seconds(3));
+    assert_eq!(world.pin(&waiting, Stage::Live).await.owner, Side::Postgres);
+    world.delivered().await;
+    let scope = Scope { account: world.account.clone(), kind: None, id: None };
+    let plan = handover::plan(&world.ledger, scope).await.unwrap();
+    assert_eq!(handover::run(&world.ledger, &plan, "test", |_| {}).await.unwrap().moved, 1);
+    let story = world.ended("moved", Outcome::Succeeded).await;
+    assert_eq!((story.pin.owner, story.pin.epoch), (Side::Temporal, 2));
+    // The rehearsal of before, and the copy that ran.
+    for epoch in [1, 2] {
+        let workflow = format!("{}:{epoch}", world.id("moved"));
+        world.closed_id(&workflow).await;
+        world.reset(&workflow).await;
+        world.closed_id(&workflow).await;
+    }
+    assert_eq!((world.asked("ended"), world.asked("own")), (1, 0), "a rehearsal has nothing to ask");
+    let fences: Vec<_> = world.runner.calls().iter().map(|call| (call.fence.epoch, call.fence.attempt)).collect();
+    assert_eq!(fences, [(2, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reset_of_what_has_not_ended_runs_it_under_a_later_fence() {
+async fn a_reset_of_what_runs_runs_it_under_a_later_fence_and_each_reset_again() {
     let world = World::new().await;
     world.runner.shut();
-    world.pin(&world.interaction("slow", None), Stage::Shadow).await;
-    until("it runs", async || (world.runner.keys().len() == 1).then_some(())).await;
-    // Its attempt is over, as far as the ledger knows.
-    world.sql("update crossover.pins set attempts = 1").await;
-    world.reset(&format!("{}:1", world.id("slow"))).await;
-    until("the new run has begun", async || (world.runner.keys().len() == 2).then_some(())).await;
+    let slow =
+        Interaction { policy: Policy { max_attempts: 5, ..Policy::default() }, ..world.interaction("slow", None) };
+    world.pin(&slow, Stage::Shadow).await;
+    for runs in 1..=3 {
+        until("it runs", async || (world.runner.keys().len() == runs).then_some(())).await;
+        if runs < 3 {
+            // Nobody knows whether the attempt has ended, nor will.
+            world.reset(&format!("{}:1", world.id("slow"))).await;
+        }
+    }
     world.runner.open();
     let story = world.ended("slow", Outcome::Succeeded).await;
-    assert_eq!(story.pin.attempts, 2);
-    assert_eq!(world.runner.calls().iter().map(|call| call.fence.attempt).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(story.pin.attempts, 3);
+    assert_eq!(world.runner.calls().iter().map(|call| call.fence.attempt).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_between_the_answer_and_the_execution_asks_for_itself() {
+    let world = World::new().await;
+    world.must_ask.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.runner.shut();
+    world.start(&world.unpinned("one", None)).await;
+    until("it runs", async || (world.runner.keys().len() == 1).then_some(())).await;
+    assert_eq!(world.asked("own"), 1);
+    world.sql("select crossover.end_pins('temporal', array_agg(id), array[1], array[1], array['succeeded'], array[null::text]) from crossover.pins").await;
+    // The task that read the answer ended with event 16; what is before it goes along, and the answer is.
+    let workflow = format!("{}:1", world.id("one"));
+    let reset = ["workflow", "reset", "--workflow-id", &workflow, "--event-id", "16", "--reason", "test"];
+    assert!(servers::cli(&reset).await);
+    until("the new run has asked", async || (world.asked("ended") == 1).then_some(())).await;
+    world.runner.open();
+    world.closed("one").await;
+    assert_eq!(world.runner.keys(), ["one"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

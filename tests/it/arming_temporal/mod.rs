@@ -133,8 +133,3 @@ async fn a_copy_whose_key_has_come_with_other_work_is_named_and_does_not_keep_th
     let row = world.reconcile().await;
     assert_eq!((row.pinned, row.refused), (0, 1), "{row:?}");
 }
-
-/// As a handover does.
-async fn move_to_postgres(world: &World) {
-    world.sql("update crossover.pins set owner = 'postgres', epoch = 2").await;
-}

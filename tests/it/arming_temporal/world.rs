@@ -73,7 +73,7 @@ pub struct World {
     pub metrics: Arc<Metrics>,
     pub runner: Arc<Runner>,
     pub must_ask: Arc<AtomicBool>,
-    temporal: String,
+    pub temporal: String,
     task_queue: String,
     wake_relay: Arc<Notify>,
     stop: CancellationToken,
@@ -250,11 +250,20 @@ impl World {
 
     /// Waits until the workflow of `key` has closed, in whichever run is the latest.
     pub async fn closed(&self, key: &str) {
-        let workflow = format!("{}:1", self.id(key));
-        until(&format!("the workflow of {key} has closed"), async || {
-            self.client.describe(&workflow).await.ok().flatten().filter(|found| !found.open)
+        self.closed_id(&format!("{}:1", self.id(key))).await;
+    }
+
+    pub async fn closed_id(&self, workflow: &str) {
+        until(&format!("the workflow {workflow} has closed"), async || {
+            self.client.describe(workflow).await.ok().flatten().filter(|found| !found.open)
         })
         .await;
+    }
+
+    /// Waits until Temporal has everything that was pinned.
+    pub async fn delivered(&self) {
+        let left = "select count(*) from crossover.outbox";
+        until("everything is with Temporal", async || (self.count(left).await == 0).then_some(())).await;
     }
 
     pub fn asked(&self, answer: &str) -> u64 {

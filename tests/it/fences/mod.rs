@@ -9,7 +9,7 @@ mod unknown;
 use std::time::Duration;
 
 use crossover::app::Roles;
-use crossover::interaction::{Side, Stage};
+use crossover::interaction::{Attempt, Fence, Outcome, Side, Stage};
 use crossover::policy::{Doubt, Failure};
 use reqwest::Method;
 use serde_json::{Value, json};

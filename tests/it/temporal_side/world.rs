@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use crossover::executor::{Answer, Call, Executor};
-use crossover::interaction::{Attempt, Envelope, Payload, Side, interaction_id};
+use crossover::interaction::{Attempt, Envelope, Fence, Payload, Side, interaction_id};
 use crossover::policy::{Backoff, Listed, Policy};
 use crossover::provision;
 use crossover::temporal::Terms;
@@ -142,12 +142,19 @@ impl Ledger for MemoryLedger {
         self.write(|book| book.attempts.push(attempt.clone()))
     }
 
-    async fn park(&self, parking: &Parking) -> Result<(), LedgerError> {
-        self.write(|book| book.parked.push(parking.clone()))
+    async fn over_before(&self, _: Uuid, _: Fence) -> Result<(), LedgerError> {
+        self.write(|_| ())
     }
 
-    async fn ask(&self, _: &Envelope) -> Result<Asked, LedgerError> {
-        self.write(|_| Asked::Run { behind: vec![], attempts: 0 })
+    async fn park(&self, parking: &Parking) -> Result<bool, LedgerError> {
+        self.write(|book| {
+            book.parked.push(parking.clone());
+            true
+        })
+    }
+
+    async fn ask(&self, _: &Envelope, _: Option<i32>) -> Result<Asked, LedgerError> {
+        self.write(|_| Asked::Run { behind: vec![], attempts: 0, run: None })
     }
 
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
