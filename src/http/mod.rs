@@ -17,6 +17,7 @@ mod problem;
 mod resolve;
 mod schema;
 mod wait;
+mod work;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -130,10 +131,15 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
         .routes(routes!(handover::hand_over));
+    let work = OpenApiRouter::new()
+        .routes(routes!(work::heartbeat))
+        .routes(routes!(work::complete))
+        .routes(routes!(work::fail));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))
-        .merge(operate.route_layer(room).route_layer(with(Scope::Operate)))
+        .merge(operate.route_layer(room.clone()).route_layer(with(Scope::Operate)))
+        .merge(work.route_layer(room).route_layer(with(Scope::Work)))
         // However busy it is, it can be seen.
         .merge(watch.route_layer(with(Scope::Read)))
         .routes(routes!(health::alive))
