@@ -17,6 +17,12 @@ async fn outlives_postgres_on(side: Side, silence: f64) {
     node.accepts(&with(world.request("long"), retries()), 201).await;
     until_away(&node, &world, "long").await;
     let keeper = Keeper::of(&node, &world, "long", "1.1");
+    if side == Side::Temporal {
+        until("Temporal has heard of it", async || {
+            (counted(&node, "crossover_detached_forwarded_total", "told").await > 0.0).then_some(())
+        })
+        .await;
+    }
     postgres.server.kill().await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     let away = report(&node, &world, "long", "heartbeat", json!({ "fence": "1.1" })).await;
