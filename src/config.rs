@@ -219,6 +219,8 @@ pub struct Router {
     pub spool_entries: usize,
     /// Their bytes, at most.
     pub spool_bytes: u64,
+    /// A process that starts without Postgres goes by its disk for so long after its last beat.
+    pub disk_valid: Duration,
 }
 
 /// `[intake]`
@@ -445,6 +447,7 @@ impl Config {
                 breaker_open: r.duration("router.breaker_open", "1s", "10ms", "1m"),
                 spool_entries: r.integer("router.spool_entries", 100_000, 0..=10_000_000),
                 spool_bytes: r.integer("router.spool_bytes", 134_217_728, 0..=17_179_869_184),
+                disk_valid: r.duration("router.disk_valid", "1h", "1s", "30days"),
             },
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
@@ -541,6 +544,12 @@ impl Config {
         }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
+        }
+        if self.router.disk_valid <= self.postgres.connect_timeout {
+            r.fault(
+                "router.disk_valid",
+                "must be longer than postgres.connect_timeout, or what is on disk is too old whenever Postgres is slow once",
+            );
         }
         if self.flags.source == FlagSource::Unleash {
             self.flags.check_unleash(r);

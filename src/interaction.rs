@@ -277,6 +277,24 @@ impl fmt::Display for Fence {
     }
 }
 
+impl std::str::FromStr for Fence {
+    type Err = UnknownFence;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |digits: &str| {
+            let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+            plain.then(|| digits.parse().ok()).flatten().filter(|n| *n > 0)
+        };
+        let numbers = text.split_once('.').and_then(|(epoch, attempt)| number(epoch).zip(number(attempt)));
+        numbers.map(|(epoch, attempt)| Self { epoch, attempt }).ok_or(UnknownFence)
+    }
+}
+
+/// A text is no fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a fence as the executor call had it in Crossover-Fence, like 1.2")]
+pub struct UnknownFence;
+
 /// What a copy of an interaction carries with it, so that it can run on its own authority.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
@@ -364,6 +382,15 @@ pub struct Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fence_is_read_as_it_is_written_and_nothing_else_is_one() {
+        let fence = Fence { epoch: 2, attempt: 13 };
+        assert_eq!(fence.to_string().parse(), Ok(fence));
+        for text in ["", "1", "1.", ".1", "1.0", "0.1", "+1.1", "1.-1", "1.1.1", "1. 1", "1.99999999999"] {
+            assert_eq!(text.parse::<Fence>(), Err(UnknownFence), "{text}");
+        }
+    }
 
     #[test]
     fn an_id_is_the_same_everywhere_and_differs_by_account_and_key() {

@@ -2,6 +2,7 @@
 
 mod arming;
 pub mod comparator;
+mod detached;
 mod flags;
 mod flips;
 mod groups;
@@ -25,6 +26,7 @@ use prometheus::{
 };
 
 pub use arming::ArmingMetrics;
+pub use detached::DetachedMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
@@ -100,6 +102,8 @@ pub struct Metrics {
     pub owner_conflicts: IntCounter,
     /// 1 while the flag source is healthy. Shown only by a process that has one, hence a family without labels.
     pub flags_healthy: IntGaugeVec,
+    /// Long work.
+    pub detached: DetachedMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
     /// What comes in from SQL.
@@ -300,6 +304,7 @@ impl Metrics {
             comparator: comparator::ComparatorMetrics::register(&mut r)?,
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
+            detached: DetachedMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,

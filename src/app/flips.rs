@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{AppError, Roles, Servers};
-use crate::arming::{Armed, ArmingStore, Driver, DriverOptions, Keeper, Reconcile, State};
+use crate::arming::{Armed, ArmingStore, Driver, DriverOptions, Keeper, KeeperOptions, Reconcile, State};
 use crate::config::{Config, FlagSource, machine};
 use crate::flags::Flags;
 use crate::flips::{Decider, FlipStore, Overrides, Presence, Recorder, SILENT_AFTER};
@@ -38,9 +38,10 @@ pub(super) async fn open(config: &Config, servers: &Servers, metrics: &Arc<Metri
         ledger::pool(&servers.postgres_url, CONNECTIONS, config.postgres.connect_timeout).map_err(AppError::Pool)?;
     let (flips, arming) = (FlipStore::new(pool.clone()), ArmingStore::new(pool));
     let armed = Armed::new(config.router.fail_open);
-    let (dir, of, echo) = (config.state_dir.clone(), of(config, servers), config.temporal.start_timeout * 2);
+    let options = KeeperOptions { echo: config.temporal.start_timeout * 2, disk_valid: config.router.disk_valid };
+    let (dir, of) = (config.state_dir.clone(), of(config, servers));
     let (held, metrics) = (armed.clone(), metrics.clone());
-    let opened = tokio::task::spawn_blocking(move || Keeper::open(&dir, &of, held, arming, metrics, echo)).await;
+    let opened = tokio::task::spawn_blocking(move || Keeper::open(&dir, &of, held, arming, metrics, options)).await;
     let keeper = opened.map_err(|error| AppError::Part(error.to_string()))??;
     Ok(Registered { armed, store: flips, keeper, last: (CancellationToken::new(), TaskTracker::new()) })
 }

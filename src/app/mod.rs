@@ -182,6 +182,9 @@ impl App {
         let api = Api::new(router, flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
+        if roles.worker || roles.relay {
+            parts.spawn_forwarder(config, &servers, &working)?;
+        }
         if let Some(executor) = executor {
             parts.spawn_workers(config, &servers, executor, &working)?;
         }
@@ -407,6 +410,28 @@ impl Parts {
         _: Arc<dyn Executor>,
         _: (&CancellationToken, &TaskTracker),
     ) {
+    }
+
+    /// What tells Temporal of long work. Relays do it as well, so that a restart of all workers loses nothing.
+    #[cfg(feature = "temporal")]
+    fn spawn_forwarder(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        use crate::temporal::OnPostgres;
+        use crate::temporal::forward::Forwarder;
+        let client = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics);
+        let (ledger, metrics, wake_queue) = (self.ledger.clone(), self.metrics.clone(), self.wake_queue.clone());
+        let on_postgres = OnPostgres { ledger, metrics, wake_queue, observer: self.observer.clone() };
+        tasks.spawn(Forwarder { client, on_postgres }.run(stop.clone()));
+        Ok(())
+    }
+
+    #[cfg(not(feature = "temporal"))]
+    fn spawn_forwarder(&self, _: &Config, _: &Servers, _: &(CancellationToken, TaskTracker)) -> Result<(), AppError> {
+        Ok(())
     }
 
     /// The pools by the names that metrics have for them.

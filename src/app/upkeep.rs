@@ -17,6 +17,9 @@ use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::observer::NO_ANSWER;
 use crate::queue::Queue;
 
+/// A runner that repeats its last report is known for so long.
+const REPEATED_FOR: Duration = Duration::from_secs(86_400);
+
 /// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
 pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(3_600));
@@ -29,6 +32,13 @@ pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationT
                 warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
                 tick.reset_after(Duration::from_secs(60));
             }
+        }
+        let Some(forgotten) = stop.run_until_cancelled(parts.ledger.forget_detached(REPEATED_FOR)).await else {
+            return;
+        };
+        if let Err(error) = forgotten {
+            parts.metrics.ledger_errors.with_label_values(&["forget_detached"]).inc();
+            warn!(%error, "what runners ended long ago can't be forgotten; it stays for another hour");
         }
         let Some(dropped) = stop.run_until_cancelled(parts.log.retain(keep)).await else { return };
         match dropped {
@@ -161,6 +171,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
             let queues = (queue.depth().await?, queue.groups(SHOWN as i64, OTHERS).await?);
             let handovers = parts.ledger.handover_counts().await?;
             parts.metrics.parking.show(&parts.ledger.parked_counts().await?);
+            parts.metrics.detached.show(&parts.ledger.detached_counts().await?);
             Ok::<_, LedgerError>((
                 queues,
                 parts.ledger.outbox_depth().await?,

@@ -2,12 +2,19 @@
 //!
 //! One process a directory, by a lock that ends with it. The id outlives the process, so that a restart takes up the same
 //! registration; the copy is good only under it. Never copy such a directory to another machine that is in use.
+//!
+//! The copy holds for a while after Postgres last heard of the process: a registration may be forgotten after that, and a
+//! process that nobody waits for must not start anything by what it knew once. The time of the beat is a file of its own,
+//! written after the states that the beat brought: it is small, so it can be written often, and one that is behind only makes
+//! the copy older than it is.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -20,6 +27,7 @@ use crate::flags::store::replace;
 pub struct Registration {
     id: Uuid,
     path: PathBuf,
+    beat: PathBuf,
     of: String,
     _lock: File,
 }
@@ -29,6 +37,8 @@ pub struct Registration {
 pub(super) enum Left {
     /// Nothing, or nothing that holds: why.
     Nothing(String),
+    /// It ended without deregistering, and so long ago was it last heard of that it may have been forgotten: why.
+    TooOld(String),
     /// It ended without deregistering: its registration stands, and so does what it held.
     Standing(HashMap<String, Held>),
 }
@@ -68,8 +78,8 @@ struct File1 {
 
 impl Registration {
     /// Takes up the registration of `dir`, or begins one. `of` names the database and the flags, without secrets: a copy of
-    /// other ones is not gone by.
-    pub(super) fn open(dir: &Path, of: &str) -> Result<(Self, Left), RegistrationError> {
+    /// other ones is not gone by, nor is one whose last beat is `valid` ago.
+    pub(super) fn open(dir: &Path, of: &str, valid: Duration) -> Result<(Self, Left), RegistrationError> {
         let failed = |error| RegistrationError::Io(dir.to_owned(), error);
         fs::create_dir_all(dir).map_err(failed)?;
         let lock = File::create(dir.join("registration.lock")).map_err(failed)?;
@@ -87,7 +97,8 @@ impl Registration {
             Err(error) => return Err(failed(error)),
         };
         let id = found.as_ref().map_or_else(Uuid::new_v4, |found| found.router);
-        let registration = Self { id, path, of: of.to_owned(), _lock: lock };
+        let beat = dir.join("registration.beat");
+        let registration = Self { id, path, beat, of: of.to_owned(), _lock: lock };
         let left = match found {
             None => {
                 // Before anybody hears of the id, so that it is never lost.
@@ -101,7 +112,12 @@ impl Registration {
             Some(File1 { of: other, .. }) if other != of => {
                 Left::Nothing(format!("what is on disk is of {other} and not of {of}"))
             }
-            Some(File1 { accounts: Some(accounts), .. }) => Left::Standing(accounts),
+            Some(File1 { accounts: Some(accounts), .. }) => {
+                match too_old(registration.last_beat(), Utc::now(), valid) {
+                    Some(why) => Left::TooOld(why),
+                    None => Left::Standing(accounts),
+                }
+            }
         };
         Ok((registration, left))
     }
@@ -116,6 +132,17 @@ impl Registration {
         self.write(Some(accounts), false)
     }
 
+    /// Notes when Postgres last heard of it, after what that brought was kept.
+    pub(super) fn heard(&self, at: DateTime<Utc>) -> io::Result<()> {
+        replace(&self.beat, &at.to_rfc3339())
+    }
+
+    /// When that was last noted.
+    pub(super) fn last_beat(&self) -> Option<DateTime<Utc>> {
+        let text = fs::read_to_string(&self.beat).ok()?;
+        DateTime::parse_from_rfc3339(text.trim()).ok().map(|at| at.to_utc())
+    }
+
     /// Notes that it leaves, before it does.
     pub(super) fn leave(&self) -> io::Result<()> {
         self.write(None, true)
@@ -127,10 +154,37 @@ impl Registration {
     }
 }
 
+/// A clock that was set back by more than this is not believed. Whoever forgets a registration waits as much longer.
+const CLOCKS: Duration = Duration::from_secs(5);
+
+/// Why a copy whose process was last heard of at `beat` does not hold; none where it does.
+fn too_old(beat: Option<DateTime<Utc>>, now: DateTime<Utc>, valid: Duration) -> Option<String> {
+    let Some(beat) = beat else {
+        return Some("what is on disk does not say when Postgres last heard of this process".to_owned());
+    };
+    let Ok(age) = (now + CLOCKS - beat).to_std() else {
+        return Some(format!(
+            "by the clock of this machine Postgres last heard of this process in the future, at {beat}"
+        ));
+    };
+    let age = age.saturating_sub(CLOCKS);
+    (age >= valid).then(|| {
+        let whole = Duration::from_secs(age.as_secs());
+        format!(
+            "Postgres last heard of this process {} ago, so it may have been forgotten, and what is on disk holds for {} \
+             (router.disk_valid)",
+            humantime::format_duration(whole),
+            humantime::format_duration(valid)
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::armed::State;
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     fn accounts() -> HashMap<String, Held> {
         HashMap::from([("a".to_owned(), Held { state: State::Closing, generation: 3 })])
@@ -139,29 +193,56 @@ mod tests {
     #[test]
     fn a_restart_takes_up_the_registration_and_what_it_held() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, left) = Registration::open(dir.path(), "db").unwrap();
+        let (first, left) = Registration::open(dir.path(), "db", HOUR).unwrap();
         assert!(matches!(left, Left::Nothing(_)));
         first.keep(accounts()).unwrap();
+        first.heard(Utc::now()).unwrap();
         let id = first.id();
-        assert!(matches!(Registration::open(dir.path(), "db"), Err(RegistrationError::Taken(_))));
+        assert!(matches!(Registration::open(dir.path(), "db", HOUR), Err(RegistrationError::Taken(_))));
         drop(first);
-        let (second, left) = Registration::open(dir.path(), "db").unwrap();
+        let (second, left) = Registration::open(dir.path(), "db", HOUR).unwrap();
         assert_eq!((second.id(), left), (id, Left::Standing(accounts())));
+    }
+
+    #[test]
+    fn a_copy_is_not_gone_by_once_its_process_may_have_been_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _) = Registration::open(dir.path(), "db", HOUR).unwrap();
+        first.keep(accounts()).unwrap();
+        let left = |registration: Registration, valid| {
+            drop(registration);
+            Registration::open(dir.path(), "db", valid).unwrap()
+        };
+        let (second, unknown) = left(first, HOUR);
+        assert!(matches!(unknown, Left::TooOld(why) if why.contains("does not say when")), "a version before wrote it");
+        second.heard(Utc::now() - Duration::from_secs(600)).unwrap();
+        let (third, held) = left(second, HOUR);
+        assert_eq!(held, Left::Standing(accounts()));
+        let (_last, old) = left(third, Duration::from_secs(599));
+        assert!(matches!(old, Left::TooOld(why) if why.contains("10m ago") && why.contains("9m 59s")));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_far_makes_a_copy_void_and_one_that_is_a_little_off_does_not() {
+        let now = Utc::now();
+        let ahead = |seconds| too_old(Some(now + Duration::from_secs(seconds)), now, HOUR);
+        assert!(ahead(4).is_none());
+        assert!(ahead(6).unwrap().contains("in the future"));
     }
 
     #[test]
     fn what_deregistered_or_belongs_to_another_database_is_not_gone_by() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, _) = Registration::open(dir.path(), "db").unwrap();
+        let (first, _) = Registration::open(dir.path(), "db", HOUR).unwrap();
         first.keep(accounts()).unwrap();
         let id = first.id();
         drop(first);
-        let (other, left) = Registration::open(dir.path(), "another").unwrap();
+        let (other, left) = Registration::open(dir.path(), "another", HOUR).unwrap();
         assert!(other.id() == id && matches!(left, Left::Nothing(why) if why.contains("another")));
         other.keep(accounts()).unwrap();
         other.leave().unwrap();
         drop(other);
-        let (last, left) = Registration::open(dir.path(), "another").unwrap();
+        let (last, left) = Registration::open(dir.path(), "another", HOUR).unwrap();
         assert!(last.id() == id && matches!(left, Left::Nothing(why) if why.contains("deregistered")));
     }
 
@@ -169,7 +250,7 @@ mod tests {
     fn a_damaged_registration_is_refused_and_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("registration.json"), "{").unwrap();
-        let refused = Registration::open(dir.path(), "db").unwrap_err().to_string();
+        let refused = Registration::open(dir.path(), "db", HOUR).unwrap_err().to_string();
         assert!(refused.contains("--forget"), "{refused}");
     }
 }

@@ -15,6 +15,6 @@ mod words;
 pub use armed::{Armed, Held, Readiness, State, Unpinned, UnpinnedStart, Unwritten};
 pub use disk::{Registration, RegistrationError};
 pub use driver::{Driver, DriverOptions, NothingThere, Reconcile, ReconcileError, Reconciled};
-pub use keeper::{Keeper, Report};
+pub use keeper::{Keeper, KeeperOptions, Report};
 pub use storage::{ArmingStore, Census, Standing, Waiting, WaitsOn};
 pub use words::lasts;

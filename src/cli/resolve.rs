@@ -62,6 +62,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         Some(Resolving::Otherwise) => {
             return Err(format!("{id} was resolved otherwise before, and Temporal is being told that").into());
         }
+        Some(Resolving::Held) => return Err(format!("{id} {}", Resolving::HELD).into()),
         Some(Resolving::Ended | Resolving::NotParked | Resolving::Unpinned) => {
             return Err(format!("{id} was resolved by somebody else meanwhile; `crossover why {id}` tells the rest").into());
         }

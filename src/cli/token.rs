@@ -20,7 +20,7 @@ enum Command {
         /// Whose it is; it stands in the logs
         #[arg(long)]
         name: String,
-        /// What it allows: enqueue (put work in), read (look work and metrics up), operate (call off what waits)
+        /// What it allows: enqueue (put work in), read (look work and metrics up), operate (call off what waits), work (keep and end what a runner took away)
         #[arg(long, value_enum, value_delimiter = ',', required = true)]
         scope: Vec<Scope>,
     },

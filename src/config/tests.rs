@@ -112,6 +112,12 @@ fn callers_who_wait_leave_room_for_others() {
 }
 
 #[test]
+fn a_disk_that_is_too_old_whenever_postgres_is_slow_is_a_fault() {
+    let text = faults("[postgres]\nconnect_timeout = \"5s\"\n[router]\ndisk_valid = \"5s\"", &[]).join("");
+    assert!(text.contains("router.disk_valid") && text.contains("postgres.connect_timeout"), "{text}");
+}
+
+#[test]
 fn a_poll_slower_than_the_lease_is_a_fault() {
     let text = faults("[worker]\nlease = \"1s\"\npoll = \"2s\"", &[]).join("");
     assert!(text.contains("worker.poll") && text.contains("worker.lease"), "{text}");

@@ -20,6 +20,8 @@ pub enum Scope {
     Read,
     /// Call off what waits.
     Operate,
+    /// Keep and end what the executor call gave a runner.
+    Work,
 }
 
 impl Scope {
@@ -29,6 +31,7 @@ impl Scope {
             Scope::Enqueue => "enqueue",
             Scope::Read => "read",
             Scope::Operate => "operate",
+            Scope::Work => "work",
         }
     }
 }
@@ -110,7 +113,7 @@ impl Entry {
             return Err("a name has 1 to 100 characters and no control characters".to_owned());
         }
         if self.scopes.is_empty() {
-            return Err("has no scopes; give it some of enqueue, read, operate".to_owned());
+            return Err("has no scopes; give it some of enqueue, read, operate, work".to_owned());
         }
         let digest = match (self.sha256, self.secret_env) {
             (Some(hex), None) => unhex(&hex).ok_or("sha256 must have 64 hexadecimal digits")?,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -12,7 +13,6 @@ use serde::de::DeserializeOwned;
 
 use super::{Answer, Call, Executor};
 use crate::interaction::Payload;
-use crate::policy::Failure;
 
 /// What a handler knows of its call beyond its argument.
 pub type Context = Call;
@@ -28,20 +28,23 @@ pub struct Handlers {
 
 /// Why a handler did not succeed.
 #[derive(Debug)]
-pub struct HandlerError {
-    failure: Failure,
-    error: String,
-}
+pub struct HandlerError(Answer);
 
 impl HandlerError {
     /// It may succeed another time.
     pub fn retryable(error: impl fmt::Display) -> Self {
-        Self { failure: Failure::RETRYABLE, error: error.to_string() }
+        Self(Answer::retryable(error.to_string()))
     }
 
     /// It would fail again.
     pub fn permanent(error: impl fmt::Display) -> Self {
-        Self { failure: Failure::Permanent, error: error.to_string() }
+        Self(Answer::permanent(error.to_string()))
+    }
+
+    /// No failure: what this handler began goes on without its worker. Whoever runs it keeps it with heartbeats at least every
+    /// `silence`, and ends it, over the API and with the call's fence. The call is over with this.
+    pub fn detached(silence: Duration) -> Self {
+        Self(Answer::detached(silence))
     }
 }
 
@@ -77,7 +80,7 @@ impl Handlers {
                 };
                 match handler(argument, call).await {
                     Ok(result) => result_of(&result),
-                    Err(HandlerError { failure, error }) => Answer::Failed { failure, error: super::clean(&error) },
+                    Err(HandlerError(answer)) => answer,
                 }
             })
         });
@@ -128,6 +131,7 @@ impl Executor for Handlers {
 mod tests {
     use super::*;
     use crate::interaction::{Fence, Side};
+    use crate::policy::Failure;
 
     #[derive(serde::Deserialize)]
     struct Sum {
@@ -160,6 +164,14 @@ mod tests {
     async fn a_handler_gets_its_typed_argument() {
         let answer = handlers().execute(&call("sum", r#"{"a":1,"b":2}"#)).await;
         assert!(matches!(answer, Answer::Done(p) if p.get() == "3"));
+    }
+
+    #[tokio::test]
+    async fn a_handler_may_go_on_without_its_worker() {
+        let away =
+            |_: serde_json::Value, _| async move { Err::<(), _>(HandlerError::detached(Duration::from_secs(60))) };
+        let answer = Handlers::new().register("away", away).execute(&call("away", "1")).await;
+        assert!(matches!(answer, Answer::Detached { silence } if silence == Duration::from_secs(60)));
     }
 
     #[tokio::test]

@@ -17,6 +17,8 @@ use crate::telemetry;
 const MAX_RESULT: usize = 3 << 19;
 /// A runner may ask for a pause of so long.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
+/// With 202 Accepted: the runner takes the attempt away, and is silent for so many seconds at most.
+const DETACHED: &str = "Crossover-Detached";
 
 /// Calls a runner.
 pub struct HttpExecutor {
@@ -131,6 +133,11 @@ async fn read(mut response: Response) -> Result<Option<Vec<u8>>, String> {
 
 /// Judges a runner's answer: 2xx with JSON is the result, 429 and 5xx are worth another try, the rest is final.
 fn answer(status: StatusCode, headers: &HeaderMap, body: Vec<u8>, now: DateTime<Utc>) -> Answer {
+    if status == StatusCode::ACCEPTED
+        && let Some(silence) = headers.get(DETACHED)
+    {
+        return detached(silence.to_str().unwrap_or_default());
+    }
     if status.is_success() {
         if body.is_empty() {
             return Payload::parse("null".to_owned()).map_or_else(|e| Answer::retryable(e.to_string()), Answer::Done);
@@ -147,6 +154,17 @@ fn answer(status: StatusCode, headers: &HeaderMap, body: Vec<u8>, now: DateTime<
         return Answer::Failed { failure: Failure::Retryable { retry_after: retry_after(headers, now) }, error };
     }
     Answer::permanent(error)
+}
+
+/// The runner goes on without us, unless it says something that can't be meant.
+fn detached(silence: &str) -> Answer {
+    let seconds = silence.trim().parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    match seconds {
+        Some(silence) => Answer::detached(silence),
+        None => {
+            Answer::retryable(format!("the runner took it away, but {DETACHED} is no number of seconds: {silence}"))
+        }
+    }
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
@@ -185,7 +203,7 @@ mod tests {
     fn failure(answer: Answer) -> Failure {
         match answer {
             Answer::Failed { failure, .. } => failure,
-            Answer::Done(result) => panic!("succeeded with {}", result.get()),
+            other => panic!("not a failure: {other:?}"),
         }
     }
 
@@ -193,6 +211,22 @@ mod tests {
     fn json_is_the_result_and_no_body_is_null() {
         assert!(matches!(judge(200, None, b" {\"a\":1} "), Answer::Done(p) if p.get().trim() == "{\"a\":1}"));
         assert!(matches!(judge(204, None, b""), Answer::Done(p) if p.get() == "null"));
+    }
+
+    #[test]
+    fn only_202_with_a_time_out_takes_an_attempt_away() {
+        let judge = |status: u16, silence: &str| {
+            let headers = HeaderMap::from_iter([("crossover-detached".parse().unwrap(), silence.parse().unwrap())]);
+            answer(StatusCode::from_u16(status).unwrap(), &headers, b"{}".to_vec(), DateTime::UNIX_EPOCH)
+        };
+        let taken = |answer| matches!(answer, Answer::Detached { silence } if silence == Duration::from_millis(1_500));
+        assert!(taken(judge(202, "1.5")));
+        assert!(matches!(judge(200, "1.5"), Answer::Done(_)), "the header alone says nothing");
+        let plain = answer(StatusCode::ACCEPTED, &HeaderMap::new(), Vec::new(), DateTime::UNIX_EPOCH);
+        assert!(matches!(plain, Answer::Done(_)), "202 alone is a result like any 2xx");
+        for silence in ["", "soon", "-1", "NaN", "0.5", "86401", "1e300"] {
+            assert_eq!(failure(judge(202, silence)), Failure::Retryable { retry_after: None }, "{silence}");
+        }
     }
 
     #[test]

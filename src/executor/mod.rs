@@ -87,9 +87,28 @@ pub enum Answer {
         /// What went wrong, for a person.
         error: String,
     },
+    /// The runner took it away: it keeps it with heartbeats and ends it over the API, and no worker holds it meanwhile.
+    Detached {
+        /// Without a heartbeat for so long it is lost.
+        silence: Duration,
+    },
 }
 
+/// How long a runner that took an attempt away may be silent.
+pub const SILENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+
 impl Answer {
+    /// The attempt is taken away by a runner that reports every `silence` or more often.
+    pub fn detached(silence: Duration) -> Self {
+        if SILENCE.contains(&silence) {
+            return Self::Detached { silence };
+        }
+        let (least, most) = (SILENCE.start().as_secs(), SILENCE.end().as_secs());
+        Self::retryable(format!(
+            "the runner took it away, but its heartbeat time-out is {silence:?}; it must be {least} to {most} seconds"
+        ))
+    }
+
     /// A failure worth another attempt.
     pub fn retryable(error: impl Into<String>) -> Self {
         Self::Failed { failure: Failure::RETRYABLE, error: clean(&error.into()) }

@@ -18,7 +18,7 @@ pub use overrides::Overrides;
 pub use presence::Presence;
 pub use recorder::Recorder;
 pub use storage::{
-    Asked, Bearing, DecisionFilter, DecisionRow, FlipStore, NewFlip, NewOverride, OverrideRow, RouterRow,
+    Asked, Bearing, DecisionFilter, DecisionRow, FlipStore, Forgetting, NewFlip, NewOverride, OverrideRow, RouterRow,
 };
 
 use std::time::Duration;

@@ -3,7 +3,7 @@
 //! as asked; what an override says meanwhile says nothing of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -74,7 +74,7 @@ impl Presence {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut flags = self.decider.as_ref().map(|decider| decider.flags().changed());
         let mut overrides = self.decider.as_ref().map(|decider| decider.overrides().changed());
-        let mut failing = false;
+        let (mut failing, mut warned) = (false, false);
         loop {
             let pause = if self.keeper.hurries() && !failing { HURRIED } else { EVERY };
             let tries = tokio::select! {
@@ -91,6 +91,15 @@ impl Presence {
                 _ => {}
             }
             failing = beaten.is_err();
+            let forgotten = self.keeper.may_be_forgotten();
+            if forgotten && !warned {
+                // It lives, so it goes on by what it holds: whoever forgets it has been told to see that it is stopped.
+                warn!(
+                    "Postgres has not heard of this process for router.disk_valid; it goes on as it did, but started again it is \
+                     not ready before Postgres answers"
+                );
+            }
+            warned = forgotten;
         }
         self.leave(failing).await;
     }
@@ -98,7 +107,7 @@ impl Presence {
     /// What is in doubt, or not written, must not be forgotten by a goodbye; and where Postgres would not hear it, the
     /// registration stands, so that a restart may go by the disk.
     async fn leave(&mut self, failing: bool) {
-        let since = std::time::Instant::now();
+        let since = Instant::now();
         let mut heard = !failing && self.beat().await.is_ok();
         while heard && !self.keeper.may_leave().await {
             if since.elapsed() > LAST_ANSWERS {
@@ -153,8 +162,9 @@ impl Presence {
             overrides: &overrides,
             report: self.keeper.report(),
         };
+        let began = (Instant::now(), chrono::Utc::now());
         let (fresh, asked) = self.store.beat(beat).await.inspect_err(|_| self.failed("beat"))?;
-        self.keeper.follow(fresh).await?;
+        self.keeper.follow(began, fresh).await?;
         let seen: Vec<Uuid> = asked.iter().filter(|flip| self.decides_as(flip)).map(|flip| flip.id).collect();
         if !seen.is_empty() {
             let took = self.store.acknowledge(self.id(), &seen, &revision).await;

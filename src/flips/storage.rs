@@ -108,6 +108,9 @@ pub struct RouterRow {
     pub spooled: i64,
     /// Why it can't acknowledge the accounts' states.
     pub trouble: Option<String>,
+    /// Seconds until its disk is too old for it to start again without Postgres, if it stays silent; negative: it is. Absent:
+    /// a version that goes by its disk for ever.
+    pub disk_holds_seconds: Option<f64>,
     /// Milliseconds from the flip to this router's acknowledgement, where it was asked for one and has given it.
     pub acknowledged_ms: Option<f64>,
 }
@@ -117,6 +120,17 @@ impl RouterRow {
     pub fn decides(&self) -> bool {
         self.roles.iter().any(|role| role == "router")
     }
+}
+
+/// What came of forgetting a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgetting {
+    /// It is taken out.
+    Forgotten,
+    /// There is none, or it has ended.
+    Unknown,
+    /// Nothing was changed: it could start again by its disk.
+    DiskHolds,
 }
 
 /// A new override.
@@ -240,7 +254,8 @@ impl FlipStore {
     /// Registers a process or keeps it alive. Whether Postgres did not know it (so), and the flips that it has to acknowledge.
     pub(super) async fn beat(&self, beat: Beat<'_>) -> Result<(bool, Vec<Asked>), LedgerError> {
         let rows = sqlx::query(
-            "select fresh, id, account, kinds, to_stage from crossover.process_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "select fresh, id, account, kinds, to_stage from crossover.process_beat($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+                $11 * interval '1 millisecond')",
         );
         let rows = rows
             .bind(beat.id)
@@ -253,6 +268,7 @@ impl FlipStore {
             .bind(beat.revision)
             .bind(beat.good_at)
             .bind(beat.overrides)
+            .bind(beat.report.disk_valid.as_millis() as i64)
             .fetch_all(&self.pool);
         let rows = within(rows).await?;
         let mut beaten = (false, Vec::new());
@@ -288,10 +304,16 @@ impl FlipStore {
         Ok(within(ended.bind(id).execute(&self.pool)).await?.rows_affected() > 0)
     }
 
-    /// Takes out a process that did not say goodbye; false: there is none, or it has ended. What it may have started without a
-    /// pin is not known: accounts that are not armed yet wait for a whole window.
-    pub async fn forget(&self, id: Uuid) -> Result<bool, LedgerError> {
-        within(sqlx::query_scalar("select crossover.forget_router($1)").bind(id).fetch_one(&self.pool)).await
+    /// Takes out a process that did not say goodbye, if its disk is too old to be used, or `disk_gone`. What it may have
+    /// started without a pin is not known: accounts that are not armed yet wait for a whole window.
+    pub async fn forget(&self, id: Uuid, disk_gone: bool) -> Result<Forgetting, LedgerError> {
+        let forgotten = sqlx::query_scalar::<_, String>("select crossover.forget_router($1, $2)");
+        let answer = within(forgotten.bind(id).bind(disk_gone).fetch_one(&self.pool)).await?;
+        Ok(match answer.as_str() {
+            "forgotten" => Forgetting::Forgotten,
+            "disk" => Forgetting::DiskHolds,
+            _ => Forgetting::Unknown,
+        })
     }
 
     /// The processes that have not ended, and what each says of `flip`.
@@ -300,6 +322,7 @@ impl FlipStore {
             "select r.id, r.name, r.started_at, r.revision, r.seen_at, r.overrides, r.roles, r.fails_open, r.in_doubt, r.spooled, r.trouble,
                 greatest(extract(epoch from clock_timestamp() - r.good_at), 0)::float8 as flags_age_seconds,
                 extract(epoch from clock_timestamp() - r.beat_at)::float8 as silent_seconds,
+                extract(epoch from crossover.disk_void_at(r) - clock_timestamp())::float8 as disk_holds_seconds,
                 extract(epoch from a.at - f.at)::float8 * 1000 as acknowledged_ms
              from crossover.routers r
              left join crossover.flips f on f.id = $1

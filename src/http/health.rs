@@ -24,7 +24,7 @@ pub(super) struct Alive {
 pub(super) struct Readiness {
     /// Whether it may be asked.
     ready: bool,
-    /// `ok`, or why Postgres does not answer.
+    /// `ok`, or why Postgres can't be worked with.
     postgres: String,
     /// Where the flags stand, in a process with a router.
     flags: Option<String>,
@@ -33,6 +33,9 @@ pub(super) struct Readiness {
     /// It drains.
     stopping: bool,
 }
+
+const READ_ONLY: &str = "Postgres answers and takes no writes: it is a standby, or default_transaction_read_only is on; see where \
+                         postgres.url leads to, and whether its disk is full";
 
 /// Whether the process lives
 ///
@@ -44,7 +47,7 @@ pub(super) async fn alive() -> Json<Alive> {
 
 /// Whether the process may be asked
 ///
-/// It knows its flags and the accounts' states, and it is not being stopped. Postgres answers, or `router.fail_open` lets it
+/// It knows its flags and the accounts' states, and it is not being stopped. Postgres takes writes, or `router.fail_open` lets it
 /// go on without for accounts that are not armed. Open to everybody.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
@@ -54,8 +57,10 @@ pub(super) async fn alive() -> Json<Alive> {
     )
 )]
 pub(super) async fn ready(State(api): Shared) -> Response {
-    let postgres = match tokio::time::timeout(Duration::from_secs(2), api.ledger.ping()).await {
-        Ok(Ok(())) => None,
+    // One that only answers is of no use to anybody here: every pin, every claim and every end is written.
+    let postgres = match tokio::time::timeout(Duration::from_secs(2), api.ledger.takes_writes()).await {
+        Ok(Ok(true)) => None,
+        Ok(Ok(false)) => Some(READ_ONLY.to_owned()),
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some("Postgres gave no answer within 2s".to_owned()),
     };

@@ -150,9 +150,11 @@ pub(super) async fn look_up(State(api): Shared, Path(id): Path<String>) -> Respo
     let answered = async {
         let id = id_of(&id)?;
         match story(&api, id).await {
-            Ok(Some(story)) => match report::observation(&api.ledger, id).await {
-                Ok(observation) => Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, observation))))),
-                Err(error) => Err(Problem::unavailable(error.to_string())),
+            Ok(Some(story)) => match tokio::join!(api.ledger.away(id), report::observation(&api.ledger, id)) {
+                (Ok(away), Ok(observation)) => {
+                    Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, away, observation)))))
+                }
+                (Err(error), _) | (_, Err(error)) => Err(Problem::unavailable(error.to_string())),
             },
             Ok(None) => unpinned(&api, id).await.map(|found| Json(LookedUp::Unpinned(found))),
             Err(error) => without_postgres(&api, id, &error).await.map(|found| Json(LookedUp::Unpinned(found))),

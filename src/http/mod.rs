@@ -8,6 +8,7 @@ mod batch;
 mod body;
 mod connections;
 mod guard;
+mod handover;
 mod health;
 mod interactions;
 mod observe;
@@ -16,6 +17,7 @@ mod problem;
 mod resolve;
 mod schema;
 mod wait;
+mod work;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -125,11 +127,19 @@ fn routes(api: Arc<Api>) -> Routes {
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
     let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
-    let operate = OpenApiRouter::new().routes(routes!(interactions::cancel)).routes(routes!(resolve::resolve));
+    let operate = OpenApiRouter::new()
+        .routes(routes!(interactions::cancel))
+        .routes(routes!(resolve::resolve))
+        .routes(routes!(handover::hand_over));
+    let work = OpenApiRouter::new()
+        .routes(routes!(work::heartbeat))
+        .routes(routes!(work::complete))
+        .routes(routes!(work::fail));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))
-        .merge(operate.route_layer(room).route_layer(with(Scope::Operate)))
+        .merge(operate.route_layer(room.clone()).route_layer(with(Scope::Operate)))
+        .merge(work.route_layer(room).route_layer(with(Scope::Work)))
         // However busy it is, it can be seen.
         .merge(watch.route_layer(with(Scope::Read)))
         .routes(routes!(health::alive))

@@ -32,7 +32,7 @@ const FIELDS: [&str; 3] = ["as", "result", "reason"];
     responses(
         (status = 200, description = "It has ended so, or runs again.", body = ResolveAnswer),
         (status = 202, description = "Temporal owns it and is being told. Look it up.", body = ResolveAnswer),
-        (status = 409, description = "It is not in state unknown_outcome, has ended, or somebody said otherwise before.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is not in state unknown_outcome, has ended, somebody said otherwise before, or it is held and can't run again.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "Nothing is recorded of it.", body = Problem, content_type = "application/problem+json"),
     ),
     security(("token" = ["operate"]))
@@ -61,6 +61,7 @@ async fn answer(api: &Api, id: &str, body: &[u8], who: &str) -> Result<(StatusCo
         Resolving::Done => Ok((StatusCode::OK, ResolveAnswer { id, state: wish.answer.as_str() })),
         Resolving::Asked => Ok((StatusCode::ACCEPTED, ResolveAnswer { id, state: "asked" })),
         Resolving::Otherwise => conflict("was resolved otherwise before, and Temporal is being told that"),
+        Resolving::Held => conflict(Resolving::HELD),
         Resolving::Ended => conflict("has ended; look it up"),
         Resolving::NotParked => conflict("is not in state unknown_outcome: there is nothing to resolve"),
         Resolving::Unpinned => Err(Problem::new(StatusCode::NOT_FOUND, format!("no interaction {id} is pinned"))),

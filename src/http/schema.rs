@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Problem;
 use crate::interaction::{Attempt, Outcome, Payload, Side, Stage, hex};
-use crate::ledger::{Ended, Story};
+use crate::ledger::{Detached, Ended, Story};
 use crate::policy::{Failure, Policy};
 use crate::report::{Difference, Observation};
 
@@ -149,6 +149,16 @@ pub(super) struct Cancelled {
     pub(super) state: &'static str,
 }
 
+/// What came of handing it over.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({ "id": "9a2a77af-b0d5-8c76-864e-852f250f1799", "state": "moved" }))]
+pub(super) struct HandoverAnswer {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// `moved`, by this request; or `temporal`, which owned it already.
+    pub(super) state: &'static str,
+}
+
 /// What came of an attempt whose effect is unknown.
 #[derive(ToSchema)]
 #[schema(example = json!({ "as": "succeeded", "result": { "sent": true }, "reason": "the bank has it" }))]
@@ -228,6 +238,8 @@ pub(super) struct Found {
     sides: Sides,
     /// Attempts of both sides that have ended, oldest first.
     attempts: Vec<FoundAttempt>,
+    /// The attempt that its runner took away and has not ended; null where there is none.
+    away: Option<FoundAway>,
     /// What the comparator makes of it; null where it has not taken notice of it yet, or keeps it no longer.
     observation: Option<FoundObservation>,
 }
@@ -366,7 +378,7 @@ impl From<Attempt> for FoundAttempt {
 
 impl Found {
     /// What the ledger and the comparator know.
-    pub(super) fn new(story: Story, observation: Option<Observation>) -> Self {
+    pub(super) fn new(story: Story, away: Option<Detached>, observation: Option<Observation>) -> Self {
         let Story { pin, account, key, series, state, undelivered, attempts } = story;
         let result = attempts.iter().rev().find(|a| !a.rehearsal && a.result.is_some()).and_then(|a| a.result.clone());
         let part = |side| match (pin.stage.writes_to(side), pin.owner == side) {
@@ -383,6 +395,7 @@ impl Found {
             result,
             sides: Sides { temporal: part(Side::Temporal), postgres: part(Side::Postgres) },
             attempts: attempts.into_iter().map(FoundAttempt::from).collect(),
+            away: away.map(FoundAway::from),
             observation: observation.map(FoundObservation::from),
             kind: pin.kind,
             reason: pin.reason,
@@ -400,6 +413,98 @@ impl Found {
                 conflict: pin.conflict,
                 cancel_requested_at: pin.cancel_requested_at,
             },
+        }
+    }
+}
+
+/// A runner is still at work.
+#[derive(ToSchema)]
+#[schema(example = json!({ "fence": "1.1" }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct Heartbeat {
+    /// As the executor call had it in `Crossover-Fence`.
+    fence: String,
+}
+
+/// A runner has ended what it took away.
+#[derive(ToSchema)]
+#[schema(example = json!({ "fence": "1.1", "result": { "rows": 7 } }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct Complete {
+    /// As the executor call had it in `Crossover-Fence`.
+    fence: String,
+    /// Any JSON, kept byte for byte. Absent: null.
+    result: Option<Value>,
+}
+
+/// A runner could not do what it took away.
+#[derive(ToSchema)]
+#[schema(example = json!({ "fence": "1.1", "error": "the calendar is locked", "retry_after_ms": 60000 }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct Fail {
+    /// As the executor call had it in `Crossover-Fence`.
+    fence: String,
+    /// What went wrong, for a person.
+    error: Option<String>,
+    /// True: another attempt would fail again. Absent: the policy decides.
+    permanent: Option<bool>,
+    /// Another attempt comes after so long at the earliest; at most a day.
+    #[schema(minimum = 0, maximum = 86_400_000)]
+    retry_after_ms: Option<u64>,
+}
+
+/// A runner still has an attempt.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Kept {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// The attempt.
+    pub(super) fence: String,
+    /// Somebody asked to cancel it: end it, and say `fail`.
+    pub(super) cancel_requested: bool,
+    /// The next heartbeat must come within so long.
+    pub(super) within_ms: u64,
+    /// It may run until then.
+    pub(super) run_until: DateTime<Utc>,
+}
+
+/// What a runner said was taken.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Reported {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// The attempt.
+    pub(super) fence: String,
+    /// `succeeded`, `failed`, `cancelled`, `retried`; `accepted` where Temporal is being told.
+    pub(super) state: &'static str,
+}
+
+/// An attempt that is away with its runner.
+#[derive(Debug, Serialize, ToSchema)]
+struct FoundAway {
+    /// Who owns it.
+    side: Side,
+    /// The attempt.
+    fence: String,
+    /// Since when.
+    since: DateTime<Utc>,
+    /// When its runner was last heard of.
+    last_heartbeat: DateTime<Utc>,
+    /// It is lost where no heartbeat comes within so long.
+    within_ms: u64,
+    /// It may run until then.
+    run_until: DateTime<Utc>,
+}
+
+impl From<Detached> for FoundAway {
+    fn from(away: Detached) -> Self {
+        Self {
+            side: away.side,
+            fence: away.fence.to_string(),
+            since: away.detached_at,
+            last_heartbeat: away.beat_at,
+            within_ms: away.silence.as_millis() as u64,
+            run_until: away.run_until,
         }
     }
 }

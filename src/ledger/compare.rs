@@ -5,10 +5,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::ends::OpenRehearsal;
+use super::ends::{OpenRehearsal, open_of};
 use super::pins::{attempt_of, payload, pin_of};
 use super::{Ledger, LedgerError, Pin, within};
-use crate::interaction::{Attempt, Fence, Payload};
+use crate::interaction::{Attempt, Payload};
 
 /// A pin as the comparator takes notice of it.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -156,17 +156,7 @@ pub(crate) async fn compared_attempts(
 /// Rehearsals of `ids` that Temporal holds, in the caller's snapshot.
 pub(crate) async fn open_rehearsals(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<OpenRehearsal>, sqlx::Error> {
     let rows = sqlx::query("select * from crossover.rehearsals where id = any ($1)").bind(ids).fetch_all(tx).await?;
-    let read = |row: &PgRow| {
-        Ok(OpenRehearsal {
-            id: row.try_get("id")?,
-            fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
-            token: row.try_get("token")?,
-            due_at: row.try_get("due_at")?,
-            dequeued_at: row.try_get("dequeued_at")?,
-            bound_at: row.try_get("bound_at")?,
-        })
-    };
-    rows.iter().map(read).collect()
+    rows.iter().map(open_of).collect()
 }
 
 fn compared_of(row: &PgRow) -> Result<ComparedPin, sqlx::Error> {

@@ -190,9 +190,10 @@ impl Ledger {
     pub async fn rehearsal_dequeued(&self, r: &OpenRehearsal) -> Result<(), LedgerError> {
         within(
             sqlx::query(
-                "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token)
-             values ($1, $2, $3, $4, $5, $6, $7)
-             on conflict (id, epoch, attempt) do update set token = excluded.token, bound_at = excluded.bound_at",
+                "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token, bound, beat_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $6 - $5, clock_timestamp() + ($6 - $5) / 4)
+             on conflict (id, epoch, attempt) do update set token = excluded.token, bound_at = excluded.bound_at,
+                bound = excluded.bound, beat_at = excluded.beat_at",
             )
             .bind(r.id)
             .bind(r.fence.epoch)
@@ -205,6 +206,14 @@ impl Ledger {
         )
         .await?;
         Ok(())
+    }
+
+    /// Takes rehearsals whose real attempt goes on, each again after a part of its bound. What Temporal is told of then has its
+    /// bound from now on.
+    pub async fn living_rehearsals(&self, limit: i64) -> Result<Vec<OpenRehearsal>, LedgerError> {
+        let rows = sqlx::query("select * from crossover.beat_rehearsals($1)").bind(limit as i32);
+        let rows = within(rows.fetch_all(&self.pool)).await?;
+        Ok(rows.iter().map(open_of).collect::<Result<_, sqlx::Error>>()?)
     }
 
     /// Takes rehearsals whose real attempt of the same number has ended, or whose interaction has, or has been handed over:
@@ -312,17 +321,22 @@ async fn insert_attempt(connection: &mut sqlx::PgConnection, a: &Attempt) -> Res
     Ok(())
 }
 
+/// Reads a row of `crossover.rehearsals`.
+pub(super) fn open_of(row: &sqlx::postgres::PgRow) -> Result<OpenRehearsal, sqlx::Error> {
+    Ok(OpenRehearsal {
+        id: row.try_get("id")?,
+        fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
+        token: row.try_get("token")?,
+        due_at: row.try_get("due_at")?,
+        dequeued_at: row.try_get("dequeued_at")?,
+        bound_at: row.try_get("bound_at")?,
+    })
+}
+
 fn finished_of(row: &sqlx::postgres::PgRow) -> Result<FinishedRehearsal, sqlx::Error> {
     let policy: &str = row.try_get("policy")?;
     Ok(FinishedRehearsal {
-        rehearsal: OpenRehearsal {
-            id: row.try_get("id")?,
-            fence: Fence { epoch: row.try_get("epoch")?, attempt: row.try_get("attempt")? },
-            token: row.try_get("token")?,
-            due_at: row.try_get("due_at")?,
-            dequeued_at: row.try_get("dequeued_at")?,
-            bound_at: row.try_get("bound_at")?,
-        },
+        rehearsal: open_of(row)?,
         outcome: named(row, "outcome")?.unwrap_or(Outcome::Failed),
         failure: super::pins::failure(row)?,
         result: payload(row, "result")?,

@@ -5,6 +5,7 @@
 
 mod cancel;
 mod compare;
+mod detached;
 mod ends;
 mod handover;
 mod intake;
@@ -25,6 +26,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 pub use cancel::{Cancelling, Ended};
 pub use compare::{ComparedPin, NewPin};
 pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};
+pub use detached::{Beat, Detached, DetachedCounts, Detaching, Ending, Report, SILENT, TOO_LONG};
 pub use ends::{FinishedRehearsal, OpenRehearsal, RecordedRehearsal};
 pub use handover::{Candidates, HandedOver, HandoverCounts, Scope};
 pub use intake::{IntakeDepth, IntakeItem, IntakeRow, Taken};

@@ -94,12 +94,20 @@ pub enum Resolving {
     Asked,
     /// Somebody said otherwise before, and Temporal is being told that.
     Otherwise,
+    /// Temporal has other work under its key, so nothing of it runs: it can be ended, and not tried again.
+    Held,
     /// It has ended.
     Ended,
     /// It is not parked.
     NotParked,
     /// Nothing is recorded of it.
     Unpinned,
+}
+
+impl Resolving {
+    /// Why what is held is not tried again, and what can be done; to be put after its id.
+    pub const HELD: &str = "is held, because Temporal has other work under its key, so nothing of it may run: say `succeeded` \
+                            or `failed`, or cancel it, and enqueue the work under a new key if its effect is missing";
 }
 
 names! {
@@ -206,6 +214,7 @@ impl Ledger {
             "done" => Resolving::Done,
             "asked" => Resolving::Asked,
             "otherwise" => Resolving::Otherwise,
+            "held" => Resolving::Held,
             "ended" => Resolving::Ended,
             "not_parked" => Resolving::NotParked,
             _ => Resolving::Unpinned,

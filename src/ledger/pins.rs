@@ -311,7 +311,7 @@ where
         .map_err(|e| sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(e) })
 }
 
-fn required<T>(row: &sqlx::postgres::PgRow, column: &str) -> Result<T, sqlx::Error>
+pub(super) fn required<T>(row: &sqlx::postgres::PgRow, column: &str) -> Result<T, sqlx::Error>
 where
     T: std::str::FromStr<Err = crate::interaction::UnknownName>,
 {

@@ -14,6 +14,8 @@ pub struct ArmingMetrics {
     pub reconciling_oldest_seconds: Gauge,
     /// Starts without a pin that are in doubt here.
     pub in_doubt: IntGauge,
+    /// How long Postgres has not heard of this process.
+    pub unheard_seconds: Gauge,
     /// Changes of state that this process made, by the state changed to.
     pub moves: IntCounterVec,
     /// Failed calls, by call.
@@ -43,6 +45,11 @@ impl ArmingMetrics {
                 r,
                 "crossover_unpinned_in_doubt",
                 "Starts without a pin whose outcome Temporal has left in doubt. This process repeats each until it has an answer, and acknowledges no barrier of the account before.",
+            )?,
+            unheard_seconds: float_gauge(
+                r,
+                "crossover_unheard_seconds",
+                "Seconds since Postgres last heard of this process. Past router.disk_valid the process goes on as it did, but must not be restarted before Postgres answers: it would not be ready.",
             )?,
             moves: counters(
                 r,

@@ -15,6 +15,8 @@ pub enum Weather {
     Fine,
     /// Connections are taken and nothing is ever said.
     Hanging,
+    /// The server hears everything, and its answers are held back until the weather changes.
+    Deaf,
     /// Each answer takes so long.
     Slow(Duration),
     /// Nobody is there: connections are refused, and those that were open are cut.
@@ -86,11 +88,16 @@ async fn serve(near: TcpStream, server: String, mut weather: watch::Receiver<Wea
     }
 }
 
-/// Passes bytes on. Whoever hangs says nothing either way; whoever is slow answers late.
+/// Passes bytes on. Whoever hangs says nothing either way, whoever is deaf hears no answer; whoever is slow answers late.
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, answers: bool) {
     let mut bytes = vec![0; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut bytes).await {
-        let now = weather.wait_for(|weather| *weather != Weather::Hanging).await.map(|weather| *weather);
+        let passes = |weather: &Weather| match weather {
+            Weather::Hanging => false,
+            Weather::Deaf => !answers,
+            _ => true,
+        };
+        let now = weather.wait_for(passes).await.map(|weather| *weather);
         match now {
             Ok(Weather::Slow(by)) if answers => tokio::time::sleep(by).await,
             Ok(_) => {}

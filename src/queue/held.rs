@@ -1,7 +1,7 @@
 //! What a worker holds, and its slots. An execution always has a slot. A rehearsal has one too, so that concurrency
 //! and backlog are rehearsed, but gives it up when an execution wants it: occupancy is fidelity, never safety.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub(super) struct Rehearsing {
     /// When it was claimed, by this process's clock, which never jumps.
     pub since: Instant,
     occupies: bool,
+    /// Its real run is away with its runner, and holds no slot either.
+    aside: bool,
     /// Its end is on its way to the database.
     reported: bool,
     /// Its place in the trace; it ends when it is let go of.
@@ -88,6 +90,8 @@ pub(super) struct Held {
 
 /// So many rehearsals a slot may be waiting, with or without one, before no more are claimed.
 const REHEARSALS_PER_SLOT: usize = 8;
+/// So many rehearsals of runs that are away with their runners don't count for that.
+const ASIDE: usize = 1_000;
 
 impl Held {
     pub fn new(slots: usize) -> Self {
@@ -99,7 +103,8 @@ impl Held {
         let inner = self.lock();
         let occupying = inner.rehearsals.values().filter(|r| r.occupies).count();
         let free = self.slots.saturating_sub(inner.executions.len() + occupying);
-        let rehearsals = (self.slots * REHEARSALS_PER_SLOT).saturating_sub(inner.rehearsals.len());
+        let aside = inner.rehearsals.values().filter(|r| r.aside).count().min(ASIDE);
+        let rehearsals = (self.slots * REHEARSALS_PER_SLOT).saturating_sub(inner.rehearsals.len() - aside);
         match free.min(rehearsals) {
             0 => Room { limit: self.slots.saturating_sub(inner.executions.len()), executions_only: true },
             limit => Room { limit, executions_only: false },
@@ -126,8 +131,16 @@ impl Held {
         let span = info_span!("rehearse", id = %envelope.id, account = envelope.account, kind = envelope.kind,
             side = "postgres", fence = %claimed.fence);
         telemetry::join(&span, envelope.id);
-        let rehearsing = Rehearsing { since: Instant::now(), occupies: true, reported: false, _span: span, claimed };
+        let rehearsing =
+            Rehearsing { since: Instant::now(), occupies: true, aside: false, reported: false, _span: span, claimed };
         self.lock().rehearsals.insert(rehearsing.claimed.key(), rehearsing);
+    }
+
+    /// Has the rehearsals of `ids` hold no slot, because their real runs hold none; how many of them did.
+    pub fn step_aside(&self, ids: &HashSet<Uuid>) -> usize {
+        let mut inner = self.lock();
+        let of_them = inner.rehearsals.values_mut().filter(|r| !r.aside && ids.contains(&r.claimed.envelope.id));
+        of_them.map(|rehearsal| (rehearsal.occupies, rehearsal.aside) = (false, true)).count()
     }
 
     /// Lets go of whatever `key` is.
@@ -238,6 +251,7 @@ mod tests {
             started_at: now,
             age: Duration::ZERO,
             called_off: None,
+            lapsed: None,
         }
     }
 
@@ -272,6 +286,18 @@ mod tests {
             held.drop((Uuid::from_u128(n as u128), 1));
         }
         assert_eq!(held.room(), Room { limit: 1, executions_only: true });
+    }
+
+    #[test]
+    fn rehearsals_of_what_is_away_hold_no_slot_and_leave_room_for_others() {
+        let held = Held::new(1);
+        for n in 0..REHEARSALS_PER_SLOT + 1 {
+            held.rehearse(claimed(n));
+            assert_eq!(held.room(), Room { limit: 1, executions_only: true });
+            assert_eq!(held.step_aside(&HashSet::from([interaction_id("a", &n.to_string())])), 1);
+            assert_eq!(held.room(), Room { limit: 1, executions_only: false });
+        }
+        assert_eq!(held.rehearsals().len(), REHEARSALS_PER_SLOT + 1, "all still wait for their real runs");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
-//! what a dead worker held.
+//! what a dead worker held; `detach` gives long runs to their runners.
 
+mod detach;
 mod faulty;
 mod finisher;
 mod held;

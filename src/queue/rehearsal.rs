@@ -1,9 +1,9 @@
 //! Rehearsals on Postgres: each waits until the real attempt of its number has ended on Temporal, and then takes the
 //! step that its own retry machine takes for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,11 +17,14 @@ use crate::interaction::Outcome;
 use crate::policy::Failure;
 
 const POLL: Duration = Duration::from_millis(100);
+/// How often it looks which real runs are away with their runners.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Follows the real runs until `stop`.
 pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(POLL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut away = Away::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -42,8 +45,10 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
                 Vec::new()
             }
         };
-        let done: std::collections::HashSet<Uuid> = finished.iter().map(|f: &Finish| f.id).collect();
-        let overdue = |r: &&Rehearsing| r.since.elapsed() > bound(shared.options.rehearsal_bound, r);
+        away.look(&shared, &ids).await;
+        let done: HashSet<Uuid> = finished.iter().map(|f: &Finish| f.id).collect();
+        let goes_on = |r: &&Rehearsing| away.now.contains(&r.claimed.envelope.id);
+        let overdue = |r: &&Rehearsing| r.since.elapsed() > bound(shared.options.rehearsal_bound, r) && !goes_on(r);
         finished
             .extend(waiting.values().filter(overdue).filter(|r| !done.contains(&r.claimed.envelope.id)).map(bounded));
         for finish in finished {
@@ -55,6 +60,35 @@ pub(super) async fn run(shared: Arc<Shared>, ends: mpsc::Sender<Finish>, stop: C
                     place.send(finish);
                 }
                 _ => return,
+            }
+        }
+    }
+}
+
+/// Which real runs are away with their runners. As long as one is, its rehearsal has no bound but the run's own; and like the
+/// run it holds no slot.
+#[derive(Default)]
+struct Away {
+    now: HashSet<Uuid>,
+    looked: Option<Instant>,
+}
+
+impl Away {
+    async fn look(&mut self, shared: &Shared, ids: &[Uuid]) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        match shared.queue.away(ids).await {
+            Ok(away) => {
+                self.now = away.into_iter().collect();
+                if shared.held.step_aside(&self.now) > 0 {
+                    shared.room.notify_one();
+                }
+            }
+            Err(error) => {
+                shared.failed("away", &error);
+                warn!(%error, "which real runs are away with their runners can't be read; it is taken to be those of before");
             }
         }
     }

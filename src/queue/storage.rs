@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
+use sqlx::postgres::types::PgInterval;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
-use crate::ledger::{ENVELOPE, LedgerError, envelope_of, failure_of, named, payload_of, within};
-use crate::policy::{Failure, Next};
+use crate::ledger::{ENVELOPE, Ledger, LedgerError, envelope_of, failure_of, named, payload_of, within};
+use crate::policy::{Doubt, Failure, Next};
 
 /// The queue's storage. Cheap to clone.
 #[derive(Clone)]
@@ -48,6 +49,8 @@ pub struct Claimed {
     pub age: Duration,
     /// Somebody asked to cancel it, in these words: it is not to be run.
     pub called_off: Option<String>,
+    /// Of what was taken over: its runner had it, and this is why it is lost.
+    pub lapsed: Option<Doubt>,
 }
 
 /// What a heartbeat answers of an attempt that is still held.
@@ -194,7 +197,7 @@ impl Queue {
                 from taken t join crossover.pins p on p.id = t.id
                 where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
                 returning *)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF},
+             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
                 extract(epoch from h.started_at - p.run_at)::float8 as age
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
@@ -263,6 +266,24 @@ impl Queue {
         Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
     }
 
+    /// Gives an attempt that `worker` holds to its runner, which may be silent for so long, and run on for `left`. False: the
+    /// worker has lost it.
+    pub async fn detach(
+        &self,
+        worker: Uuid,
+        (id, attempt): (Uuid, i32),
+        silence: Duration,
+        left: Duration,
+    ) -> Result<bool, LedgerError> {
+        let given = sqlx::query_scalar("select crossover.detach_from_worker($1, $2, $3, $4, $5)")
+            .bind(worker)
+            .bind(id)
+            .bind(attempt)
+            .bind(silence.as_millis() as i64)
+            .bind(left.as_millis() as i64);
+        within(given.fetch_one(&self.pool)).await
+    }
+
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused. What
     /// somebody asked to cancel is not tried again, and not rehearsed again.
     pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
@@ -302,25 +323,28 @@ impl Queue {
 
     /// Takes over what workers hold whose lease ran out, but not what this process's `worker` knows to hold (`held`): it is
     /// alive. They lose it at this moment: their results are late. After a start of Postgres every worker has a lease's
-    /// time to report first.
+    /// time to report first; and so has every runner that took an attempt away, also where this process alone could not ask
+    /// Postgres (`calm`: for so long it could).
     pub async fn take_over(
         &self,
         reaper: Uuid,
-        worker: Uuid,
-        held: &[(Uuid, i32)],
+        (worker, held): (Uuid, &[(Uuid, i32)]),
         limit: i64,
         lease: Duration,
+        calm: Duration,
     ) -> Result<Vec<Claimed>, LedgerError> {
         let sql = format!(
             "with lost as materialized (
-                select id from crossover.running
-                where lease_until < clock_timestamp() and not (worker = $4 and id = any ($5))
+                select r.id from crossover.running r
+                where r.lease_until < clock_timestamp() and not (r.worker = $4 and r.id = any ($5))
                     and pg_postmaster_start_time() < clock_timestamp() - $3 * interval '1 millisecond'
-                limit $1 for update skip locked),
+                    and (r.worker <> crossover.detached_worker() or crossover.may_lapse(r.id, r.epoch, r.attempt, $6))
+                limit $1 for update of r skip locked),
              held as (
                 update crossover.running r set worker = $2, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                 from lost where r.id = lost.id returning r.*)
              select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF},
+                crossover.lapse_detached(h.id, h.epoch, h.attempt) as lapsed,
                 extract(epoch from clock_timestamp() - p.run_at)::float8 as age
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at"
@@ -332,6 +356,7 @@ impl Queue {
                 .bind(lease.as_millis() as i64)
                 .bind(worker)
                 .bind(held.iter().map(|key| key.0).collect::<Vec<_>>())
+                .bind(PgInterval { months: 0, days: 0, microseconds: calm.as_micros().try_into().unwrap_or(i64::MAX) })
                 .fetch_all(&self.pool),
         )
         .await?;
@@ -386,6 +411,11 @@ impl Queue {
             })
         };
         Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// Those of `ids` whose real run is away with its runner.
+    pub async fn away(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+        Ledger::new(self.pool.clone()).are_away(ids).await
     }
 
     /// How much is where. Counts up to 50,000 rows of a place and believes the statistics beyond.
@@ -497,6 +527,7 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         started_at: row.try_get("started_at")?,
         age: Duration::from_secs_f64(age.max(0.0)),
         called_off: row.try_get("called_off")?,
+        lapsed: named(row, "lapsed")?,
         envelope,
     })
 }

@@ -10,6 +10,7 @@ use super::storage::{Claimed, Finish};
 use super::worker::Shared;
 use super::{faulty, finisher};
 use crate::interaction::Outcome;
+use crate::ledger::{SILENT, TOO_LONG};
 use crate::policy::{Doubt, Failure};
 
 /// The error of an attempt that was taken over from a dead worker. The other side's attempt of the same number need not
@@ -65,13 +66,19 @@ pub(super) async fn take_over(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::LedgerError> {
-    let lost =
-        shared.queue.take_over(reaper, shared.id, &shared.held.keys(), i64::from(BATCH), shared.options.lease).await?;
+    let lost = shared
+        .queue
+        .take_over(reaper, (shared.id, &shared.held.keys()), i64::from(BATCH), shared.options.lease, shared.calm())
+        .await?;
     if lost.is_empty() {
         return Ok(());
     }
     info!(attempts = lost.len(), "took over attempts whose worker stopped reporting");
     shared.metrics.taken_over.inc_by(lost.len() as u64);
+    for cause in lost.iter().filter_map(|lost| lost.lapsed) {
+        let labels = [crate::interaction::Side::Postgres.as_str(), cause.as_str()];
+        shared.metrics.detached.lost.with_label_values(&labels).inc();
+    }
     let mut ends: Vec<Finish> = lost.iter().map(after_loss).collect();
     // A batch is small enough to be reported well within the reaper's own lease.
     finisher::report(shared, reaper, &mut ends).await;
@@ -80,11 +87,15 @@ async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::
 }
 
 fn after_loss(lost: &Claimed) -> Finish {
+    let why = lost.lapsed.map_or(LOST, |cause| if cause == Doubt::RunTimeout { TOO_LONG } else { SILENT });
     if let Some(wish) = lost.called_off.as_ref().filter(|_| !lost.rehearsal) {
-        let error = Some(crate::executor::clean(&format!("{wish}; {LOST}")));
+        let error = Some(crate::executor::clean(&format!("{wish}; {why}")));
         return Finish { error, ..Finish::of(lost, Some(Outcome::Cancelled)) };
     }
     // A rehearsal had no effect that could be unknown.
-    let failure = if lost.rehearsal { Failure::RETRYABLE } else { Failure::Unknown { cause: Doubt::Worker } };
-    Finish::failed(lost, failure, LOST.to_owned(), lost.age)
+    let failure = match lost.rehearsal {
+        true => Failure::RETRYABLE,
+        false => Failure::Unknown { cause: lost.lapsed.unwrap_or(Doubt::Worker) },
+    };
+    Finish::failed(lost, failure, why.to_owned(), lost.age)
 }

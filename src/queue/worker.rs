@@ -2,8 +2,8 @@
 //! heartbeat; what it loses it gives up at once.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rand::RngExt;
@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
+use super::detach::{self, Taken};
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
 use super::{faulty, finisher, rehearsal, upkeep};
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     pub wake: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// When Postgres last did not answer this worker, or it began.
+    pub trouble: Mutex<Instant>,
 }
 
 impl Worker {
@@ -69,7 +72,8 @@ impl Worker {
     ) -> Self {
         let held = Held::new(options.slots);
         let (id, room, observer) = (Uuid::new_v4(), Notify::new(), Observer::none());
-        Self { shared: Shared { id, queue, held, options, metrics, observer, wake, room }, executor }
+        let trouble = Mutex::new(Instant::now());
+        Self { shared: Shared { id, queue, held, options, metrics, observer, wake, room, trouble }, executor }
     }
 
     /// The same, and `observer` sees what it does.
@@ -186,7 +190,7 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) {
             }
             unknown = false;
         }
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let Some(answer) = stop.run_until_cancelled(shared.queue.claim(claim)).await else { return };
         pause = match answer {
             Ok(claimed) => {
@@ -231,15 +235,22 @@ impl Starting {
             side = "postgres", fence = %claimed.fence);
         crate::telemetry::join(&span, id);
         let work = async move {
-            let finish = tokio::select! {
+            let ran = tokio::select! {
                 biased;
                 () = signals.lost.cancelled() => {
                     warn!("the lease was lost; the run is given up");
                     return;
                 }
-                () = signals.called_off.cancelled() => called_off(&claimed, signals.wish.get()),
-                () = signals.interrupted.cancelled() => finish_of(&claimed, Duration::ZERO, Answer::unknown(Doubt::Worker, "its worker gave it up: it was shut down, or could not prolong its lease")),
-                finish = execute(&*executor, &claimed) => finish,
+                () = signals.called_off.cancelled() => Ok(called_off(&claimed, signals.wish.get())),
+                () = signals.interrupted.cancelled() => Ok(finish_of(&claimed, Duration::ZERO, Answer::unknown(Doubt::Worker, "its worker gave it up: it was shut down, or could not prolong its lease"))),
+                ran = execute(&*executor, &claimed) => ran,
+            };
+            let finish = match ran {
+                Ok(finish) => finish,
+                Err(taken) => match detach::give(&shared, &claimed, taken, &signals).await {
+                    Some(finish) => finish,
+                    None => return,
+                },
             };
             shared.held.reported(finish.key());
             // The finisher outlives every sender, so this fails only when it has panicked; the lease then tells.
@@ -249,15 +260,19 @@ impl Starting {
     }
 }
 
-async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Finish {
+/// Its end, unless its runner takes it away.
+async fn execute(executor: &dyn Executor, claimed: &Claimed) -> Result<Finish, Taken> {
     if overslept(claimed) {
         let error = Some("was due for longer than its start_timeout_ms before it could start".to_owned());
-        return Finish { error, ..Finish::of(claimed, Some(Outcome::Expired)) };
+        return Ok(Finish { error, ..Finish::of(claimed, Some(Outcome::Expired)) });
     }
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let call = Call::new(&claimed.envelope, Side::Postgres, claimed.fence.attempt);
     let answer = executor::run(executor, &call, &claimed.envelope.policy).await;
-    finish_of(claimed, began.elapsed(), answer)
+    match answer {
+        Answer::Detached { silence } => Err(Taken { silence, took: began.elapsed() }),
+        answer => Ok(finish_of(claimed, began.elapsed(), answer)),
+    }
 }
 
 /// Somebody asked to cancel it: the call was dropped, or never made, and no attempt follows.
@@ -272,8 +287,9 @@ fn overslept(claimed: &Claimed) -> bool {
     claimed.envelope.policy.start_timeout_ms.is_some_and(|ms| waited > Duration::from_millis(ms))
 }
 
-fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
+pub(super) fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Finish {
     match answer {
+        Answer::Detached { .. } => finish_of(claimed, took, Answer::unknown(Doubt::Worker, "its runner took it away")),
         Answer::Done(result) => Finish { result: Some(result), ..Finish::of(claimed, Some(Outcome::Succeeded)) },
         Answer::Failed { failure, error } => Finish::failed(claimed, failure, error, claimed.age + took),
     }
@@ -287,13 +303,13 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
     let lease = shared.options.lease;
     let mut tick = tokio::time::interval(lease / 3);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut alive = std::time::Instant::now();
+    let mut alive = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let (sent, held) = (std::time::Instant::now(), shared.held.keys());
+        let (sent, held) = (Instant::now(), shared.held.keys());
         let answer = match held.is_empty() {
             true => Ok(Vec::new()),
             // An answer that comes after the next beat was due is as good as none.
@@ -332,8 +348,14 @@ impl Shared {
     pub(super) fn failed(&self, call: &'static str, error: &LedgerError) {
         self.metrics.queue_errors.with_label_values(&[call]).inc();
         if is_outage(error) {
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             self.observer.disturbed(Side::Postgres, "the queue's storage does not answer");
         }
+    }
+
+    /// For how long Postgres has answered this worker.
+    pub(super) fn calm(&self) -> Duration {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// Hands in what was seen of an attempt, `at` by this process's clock.

@@ -83,7 +83,7 @@ async fn comparison(ledger: &Ledger) -> Result<Comparison, LedgerError> {
     Ok(Comparison { comparator, pending, last_hour, observers, observers_silent, sightings_dropped })
 }
 
-/// Held copies, copies that Temporal did not take, leases that ran out, what SQL left and was refused, and the longest queues
+/// Held copies, copies that Temporal did not take, what is parked, leases that ran out, what SQL left and was refused, and the longest queues
 /// behind the head of a series.
 async fn blocked(ledger: &Ledger) -> Result<Vec<Blocked>, LedgerError> {
     let rows = sqlx::query_as(
@@ -95,6 +95,11 @@ async fn blocked(ledger: &Ledger) -> Result<Vec<Blocked>, LedgerError> {
             select 'not delivered', count(*), min(created_at), 'Temporal: ' || coalesce((array_agg(last_error))[1], 'no error is recorded'),
                 'crossover why ' || (array_agg(id))[1]
             from (select id, created_at, last_error from crossover.outbox where tries > 0 limit 50000) o
+            union all
+            select 'unknown outcome', count(*), min(since),
+                case when bool_and(answer is not null) then 'Temporal, to be told what somebody said' else 'somebody who says what came of it' end,
+                case when bool_and(answer is not null) then 'crossover unknown' else 'crossover resolve ' || (array_agg(id order by since) filter (where answer is null))[1] || ' --as ANSWER' end
+            from (select id, since, answer from crossover.parked order by since limit 50000) k
             union all
             select 'lease ran out', count(*), min(lease_until), 'a worker, to take it over', 'crossover why ' || (array_agg(id))[1]
             from (select id, lease_until from crossover.running where lease_until < now() limit 50000) u

@@ -139,7 +139,7 @@ pub struct Outbox {
 /// Where a copy lies.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct Place {
-    /// `ready`, `scheduled` or `running` on Postgres; `rehearsing` on Temporal.
+    /// `ready`, `scheduled` or `running` on Postgres; `rehearsing` on Temporal; `away` with its runner, on either.
     pub place: String,
     /// Whether it runs nothing.
     pub rehearsal: bool,
@@ -149,7 +149,7 @@ pub struct Place {
     pub due_at: DateTime<Utc>,
     /// When a worker took it.
     pub started_at: Option<DateTime<Utc>>,
-    /// Until when the worker has it, unless it renews; a rehearsal on Temporal ends by itself then.
+    /// Until when the worker or the runner has it, unless it renews; a rehearsal on Temporal ends by itself then.
     pub until: Option<DateTime<Utc>>,
     /// The worker.
     pub worker: Option<Uuid>,
@@ -293,6 +293,10 @@ fn waits_for(story: &Story) -> Option<String> {
                 .or(standing.run_at);
             due.map(|due| format!("its time, {}", due.format("%F %T%.3f UTC")))
         }
+        "running" => story.places.iter().find(|place| place.place == "away").map(|away| {
+            let until = away.until.map(|until| until.format("%F %T%.3f UTC").to_string()).unwrap_or_default();
+            format!("the runner that took attempt {} away; without a heartbeat it is lost at {until}", away.attempt)
+        }),
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
         "waiting" => waits_behind(story).or_else(|| undelivered(story)),
         _ => None,
@@ -450,7 +454,10 @@ impl Asked<'_> {
              union all select 'running', not execute, attempt, due_at, started_at, lease_until, worker
                 from crossover.running where id = $1
              union all select 'rehearsing', true, attempt, due_at, dequeued_at, bound_at, null
-                from crossover.rehearsals where id = $1",
+                from crossover.rehearsals where id = $1
+             union all select 'away', false, attempt, due_at, detached_at,
+                least(beat_at + silence_ms * interval '1 millisecond', run_until), null
+                from crossover.detached where id = $1 and closed_at is null",
         )
         .await
     }

@@ -8,6 +8,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::Router;
+use crate::interaction::Side;
 use crate::ledger::{Candidates, Ledger, LedgerError, Scope, transient};
 
 /// Interactions a transaction. It holds the rows of their series, and enqueues of those wait for it.
@@ -17,6 +19,8 @@ const LOOK: i64 = 20_000;
 /// What another transaction has is asked for again so often.
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(200);
+/// The same for a caller who waits for an answer.
+const TRIES_OF_A_CALLER: u32 = 10;
 
 /// Why a handover can't be, or ended in the middle.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +83,63 @@ impl Done {
     }
 }
 
+/// What came of asking for one interaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handing {
+    /// It has moved.
+    Moved,
+    /// Temporal owns it, by an earlier handover or from the start.
+    Temporal,
+    /// It stays, by why: an answer of `crossover.hand_over`.
+    Stays(String),
+    /// Nothing is recorded of it.
+    Unpinned,
+}
+
+impl Router {
+    /// Hands `id` over to Temporal, if it may be. Repeating it moves nothing twice.
+    pub async fn hand_over(&self, id: Uuid, who: &str) -> Result<Handing, LedgerError> {
+        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
+        let asked = tokio::time::timeout(self.options.pin_timeout, one(&self.ledger, id, who)).await;
+        let answer = asked.unwrap_or_else(late)?;
+        if answer == Handing::Moved {
+            self.wake_relay.notify_one();
+        }
+        Ok(answer)
+    }
+}
+
+async fn one(ledger: &Ledger, id: Uuid, who: &str) -> Result<Handing, LedgerError> {
+    let Some(story) = ledger.story(id).await? else { return Ok(Handing::Unpinned) };
+    // What needs no lock to be known leaves no entry among the handovers.
+    match story.pin {
+        pin if pin.ended_at.is_some() => return Ok(Handing::Stays("ended".to_owned())),
+        pin if pin.owner == Side::Temporal => return Ok(Handing::Temporal),
+        _ => {}
+    }
+    let account = story.account;
+    let scope = Scope { account: account.clone(), kind: None, id: Some(id) };
+    let (handover, _) = ledger.begin_handover(&scope, who).await?;
+    let mut answer = "busy".to_owned();
+    for tries in 0..TRIES_OF_A_CALLER {
+        if tries > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let answers = batch_of(ledger, handover, &account, &[id]).await?;
+        answer = answers.into_iter().next().map_or_else(|| "busy".to_owned(), |one| one.answer);
+        if answer != "busy" {
+            break;
+        }
+    }
+    let moved = matches!(answer.as_str(), "moved" | "temporal");
+    ledger.end_handover(handover, i64::from(!moved)).await?;
+    Ok(match answer.as_str() {
+        "moved" => Handing::Moved,
+        "temporal" => Handing::Temporal,
+        _ => Handing::Stays(answer),
+    })
+}
+
 /// What a handover of `scope` would move, and what it would leave where it is.
 pub async fn plan(ledger: &Ledger, scope: Scope) -> Result<Plan, HandoverError> {
     match ledger.account(&scope.account).await? {
@@ -109,6 +170,19 @@ pub async fn run(
     let refused = plan.stays + done.stayed() as i64;
     ledger.end_handover(handover, refused).await.map_err(|error| HandoverError::Ledger { moved: done.moved, error })?;
     Ok(done)
+}
+
+/// Why something stays where it is, to be put after its name.
+pub fn stays(answer: &str) -> &str {
+    match answer {
+        "claimed" => "was begun, so its effect may have happened: it ends on Postgres, or is cancelled",
+        "cancelled" => "is being cancelled",
+        "conflict" => "is held: Temporal has other work under its key",
+        "ended" => "has ended",
+        "unarmed" => "belongs to an account that is not armed",
+        "busy" => "is in the hands of another transaction, which would not let go of it: ask again",
+        other => other,
+    }
 }
 
 async fn rounds(

@@ -334,8 +334,10 @@ impl Router {
             return Ok(None);
         }
         let Some(start) = self.armed.begin_unpinned(account, Unpinned::Off) else { return Ok(None) };
+        // Members that others have pinned meanwhile go first; each second this router hears which series have any.
+        let behind = interaction.series_id().is_some_and(|series| self.outages.order.is_known_to_wait(series));
         if self.armed.is_marked(account) {
-            return Ok(Some(start));
+            return Ok((!behind).then_some(start));
         }
         let (marked, waiting) = self.outages.ask(hasty, self.ask_unpinned(account)).await?;
         if marked && !waiting {

@@ -52,6 +52,11 @@ impl Order {
         self.waiting().is_clear(series).then_some(turn)
     }
 
+    /// Whether something of `series` waits for its way to Temporal, as far as Postgres said when it was asked last.
+    pub(super) fn is_known_to_wait(&self, series: Uuid) -> bool {
+        self.waiting().known.as_ref().is_some_and(|known| known.contains(&series))
+    }
+
     /// Something of it is accepted, and may not be with Temporal.
     pub(super) fn waits(&self, series: Uuid) {
         self.waiting().wait(series, Instant::now());
@@ -128,6 +133,17 @@ mod tests {
         assert!(order.turn(B).await.is_none());
         order.waiting().looked(None, Instant::now(), |_| false);
         assert!(order.turn(A).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_series_waits_for_sure_only_where_postgres_said_so() {
+        let order = Order::new();
+        order.waits(A);
+        assert!(!order.is_known_to_wait(A), "nobody was asked");
+        order.waiting().looked(Some([A].into()), Instant::now(), |_| false);
+        assert!(order.is_known_to_wait(A) && !order.is_known_to_wait(B));
+        order.delivered(A);
+        assert!(!order.is_known_to_wait(A));
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
-use crate::executor::{self, Answer, Call, Executor, PARKED};
+use crate::executor::{self, Answer, Call, Executor};
 use crate::faults::{self, Whether};
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload, Side};
 use crate::metrics::Metrics;
@@ -26,6 +26,7 @@ use super::late::Watch;
 use super::ledger::{End, Ledger, LedgerError, OpenRehearsal, Parking};
 use super::mirror::Unrecorded;
 use super::wire::Exact;
+use super::words;
 
 /// A ledger that answers later than this doesn't answer: a slow Postgres must not hold the slots of executions.
 pub(super) const LEDGER_WITHIN: Duration = Duration::from_secs(2);
@@ -243,6 +244,7 @@ impl Activities {
             self.begins(&this);
             executor::run(&*self.executor, &call, &envelope.policy).await;
         }
+        let began = Instant::now();
         let answer = if this.too_late() {
             Some(Answer::Failed { failure: Failure::Permanent, error: "gave up: the policy's time had passed".into() })
         } else {
@@ -268,6 +270,11 @@ impl Activities {
                 Ok(Exact(report))
             }
             Some(Answer::Failed { failure, error }) => Err(self.next(&this, failure, error)),
+            Some(Answer::Detached { silence }) => tokio::select! {
+                ended = self.detach(&this, silence, began.elapsed()) => Err(ended),
+                () = beat(ctx) => unreachable!("a heart doesn't stop by itself"),
+                () = ctx.cancelled() => Err(self.called_off(&this)),
+            },
         }
     }
 
@@ -306,7 +313,7 @@ impl Activities {
     }
 
     /// Words a failed attempt for Temporal's retry machine, or for the workflow that counts.
-    fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
+    pub(super) fn next(&self, this: &Try<'_>, failure: Failure, error: String) -> ActivityError {
         let envelope = this.envelope;
         let report = failed(this.report(), failure.clone(), error);
         match envelope.policy.after(envelope.id, report.fence.attempt, &failure, this.age()) {
@@ -318,33 +325,20 @@ impl Activities {
 
     fn give_up(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
         self.ended(envelope, &report);
-        let error = report.error.clone().unwrap_or_default();
-        let failure = ApplicationFailure::builder(error).type_name("give-up".to_owned());
-        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+        ActivityError::application(words::give_up(report))
     }
 
-    /// The workflow tells the ledger of it, attempt and all.
     fn parked(&self, envelope: &Envelope, report: Attempt) -> ActivityError {
-        let error = executor::clean(&format!("{PARKED}{}", report.error.unwrap_or_default()));
-        let report = Attempt { error: Some(error.clone()), ..report };
+        let (report, failure) = words::park(report);
         self.ended(envelope, &report);
-        let failure = ApplicationFailure::builder(error).type_name("park".to_owned());
-        ActivityError::application(failure.non_retryable(true).details(Exact(report)).build())
+        ActivityError::application(failure)
     }
 
     fn retry(&self, envelope: &Envelope, report: Attempt, delay: Duration) -> ActivityError {
-        let error = report.error.clone().unwrap_or_default();
-        let report = Attempt { retry_ms: Some(delay.as_millis() as i64), ..report };
+        let (report, failure) = words::retry(report, delay, envelope.policy.on_unknown);
         self.ended(envelope, &report);
-        self.record(report.clone());
-        // A delay of nothing would read as "none given".
-        let delay = delay.max(Duration::from_millis(1));
-        let failure = ApplicationFailure::builder(error).type_name("retry".to_owned()).next_retry_delay(delay);
-        ActivityError::application(match envelope.policy.on_unknown {
-            OnUnknown::Retry => failure.build(),
-            // The workflow reads when to try again.
-            OnUnknown::Park => failure.details(Exact(report)).build(),
-        })
+        self.record(report);
+        ActivityError::application(failure)
     }
 
     /// The call was dropped: this worker stops, and another takes over at once; or the workflow was cancelled, and that is
@@ -399,7 +393,7 @@ impl Activities {
         }
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    pub(super) async fn within<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
         within(&self.observer, call).await
     }
 
@@ -423,9 +417,9 @@ async fn within<T>(observer: &Observer, call: impl Future<Output = Result<T, Led
 }
 
 /// One attempt at an interaction.
-struct Try<'a> {
-    envelope: &'a Envelope,
-    info: &'a ActivityInfo,
+pub(super) struct Try<'a> {
+    pub(super) envelope: &'a Envelope,
+    pub(super) info: &'a ActivityInfo,
     /// Its number, counted over everything that was made before.
     number: i32,
     /// See [`Asking::since`].
@@ -448,7 +442,7 @@ impl Try<'_> {
 
     /// How long ago it was first due: by the server's clock until it began, and by how long it took from there. This machine's
     /// clock may be wrong, and says nothing.
-    fn age(&self) -> Duration {
+    pub(super) fn age(&self) -> Duration {
         let before = at(self.info.started_time) - self.first_due();
         before.to_std().unwrap_or_default() + self.began.elapsed()
     }
@@ -457,7 +451,7 @@ impl Try<'_> {
         self.envelope.run_at.or(self.since).unwrap_or_else(|| at(self.info.scheduled_time))
     }
 
-    fn report(&self) -> Attempt {
+    pub(super) fn report(&self) -> Attempt {
         Attempt {
             id: self.envelope.id,
             side: Side::Temporal,

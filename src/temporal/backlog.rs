@@ -312,7 +312,9 @@ fn name_of(id: uuid::Uuid, epoch: i32) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether `one` has a later number in the series than `other`.
+/// Whether `one` has a later number in the series than `other`. What came without a pin has none here and follows nobody: it
+/// was accepted before its account was armed, and so before all that can be handed over. Should it have to ask its pin, it
+/// does not wait there for what was handed over either.
 fn follows(one: &Envelope, other: &Envelope) -> bool {
     one.series_no.zip(other.series_no).is_some_and(|(one, other)| one > other)
 }
@@ -484,6 +486,18 @@ mod tests {
         assert!(backlog.hand_over(member(5, 2, Side::Temporal)) && backlog.put_back());
         assert!(!backlog.hand_over(member(7, 2, Side::Temporal)));
         assert_eq!(turns(backlog), [(5, 2), (6, 1), (7, 2), (8, 1)]);
+    }
+
+    #[test]
+    fn what_came_without_a_pin_goes_before_what_is_handed_over() {
+        let mut backlog = Backlog::default();
+        for key in ["early", "earlier"] {
+            backlog.accept(envelope(key, false));
+        }
+        backlog.accept(member(6, 1, Side::Temporal));
+        backlog.begin();
+        assert!(!backlog.hand_over(member(5, 2, Side::Temporal)), "it was accepted before that had a number");
+        assert_eq!(keys(&backlog), ["earlier", "5", "6"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use temporalio_client::grpc::{OperatorService, WorkflowService};
 use temporalio_client::tonic::{Code, Request, Response, Status};
-use temporalio_client::{Connection, ConnectionOptions, RetryOptions, Url};
+use temporalio_client::{Client, ClientOptions, Connection, ConnectionOptions, RetryOptions, Url};
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
 use temporalio_common::protos::temporal::api::enums::v1::WorkflowExecutionStatus;
 use temporalio_common::protos::temporal::api::query::v1::WorkflowQuery;
@@ -201,6 +201,15 @@ impl TemporalClient {
             retryable: true,
             reason: format!("no connection to {}: {error}", self.settings.address),
         })
+    }
+
+    /// The SDK's client over the same connection, for what has a token.
+    pub(super) async fn sdk(&self) -> Result<Client, DeliverError> {
+        self.service().await?;
+        let none = || DeliverError::InDoubt("the connection is gone".to_owned());
+        let connection = self.connection.get().ok_or_else(none)?.clone();
+        let options = ClientOptions::new(self.settings.namespace.clone()).build();
+        Client::new(connection, options).map_err(|error| DeliverError::InDoubt(error.to_string()))
     }
 
     /// The service of operators, over the same connection.

@@ -250,10 +250,14 @@ async fn rehearse<W>(
     terms: &Terms,
     cancel: WorkflowCancellationToken,
 ) -> Closed {
-    // A real attempt that nobody reports must not be rehearsed again and again: this time-out is final.
-    let mut options = ActivityOptions::start_to_close_timeout(terms.rehearsal_bound());
+    // The real attempt may begin as late as the bound, and run as long as its policy says. Without word of it, the heartbeats
+    // of `mirror`, the bound is all.
+    let mut options = ActivityOptions::start_to_close_timeout(terms.rehearsal_bound() + envelope.policy.run_timeout());
+    options.heartbeat_timeout = Some(terms.rehearsal_bound());
     options.schedule_to_start_timeout = envelope.policy.start_timeout_ms.map(Duration::from_millis);
-    options.retry_policy = Some(native_retries(&envelope.policy, &["TemporalTimeout:StartToClose"]));
+    // A real attempt that nobody reports must not be rehearsed again and again: these time-outs are final.
+    let bounded = ["TemporalTimeout:StartToClose", "TemporalTimeout:Heartbeat"];
+    options.retry_policy = Some(native_retries(&envelope.policy, &bounded));
     options.cancellation_token = Some(cancel);
     let rehearsal = Rehearsal {
         id: envelope.id,
@@ -265,7 +269,9 @@ async fn rehearse<W>(
     match ctx.execute_activity(Activities::rehearse, rehearsal, options).await {
         Ok(attempt) => Closed { reason: None, ..Closed::new(true, Some(Outcome::Succeeded), attempt, "") },
         Err(error) => match error.as_timeout().map(|timeout| timeout.timeout_type()) {
-            Some(TimeoutType::StartToClose) => Closed::new(true, None, 0, "its real attempt's end wasn't seen in time"),
+            Some(TimeoutType::StartToClose | TimeoutType::Heartbeat) => {
+                Closed::new(true, None, 0, "its real attempt's end wasn't seen in time")
+            }
             _ => Closed { rehearsal: true, ..failed(envelope, &error) },
         },
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::ask::Asked;
-pub use crate::ledger::{OpenRehearsal, Parking};
+pub use crate::ledger::{Detaching, OpenRehearsal, Parking};
 
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Payload};
 
@@ -104,6 +104,13 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Which of these pins have not ended.
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError>;
+
+    /// Records that a runner took an attempt away. Idempotent by token.
+    async fn detach(&self, detaching: &Detaching) -> Result<(), LedgerError>;
+
+    /// Open rehearsals whose real attempt goes on, and of which Temporal has not heard for a part of their bound, at most `limit`.
+    /// Each is handed to one worker.
+    async fn living_rehearsals(&self, limit: i64) -> Result<Vec<OpenRehearsal>, LedgerError>;
 
     /// Records that a rehearsal was dequeued. Idempotent by token.
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError>;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use futures::StreamExt;
@@ -21,6 +21,8 @@ const KEEP: usize = 50_000;
 /// Rehearsals ended at once.
 const AT_ONCE: usize = 16;
 const RPC_WITHIN: Duration = Duration::from_secs(2);
+/// How often it looks which real runs go on.
+const BEAT_EVERY: Duration = Duration::from_millis(500);
 
 /// What the ledger couldn't be told.
 #[derive(Debug, Default)]
@@ -103,8 +105,15 @@ impl Mirror {
     /// Runs until it is dropped. A full batch is followed by the next one at once.
     pub async fn run(self) {
         let mut down = false;
+        let mut beaten = Instant::now();
         loop {
-            let looked = self.look().await;
+            let looked = match self.look().await {
+                Ok(found) if beaten.elapsed() >= BEAT_EVERY => {
+                    beaten = Instant::now();
+                    self.beat().await.map(|()| found)
+                }
+                looked => looked,
+            };
             match &looked {
                 Err(error) if !down => tracing::warn!(%error, "rehearsals can't be ended for now"),
                 Ok(_) if down => tracing::info!("rehearsals are ended again"),
@@ -133,20 +142,38 @@ impl Mirror {
         Ok(ended)
     }
 
+    /// Tells Temporal of rehearsals whose real run goes on. What it is not told of, it ends at the bound.
+    async fn beat(&self) -> Result<(), LedgerError> {
+        let living = self.ledger.living_rehearsals(self.batch).await?;
+        let beats = futures::stream::iter(living).map(|rehearsal| async move {
+            let OpenRehearsal { id, fence, token, .. } = rehearsal;
+            let handle =
+                self.client.get_async_activity_handle(ActivityIdentifier::from_task_token(TaskToken::from(token)));
+            match handle.heartbeat(None::<()>, once()).await {
+                // What is gone is closed with its real run.
+                Ok(_) | Err(AsyncActivityError::NotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%id, %fence, %error, "Temporal isn't told that a real run goes on; it is told again")
+                }
+            }
+        });
+        beats.buffer_unordered(AT_ONCE).collect::<()>().await;
+        Ok(())
+    }
+
     /// Absent where Temporal couldn't be told; it stays on the ledger's list.
     async fn end(&self, finished: FinishedRehearsal) -> Option<ClosedRehearsal> {
         let FinishedRehearsal { token, id, fence, step } = finished;
         let handle =
             self.client.get_async_activity_handle(ActivityIdentifier::from_task_token(TaskToken::from(token.clone())));
-        let once = RpcOptions::builder().timeout(RPC_WITHIN).retry_options(RetryOptions::no_retries()).build();
         let retry_ms = match &step {
             Step::Retry { delay } => Some(delay.as_millis() as i64),
             Step::Succeeded(_) | Step::Failed(_) => None,
         };
         let ended = match step {
-            Step::Succeeded(_) => handle.complete(Some(fence.attempt), once).await,
-            Step::Retry { delay } => handle.fail(retry(delay), None::<()>, once).await,
-            Step::Failed(error) => handle.fail(ApplicationFailure::non_retryable(error), None::<()>, once).await,
+            Step::Succeeded(_) => handle.complete(Some(fence.attempt), once()).await,
+            Step::Retry { delay } => handle.fail(retry(delay), None::<()>, once()).await,
+            Step::Failed(error) => handle.fail(ApplicationFailure::non_retryable(error), None::<()>, once()).await,
         };
         let mirrored = match ended {
             Ok(()) => true,
@@ -158,6 +185,10 @@ impl Mirror {
         };
         Some(ClosedRehearsal { token, id, fence, mirrored, retry_ms, closed_at: Utc::now() })
     }
+}
+
+fn once() -> RpcOptions {
+    RpcOptions::builder().timeout(RPC_WITHIN).retry_options(RetryOptions::no_retries()).build()
 }
 
 fn retry(delay: Duration) -> ApplicationFailure {

@@ -4,6 +4,7 @@
 //!
 //! What must touch the world is an activity ([`activities`]). Postgres is known only as a [`ledger::Ledger`].
 //! [`deliver`] brings copies here over [`client`], [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
+//! [`forward`] tells Temporal of attempts that their runners took away.
 //!
 //! Before an account is armed, [`reconcile`] gives a pin to what is open here without one, found by the search attribute of
 //! [`attribute`]; what it overlooked asks its pin itself ([`ask`]).
@@ -14,6 +15,7 @@ pub mod attribute;
 pub mod client;
 pub mod copy;
 pub mod deliver;
+pub mod forward;
 pub mod ledger;
 pub mod listing;
 pub mod mirror;
@@ -24,10 +26,12 @@ pub mod worker;
 pub mod workflow;
 
 mod backlog;
+mod detach;
 mod late;
 mod meter;
 mod on_postgres;
 mod parking;
+mod words;
 
 pub use on_postgres::{Delivers, OnPostgres};
 

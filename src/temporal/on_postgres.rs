@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::client::TemporalClient;
 use super::deliver::{DeliverError, Delivered};
 use super::ledger::{
-    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
+    Asked, ClosedRehearsal, Detaching, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
 };
 use super::reconcile;
 use crate::interaction::{Attempt, Envelope, Fence, Outcome, Side};
@@ -135,6 +135,14 @@ impl Ledger for OnPostgres {
 
     async fn unended_up_to(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
         self.told("unended_up_to", self.ledger.unended_up_to(ids).await)
+    }
+
+    async fn detach(&self, detaching: &Detaching) -> Result<(), LedgerError> {
+        self.told("detach", self.ledger.detach(detaching).await)
+    }
+
+    async fn living_rehearsals(&self, limit: i64) -> Result<Vec<OpenRehearsal>, LedgerError> {
+        self.told("living_rehearsals", self.ledger.living_rehearsals(limit).await)
     }
 
     async fn rehearsal_dequeued(&self, rehearsal: &OpenRehearsal) -> Result<(), LedgerError> {

@@ -125,9 +125,9 @@ async fn a_silent_router_is_named_and_the_exit_code_says_so() {
     assert_eq!(states, ["seen", "silent"], "{said}");
     let silent = said["routers"][1]["id"].as_str().unwrap();
 
-    let (code, _) = run(&world, &["routers", "--forget", silent]).await;
+    let (code, _) = run(&world, &["routers", "--forget", silent, "--disk-gone"]).await;
     assert_eq!(code, 2, "not without --yes");
-    let (code, _) = run(&world, &["routers", "--forget", silent, "--yes"]).await;
+    let (code, _) = run(&world, &["routers", "--forget", silent, "--disk-gone", "--yes"]).await;
     assert_eq!(code, 0);
     let (code, said) = run(&world, &["rollback", &world.account, "--yes"]).await;
     assert_eq!(code, 0, "{said}");

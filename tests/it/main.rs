@@ -28,6 +28,8 @@ mod guards;
 mod handover;
 mod latency;
 #[cfg(feature = "temporal")]
+mod long_work;
+#[cfg(feature = "temporal")]
 mod named_failures;
 #[cfg(feature = "temporal")]
 mod observer;

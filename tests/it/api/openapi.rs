@@ -107,6 +107,10 @@ async fn what_is_really_answered_has_the_described_shape() {
     for key in ["later", "one", "none"] {
         described.answers("post", "/v1/interactions/{id}/cancel", &cancel(&node, &world, key).await);
     }
+    for key in ["one", "none"] {
+        let path = format!("{enqueue}/{}/handover", world.id(key));
+        described.answers("post", "/v1/interactions/{id}/handover", &post(&node, &path, &json!({})).await);
+    }
     for path in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
         described.answers("get", path, &node.get(path).await);
     }

@@ -55,9 +55,12 @@ async fn a_router_that_comes_without_its_disk_registers_anew_and_the_old_entry_b
 
     let old = routers.as_array().unwrap().iter().find(|r| r["name"].as_str().unwrap().ends_with(port)).unwrap();
     let id = old["id"].as_str().unwrap();
-    let (code, _) = run(&world, &["routers", "--forget", id]).await;
+    let (code, refused) = run(&world, &["routers", "--forget", id, "--yes"]).await;
+    let why = refused["error"].as_str().unwrap();
+    assert!(code == 1 && why.contains("started again on its state_dir") && why.contains("for 1h"), "{refused}");
+    let (code, _) = run(&world, &["routers", "--forget", id, "--disk-gone"]).await;
     assert_eq!((code, state(&world).await.unwrap().0.as_str()), (2, "pinning"), "not without --yes");
-    let (code, _) = run(&world, &["routers", "--forget", id, "--yes"]).await;
+    let (code, _) = run(&world, &["routers", "--forget", id, "--disk-gone", "--yes"]).await;
     assert_eq!(code, 0);
     until_state(&world, "window").await;
     drop(again);

@@ -3,7 +3,7 @@
 use super::gate::Gate;
 use super::*;
 use crate::bridge::child::Child;
-use crate::bridge::world::{ALL, document};
+use crate::bridge::world::{ALL, ROUTER, WORKER, document};
 
 /// The variables of a child that lives in `home` and reaches Postgres through a gate.
 fn living(home: &str, through: &str) -> Vec<(String, String)> {
@@ -74,6 +74,61 @@ async fn a_router_restarted_without_postgres_goes_by_its_disk_and_one_without_it
     for key in ["armed", "unknown"] {
         assert!(world.runner.of(key).is_empty() && world.story(key).await.is_none(), "{key}");
     }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_may_have_been_forgotten_meanwhile_does_not_go_by_its_disk() {
+    let world = World::new(Stage::Shadow).await;
+    let (gate, through) = Gate::to_postgres(&world.postgres).await;
+    let home = world.fresh("home");
+    let (beat, home) = (home.join("registration.beat"), home.to_str().unwrap().to_owned());
+    let mut router = serve(&world, &home, &through).await;
+    until("its disk knows of a beat", async || beat.exists().then_some(())).await;
+    router.kill();
+    gate.shut();
+    // As if it had been killed so long ago.
+    std::fs::write(&beat, (chrono::Utc::now() - Duration::from_secs(3_601)).to_rfc3339()).unwrap();
+
+    let router = serve(&world, &home, &through).await;
+    let ready = router.node.get("/readyz").await;
+    let why = ready.body["accounts"].as_str().unwrap();
+    assert!(ready.status == 503 && why.contains("may have been forgotten") && why.contains("1h"), "{ready:?}");
+    let refused = router.node.accepts(&world.request("one"), 503).await;
+    assert!(refused.detail().contains("not ready"), "{refused:?}");
+    assert!(world.runner.of("one").is_empty(), "nothing was started without a pin");
+    gate.open();
+    until("it is ready by Postgres", async || (router.node.get("/readyz").await.status == 200).then_some(())).await;
+    until("its disk holds again", async || {
+        let said = std::fs::read_to_string(&beat).unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+        (chrono::Utc::now() - said < chrono::TimeDelta::minutes(1)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_lives_goes_on_without_postgres_for_longer_than_its_disk_would_hold() {
+    let world = World::new(Stage::Off).await;
+    let (gate, through) = Gate::to_postgres(&world.postgres).await;
+    let short = |config: &mut Config| {
+        arming(config);
+        config.router.disk_valid = Duration::from_secs(1);
+    };
+    let router = world.node_between(&through, &world.temporal, ROUTER, short).await;
+    let node = world.node_with(WORKER, arming).await;
+    unpinned(&world, &router, "before").await;
+    gate.shut();
+    until("Postgres has not heard of it for longer than that", async || {
+        let metrics = router.get("/metrics").await;
+        let line =
+            metrics.body.as_str().unwrap().lines().find_map(|line| line.strip_prefix("crossover_unheard_seconds "));
+        (line.unwrap().parse::<f64>().unwrap() > 1.5).then_some(())
+    })
+    .await;
+    unpinned(&world, &router, "after").await;
+    assert_eq!(router.get("/readyz").await.status, 200);
+    gate.open();
+    router.stop().await;
     node.stop().await;
 }
 

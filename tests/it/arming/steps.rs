@@ -59,6 +59,11 @@ impl Steps {
         moved.fetch_one(&self.pool).await
     }
 
+    async fn forget(&self, router: Uuid, disk_gone: bool) -> String {
+        let forgotten = sqlx::query_scalar("select crossover.forget_router($1, $2)").bind(router).bind(disk_gone);
+        forgotten.fetch_one(&self.pool).await.unwrap()
+    }
+
     async fn sql(&self, sql: &'static str) {
         sqlx::query(sql).execute(&self.pool).await.unwrap();
     }
@@ -84,6 +89,10 @@ async fn pin(transaction: &mut Transaction<'static, Postgres>, stage: &str) -> R
     .bind(Uuid::new_v4().to_string())
     .fetch_one(&mut **transaction)
     .await
+}
+
+fn said(first: &str, then: &str) -> (String, String) {
+    (first.to_owned(), then.to_owned())
 }
 
 #[tokio::test]
@@ -244,9 +253,7 @@ async fn once_a_router_is_forgotten_that_could_start_work_without_a_pin_every_ac
     steps.acknowledge(router, steps.generation().await).await;
     assert_eq!(steps.advance(HOUR).await.as_deref(), Some("window"));
     assert_eq!(steps.advance(HOUR).await.as_deref(), Some("closing"), "it has no unpinned past");
-    let forget = "select crossover.forget_router($1)";
-    let forgotten = async || sqlx::query_scalar::<_, bool>(forget).bind(router).fetch_one(&steps.pool).await.unwrap();
-    assert!(forgotten().await && !forgotten().await);
+    assert_eq!((steps.forget(router, true).await, steps.forget(router, true).await), said("forgotten", "unknown"));
     assert_eq!(steps.advance(HOUR).await.as_deref(), Some("window"), "nobody is left to wait for, and still");
     assert_eq!(steps.advance(HOUR).await, None);
     steps.sql("update crossover.blind_spots set at = at - interval '1 hour'").await;
@@ -258,8 +265,33 @@ async fn what_nobody_knew_is_not_armed_on_the_spot_after_a_router_was_forgotten_
     for (fails_open, begun) in [(true, "pinning"), (false, "armed")] {
         let (steps, router) = (Steps::new().await, Uuid::new_v4());
         steps.beat(router, fails_open).await.unwrap();
-        let forgotten = sqlx::query_scalar::<_, bool>("select crossover.forget_router($1)").bind(router);
-        assert!(forgotten.fetch_one(&steps.pool).await.unwrap());
+        assert_eq!(steps.forget(router, true).await, "forgotten");
         assert_eq!(steps.begin("live").await, begun);
     }
+}
+
+#[tokio::test]
+async fn a_process_is_forgotten_once_its_disk_is_too_old_or_gone() {
+    let (steps, router) = (Steps::new().await, Uuid::new_v4());
+    let beat = async || {
+        let beat = "select fresh from crossover.process_beat($1, 'r', '{router}', true, 0, 0, null, 'file:1', now(), '{}', '1 hour')";
+        sqlx::query_scalar::<_, bool>(beat).bind(router).fetch_one(&steps.pool).await.unwrap()
+    };
+    beat().await;
+    // An hour, a tenth of it and five seconds for clocks.
+    steps.sql("update crossover.routers set beat_at = clock_timestamp() - interval '66 minutes'").await;
+    assert_eq!(steps.forget(router, false).await, "disk");
+    assert!(!beat().await, "nothing was changed");
+    steps.sql("update crossover.routers set beat_at = clock_timestamp() - interval '66 minutes 6 seconds'").await;
+    assert_eq!(steps.forget(router, false).await, "forgotten");
+    assert!(beat().await, "it is to read everything anew");
+    assert_eq!((steps.forget(router, false).await, steps.forget(router, true).await), said("disk", "forgotten"));
+}
+
+#[tokio::test]
+async fn a_process_of_the_version_before_is_forgotten_only_with_its_disk() {
+    let (steps, router) = (Steps::new().await, Uuid::new_v4());
+    steps.beat(router, true).await.unwrap();
+    steps.sql("update crossover.routers set beat_at = clock_timestamp() - interval '1 year'").await;
+    assert_eq!((steps.forget(router, false).await, steps.forget(router, true).await), said("disk", "forgotten"));
 }

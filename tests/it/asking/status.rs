@@ -63,6 +63,13 @@ async fn what_is_blocked_is_listed_with_whom_it_waits_for() {
         update crossover.intake set refused_at = now(), reason = 'policy.backoff.max_ms: no'",
         )
         .await;
+    asked.pins("parked", "live", 1).await;
+    asked
+        .sql(&format!(
+            "insert into crossover.parked (id, epoch, attempt, rank, side, cause, grp) values ('{}', 1, 1, 0, 'postgres', 'worker', 'g')",
+            id("parked", "k1")
+        ))
+        .await;
     let series = uuid::Uuid::new_v4();
     asked.pins("behind", "live", 4).await;
     asked.sql(&format!(
@@ -80,15 +87,17 @@ async fn what_is_blocked_is_listed_with_whom_it_waits_for() {
     };
     assert_eq!(of("owner conflict")["next"], format!("crossover why {}", id("held", "k1")));
     assert_eq!(of("not delivered")["on_whom"], "Temporal: it does not answer");
+    assert_eq!(of("unknown outcome")["next"], format!("crossover resolve {} --as ANSWER", id("parked", "k1")));
+    assert_eq!(of("unknown outcome")["on_whom"], "somebody who says what came of it");
     assert_eq!(of("refused from SQL")["on_whom"], "its caller: policy.backoff.max_ms: no");
     let series = of("series s of behind/sync");
     assert_eq!((&series["count"], &series["on_whom"]), (&json!(3), &json!("its number 1, owner postgres")));
-    assert_eq!(blocked.len(), 4, "{status}");
+    assert_eq!(blocked.len(), 5, "{status}");
     let comparison = &status["comparison"];
     assert_eq!(comparison["last_hour"], json!({ "late": 1, "missing": 1 }));
     assert_eq!(status["intake"]["refused"], 1);
     let text = asked.text(&["status"]).await;
-    for word in ["BLOCKED", "1 late, 1 missing; see crossover report", "heard of 0 s ago"] {
+    for word in ["BLOCKED", "1 late, 1 missing; see crossover report", "0 interactions to look at again"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
 }

@@ -57,6 +57,30 @@ async fn concurrent_pins_of_a_series_are_numbered_without_gaps_and_end_in_order(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_off_a_router_pins_members_of_a_series_of_which_another_left_some_undelivered() {
+    let world = World::new(Stage::Off).await;
+    let router = world.node_with(ROUTER, |_| {}).await;
+    let first = router.accepts(&world.member("s0", "first"), 201).await;
+    assert_eq!(first.body["pinned"], false);
+    // As another one does for crossover.enqueue, and its delivery is late.
+    let (interaction, grace) = (member(&world, 0, "pinned".into()), Duration::from_secs(3_600));
+    let request = PinRequest { interaction: &interaction, stage: Stage::Off, revision: "test", grace };
+    assert!(world.ledger.pin(request).await.unwrap().created);
+    let held = until("it has heard of it", async || {
+        let key = format!("later {}", uuid::Uuid::new_v4());
+        let answer = router.post(&world.member("s0", &key)).await;
+        assert!(matches!(answer.status, 201 | 202), "{answer:?}");
+        (answer.body["pinned"] != false).then_some((key, answer))
+    })
+    .await;
+    assert_eq!(held.1.status, 202, "{held:?}");
+    let other = router.accepts(&world.request("of no series"), 201).await;
+    assert_eq!(other.body["pinned"], false, "it has nothing to wait for");
+    assert!(world.runner.of(&held.0).is_empty());
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_waits_for_the_first_even_where_all_that_it_was_told_of_were_cancelled() {
     let world = World::new(Stage::Live).await;
     let pin = async |key: String, stage| {

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::world::{Node, World};
-use super::{PATIENCE, until};
+use super::{PATIENCE, until, warden};
 
 pub struct Child {
     process: Process,
@@ -63,6 +63,7 @@ impl Child {
         command.env("CROSSOVER_STATE_DIR", &state).envs(variables.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut process = command.spawn().unwrap();
+        warden::watch(&process);
         let out = BufReader::new(process.stdout.take().unwrap());
         // Whatever follows, the process doesn't outlive this.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -116,5 +117,6 @@ impl Drop for Child {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        warden::leave(&self.process);
     }
 }

@@ -15,6 +15,7 @@ mod rehearsals;
 pub mod runner;
 mod soak;
 mod stages;
+pub mod warden;
 pub mod world;
 
 use std::time::Duration;

@@ -23,6 +23,10 @@ pub enum Rule {
     HoldAfter(usize),
     /// Nothing until it is released, and then 503.
     HoldThenFail,
+    /// It is taken away, and so many seconds of silence are promised at most.
+    Away(f64),
+    /// Nothing until it is released, and then the same.
+    HoldThenAway(f64),
     /// So many times 503.
     Fail(usize),
     /// 400.
@@ -152,7 +156,7 @@ impl Shared {
         loop {
             let rung = self.bell.notified();
             match self.lock().rules.get(key) {
-                Some(Rule::Hold | Rule::HoldThenFail) => {}
+                Some(Rule::Hold | Rule::HoldThenFail | Rule::HoldThenAway(_)) => {}
                 Some(Rule::HoldAfter(free)) if nth > *free => {}
                 _ => return,
             }
@@ -210,6 +214,11 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             shared.until_released(&key, nth).await;
             (StatusCode::SERVICE_UNAVAILABLE, "busy after all").into_response()
         }
+        Some(Rule::Away(silence)) => away(silence),
+        Some(Rule::HoldThenAway(silence)) => {
+            shared.until_released(&key, nth).await;
+            away(silence)
+        }
         Some(Rule::Fail(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
         Some(Rule::Refuse) => (StatusCode::BAD_REQUEST, "no such thing").into_response(),
         Some(Rule::Garbage) => "<html>\0".into_response(),
@@ -225,4 +234,8 @@ async fn run(State(shared): State<Arc<Shared>>, headers: HeaderMap, Json(body): 
             Json(serde_json::json!({ "ok": key })).into_response()
         }
     }
+}
+
+fn away(silence: f64) -> Response {
+    (StatusCode::ACCEPTED, [("Crossover-Detached", silence.to_string())]).into_response()
 }

@@ -34,7 +34,9 @@ impl Bridge {
         let mut command = Command::new(&self.binary);
         command.args(arguments).current_dir(&state).env("CROSSOVER_STATE_DIR", &state);
         command.envs(self.variables.iter().map(|(k, v)| (k, v))).envs(set.iter().map(|(k, v)| (*k, v)));
-        command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap()
+        let process = command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap();
+        warden::watch(&process);
+        process
     }
 }
 

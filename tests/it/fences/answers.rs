@@ -53,6 +53,26 @@ async fn an_answer_with_faults_is_told_each_of_them_and_one_that_fits_nothing_wh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_not_run_again_and_can_be_ended() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    world.runner.rule("one", Rule::HangUp(1));
+    node.accepts(&with(world.request("one"), parks()), 201).await;
+    until_parked(&world, "one").await;
+    world.ledger.hold((world.id("one"), 1), "Temporal has another payload").await.unwrap();
+    let refused = resolve(&node, &world, "one", &json!({ "as": "retry" })).await;
+    assert!(refused.status == 409 && refused.detail().contains("is held"), "{refused:?}");
+    let (by_command, code) =
+        machine(&world, &["resolve", &world.id("one").to_string(), "--as", "retry", "--yes"]).await;
+    assert!(code == 1 && by_command["error"].as_str().unwrap().contains("is held"), "{by_command}");
+    assert!(world.ledger.parked_one(world.id("one")).await.unwrap().is_some(), "it is where it was");
+    let ended = resolve(&node, &world, "one", &json!({ "as": "failed" })).await;
+    assert_eq!(ended.status, 200, "{ended:?}");
+    assert_eq!((world.ended("one").await.state.as_str(), world.runner.of("one").len()), ("failed", 1));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_commands_list_what_is_parked_and_say_what_they_will_do_before_they_do_it() {
     let world = World::new(Stage::Live).await;
     let node = world.node().await;

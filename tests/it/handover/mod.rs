@@ -3,7 +3,9 @@
 mod cancelled;
 mod command;
 mod interleavings;
+mod locks;
 mod moves;
+mod over_http;
 mod races;
 mod series;
 

@@ -85,6 +85,33 @@ fn is_for_later(answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_read_only_postgres_only_a_router_is_ready_that_can_go_on_without() {
+    let world = World::new(Stage::Shadow).await;
+    let (pins, worker) = (world.node().await, world.node_with(WORKER, |_| {}).await);
+    let goes_on = world.node_with(ROUTER, |config| config.router.fail_open = true).await;
+    read_only(&world, true).await;
+    for (node, status) in [(&pins, 503), (&worker, 503), (&goes_on, 200)] {
+        let ready = until("it is seen", async || {
+            let ready = node.get("/readyz").await;
+            ready.body["postgres"].as_str().is_some_and(|said| said.contains("takes no writes")).then_some(ready)
+        })
+        .await;
+        assert_eq!(ready.status, status, "{ready:?}");
+    }
+    read_only(&world, false).await;
+    for node in [&pins, &worker, &goes_on] {
+        until("it is ready again", async || {
+            let ready = node.get("/readyz").await;
+            (ready.status == 200 && ready.body["postgres"] == "ok").then_some(())
+        })
+        .await;
+    }
+    goes_on.stop().await;
+    worker.stop().await;
+    pins.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_postgres_refuses_callers_in_live_and_loses_nothing() {
     runs_through_a_read_only_time_in(Stage::Live).await;
 }

@@ -14,7 +14,7 @@ use crossover::temporal::Terms;
 use crossover::temporal::client::{ClientSettings, TemporalClient};
 use crossover::temporal::deliver::Delivered;
 use crossover::temporal::ledger::{
-    Asked, ClosedRehearsal, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
+    Asked, ClosedRehearsal, Detaching, End, FinishedRehearsal, Ledger, LedgerError, OpenRehearsal, Parking, Step,
 };
 use crossover::temporal::worker::{TemporalWorker, WorkerSettings};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -95,6 +95,8 @@ pub struct Book {
     pub parked: Vec<Parking>,
     pub unended: Vec<Uuid>,
     pub asked_behind: usize,
+    pub detached: Vec<Detaching>,
+    pub living: Vec<Uuid>,
     pub opened: Vec<OpenRehearsal>,
     pub open: HashMap<Vec<u8>, OpenRehearsal>,
     pub real: HashMap<(Uuid, i32), Step>,
@@ -159,6 +161,17 @@ impl Ledger for MemoryLedger {
         self.write(|book| {
             book.asked_behind += 1;
             ids.iter().copied().filter(|id| book.unended.contains(id)).collect()
+        })
+    }
+
+    async fn detach(&self, detaching: &Detaching) -> Result<(), LedgerError> {
+        self.write(|book| book.detached.push(detaching.clone()))
+    }
+
+    /// Those of which nothing else is known.
+    async fn living_rehearsals(&self, limit: i64) -> Result<Vec<OpenRehearsal>, LedgerError> {
+        self.write(|book| {
+            book.open.values().filter(|open| book.living.contains(&open.id)).take(limit as usize).cloned().collect()
         })
     }
 
