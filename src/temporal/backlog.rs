@@ -69,7 +69,9 @@ impl Backlog {
                 Some((outcome, attempt)) => {
                     self.settle(late_end(&envelope, outcome, attempt, LATE));
                 }
-                None => self.adopt(&envelope),
+                // What Postgres owns is no pin of the copy that came without one: that asks before it runs, and never does.
+                None if envelope.owner == Side::Temporal => self.adopt(&envelope),
+                None => {}
             },
             Some(_) => {}
         }
@@ -406,6 +408,15 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(backlog.is_drained());
+    }
+
+    #[test]
+    fn a_rehearsal_does_not_adopt_the_copy_that_came_without_a_pin() {
+        let mut backlog = Backlog::default();
+        backlog.accept(envelope("a", false));
+        backlog.accept(Envelope { owner: Side::Postgres, ..envelope("a", true) });
+        backlog.begin();
+        assert!(!backlog.running_is_pinned(), "it asks before it runs");
     }
 
     #[test]
