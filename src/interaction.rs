@@ -21,6 +21,8 @@ pub struct Interaction {
     pub kind: String,
     /// The caller's idempotency key, unique within the account.
     pub key: String,
+    /// The caller gave no key; the one above is made up, and nobody else knows it yet.
+    pub key_made: bool,
     /// What must run, passed on byte for byte.
     pub payload: Payload,
     /// Interactions of one account, kind and series run one at a time, in the order of their pins.

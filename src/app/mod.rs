@@ -108,6 +108,8 @@ pub struct App {
     ledger: Ledger,
     intake: Ledger,
     flags: Option<Arc<Flags>>,
+    router: Option<Arc<Router>>,
+    wake: Arc<Notify>,
     metrics: Arc<Metrics>,
     observer: Observer,
     /// Taken first: nothing new comes in.
@@ -179,7 +181,7 @@ impl App {
         }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
-        let api = Api::new(router, flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
+        let api = Api::new(router.clone(), flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if roles.worker || roles.relay {
@@ -198,8 +200,21 @@ impl App {
             .1
             .spawn(upkeep::ensure_attribute(temporal_client(config, &servers.temporal_address)?, working.0.clone()));
         info!(%address, ?roles, "crossover serves");
-        let Parts { ledger, intake, metrics, observer, .. } = parts;
-        Ok(Self { address, ledger, intake, flags, metrics, observer, incoming, working, registered, _servers: servers })
+        let Parts { ledger, intake, metrics, observer, wake_queue: wake, .. } = parts;
+        Ok(Self {
+            address,
+            ledger,
+            intake,
+            flags,
+            router,
+            wake,
+            metrics,
+            observer,
+            incoming,
+            working,
+            registered,
+            _servers: servers,
+        })
     }
 
     /// Where HTTP is served.
@@ -210,6 +225,16 @@ impl App {
     /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Where interactions come in, in a process with the role `router`.
+    pub fn router(&self) -> Option<&Arc<Router>> {
+        self.router.as_ref()
+    }
+
+    /// What is rung when the Postgres side may have something to do.
+    pub fn wake(&self) -> &Arc<Notify> {
+        &self.wake
     }
 
     /// The flags in force, in a process with a router.

@@ -279,7 +279,9 @@ impl ArmingStore {
                 case when a.state = 'disarming' or a.unpinned_at is not null or b.at is not null then
                     greatest(extract(epoch from greatest(a.window_from, b.at) + $2 - clock_timestamp()), 0)::float8 end as window_seconds,
                 case when a.state = 'disarming' then (select count(*) from crossover.pins p
-                    where p.account = a.account and p.ended_at is null and p.owner <> 'temporal') end as postgres_owns,
+                    where p.account = a.account and p.ended_at is null and p.owner <> 'temporal')
+                    + (select count(*) from crossover.tasks_ready r where r.account = a.account)
+                    + (select count(*) from crossover.tasks_scheduled s where s.account = a.account) end as postgres_owns,
                 count(*) over () as total
              from crossover.accounts a
              left join (select max(at) as at from crossover.blind_spots) b on a.state = 'window'

@@ -138,6 +138,7 @@ pub async fn run(executor: &dyn Executor, call: &Call, policy: &Policy) -> Answe
     let _over = call.over.clone().drop_guard();
     let execution = AssertUnwindSafe(executor.execute(call)).catch_unwind();
     tokio::select! {
+        biased;
         answer = execution => answer.unwrap_or_else(|panic| Answer::retryable(format!("the handler panicked: {}", said(&*panic)))),
         () = tokio::time::sleep(policy.run_timeout()) => {
             let error = format!("ran longer than its run_timeout_ms of {}", policy.run_timeout_ms);

@@ -16,6 +16,7 @@ use super::schema::{Answer, Cancelled, Found, LookedUp, NewInteraction, Unpinned
 use super::{Api, Problem, Shared, body};
 use crate::config::tokens::Scope;
 use crate::ledger::{Cancelling, LedgerError, Story};
+use crate::queue::tasks::{self, Tasks};
 use crate::report;
 use crate::router::request::{Fault, RequestError};
 use crate::router::{Accepted, How, Outages, Router, request};
@@ -167,6 +168,9 @@ pub(super) async fn look_up(State(api): Shared, Path(id): Path<String>) -> Respo
 /// What Postgres knows of it. While it does not answer in time, and Temporal could, it is not waited for.
 async fn story(api: &Api, id: Uuid) -> Result<Option<Story>, LedgerError> {
     let hurry = api.router.as_ref().map(|router| router.outages()).filter(|outages| outages.is_open());
+    if tasks::named_at(id).is_some() {
+        return Tasks::new(api.ledger.pool().clone()).story(id).await;
+    }
     match hurry.map(Outages::budget) {
         None => api.ledger.story(id).await,
         Some(budget) => tokio::time::timeout(budget, api.ledger.story(id))

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::ledger::{Ended, Ledger};
+use crate::ledger::{Ended, Ledger, LedgerError};
 use crate::metrics::Metrics;
+use crate::queue::tasks::{self, Tasks};
 
 /// The pause between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -67,7 +68,7 @@ impl Waiters {
                 self.arrived.notified().await;
                 continue;
             }
-            let pause = match self.ledger.ended(&ids).await {
+            let pause = match self.ended(&ids).await {
                 Ok(ended) => {
                     ended.into_iter().for_each(|end| self.tell(end));
                     LOOK
@@ -80,6 +81,15 @@ impl Waiters {
             };
             tokio::time::sleep(pause).await;
         }
+    }
+
+    async fn ended(&self, ids: &[Uuid]) -> Result<Vec<Ended>, LedgerError> {
+        let (tasks, pinned): (Vec<Uuid>, Vec<Uuid>) = ids.iter().partition(|id| tasks::named_at(**id).is_some());
+        let mut ended = Tasks::new(self.ledger.pool().clone()).ended(&tasks).await?;
+        if !pinned.is_empty() {
+            ended.extend(self.ledger.ended(&pinned).await?);
+        }
+        Ok(ended)
     }
 
     fn tell(&self, ended: Ended) {

@@ -21,6 +21,15 @@ pub enum Cancelling {
 }
 
 impl Cancelling {
+    /// The answer that a SQL function gives by this name.
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "cancelled" => Cancelling::Cancelled,
+            "asked" => Cancelling::Asked,
+            _ => Cancelling::Ended,
+        }
+    }
+
     /// The name in a metric and in a log.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,11 +60,7 @@ impl Ledger {
     pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
         let query = sqlx::query_scalar("select answer from crossover.cancel($1, $2)").bind(id).bind(reason);
         let answer: Option<String> = within(query.fetch_one(&self.pool)).await?;
-        Ok(answer.map(|answer| match answer.as_str() {
-            "cancelled" => Cancelling::Cancelled,
-            "asked" => Cancelling::Asked,
-            _ => Cancelling::Ended,
-        }))
+        Ok(answer.map(|answer| Cancelling::named(&answer)))
     }
 
     /// Those of `ids` that have ended.

@@ -344,7 +344,7 @@ impl Ledger {
         let forgotten = sqlx::query(
             "delete from crossover.detached d
              where d.closed_at < clock_timestamp() - $1
-                or d.closed_at is null and d.side = 'postgres' and d.beat_at < clock_timestamp() - $1
+                or d.closed_at is null and d.side = 'postgres' and d.vt is null and d.beat_at < clock_timestamp() - $1
                     and not exists (select from crossover.running r
                         where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
                             and r.worker = crossover.detached_worker())",

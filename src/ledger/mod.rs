@@ -34,7 +34,7 @@ pub(crate) use outbox::LEFT_OUT;
 pub use outbox::{OutboxDepth, Take, Undelivered};
 pub use parked::{Noted, Parked, ParkedCounts, Parking, Resolution, Resolved, Resolving, Untold};
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
-pub(crate) use pins::{ENVELOPE, envelope_of, failure as failure_of, named, payload as payload_of};
+pub(crate) use pins::{ENVELOPE, attempt_of, envelope_of, failure as failure_of, named, payload as payload_of};
 pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;

@@ -358,7 +358,7 @@ pub(crate) fn failure(row: &sqlx::postgres::PgRow) -> Result<Option<Failure>, sq
     }))
 }
 
-pub(super) fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
+pub(crate) fn attempt_of(row: &sqlx::postgres::PgRow) -> Result<Attempt, sqlx::Error> {
     Ok(Attempt {
         id: row.try_get("id")?,
         side: required(row, "side")?,

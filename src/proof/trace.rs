@@ -154,6 +154,7 @@ fn parse_line(text: &[u8]) -> Result<Line, String> {
     let interaction = Interaction {
         account: line.account.clone(),
         kind: line.kind.clone(),
+        key_made: false,
         key: line.key.clone(),
         payload: line.payload.clone(),
         series: line.series.clone(),

@@ -33,7 +33,12 @@ pub(super) async fn give(shared: &Shared, claimed: &Claimed, taken: Taken, signa
     shared.held.reported(claimed.key());
     loop {
         let left = allowed.saturating_sub(began.elapsed());
-        match shared.queue.detach(shared.id, claimed.key(), silence, left).await {
+        let (id, attempt) = claimed.key();
+        let given = match claimed.task {
+            Some(place) => shared.tasks.detach(shared.id, (id, attempt, place), silence, left).await,
+            None => shared.queue.detach(shared.id, (id, attempt), silence, left).await,
+        };
+        match given {
             Ok(given) => return told(shared, claimed, given),
             Err(error) => {
                 shared.failed("detach", &error);

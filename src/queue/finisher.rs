@@ -25,17 +25,22 @@ pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
     let mut batch = Vec::with_capacity(BATCH);
     while ends.recv_many(&mut batch, BATCH).await > 0 {
         faulty::misreport(&mut batch);
-        report(&shared, shared.id, &mut batch).await;
+        batch.sort_by_key(|end| end.task.is_some());
+        let pinned = batch.partition_point(|end| end.task.is_none());
+        let (copies, tasks) = batch.split_at_mut(pinned);
+        for ends in [copies, tasks].into_iter().filter(|ends| !ends.is_empty()) {
+            report(&shared, shared.id, ends).await;
+        }
         batch.clear();
     }
 }
 
-/// Reports what `worker` holds until Postgres has taken it.
+/// Reports what `worker` holds, copies or tasks, until Postgres has taken it.
 pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
     // Whether an earlier answer was lost: then it may be this very report that took them.
     let mut in_doubt = false;
     loop {
-        match shared.queue.finish(worker, batch).await {
+        match shared.finish(worker, batch).await {
             Ok(kept) => return settle(shared, batch, &kept, in_doubt).await,
             Err(LedgerError::Refused(error)) if !transient(&error) => {
                 // One of them can't be stored. Alone, each shows whether it is the one.
@@ -57,7 +62,7 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
 async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
     let mut in_doubt = false;
     loop {
-        match shared.queue.finish(worker, std::slice::from_ref(end)).await {
+        match shared.finish(worker, std::slice::from_ref(end)).await {
             Ok(kept) => return settle(shared, std::slice::from_ref(end), &kept, in_doubt).await,
             Err(LedgerError::Refused(error)) if !transient(&error) && end.result.is_some() => {
                 warn!(id = %end.id, %error, "the result can't be stored; its end is kept without it");
@@ -81,15 +86,21 @@ async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
 }
 
 async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool) {
+    let kept: HashSet<&Uuid> = kept.iter().collect();
     let before = if in_doubt { taken_before(shared, batch).await } else { HashSet::new() };
     for end in batch {
         let about = (end.id, Fence { epoch: end.epoch, attempt: end.attempt }, end.rehearsal);
+        let see = |what| {
+            if end.task.is_none() {
+                shared.see(about, end.ended_at, what)
+            }
+        };
         if kept.contains(&end.id) || before.contains(&end.key()) {
             shared.metrics.ended(end.rehearsal, end);
             let retry_ms = end.retry.map(|wait| wait.as_millis() as i64);
-            shared.see(about, end.ended_at, observer::ended(end.outcome, retry_ms, end.error.as_deref()));
+            see(observer::ended(end.outcome, retry_ms, end.error.as_deref()));
         } else {
-            shared.see(about, end.ended_at, Seen::Refused);
+            see(Seen::Refused);
             if !end.rehearsal {
                 shared.metrics.late_results.with_label_values(&["postgres"]).inc();
                 warn!(id = %end.id, attempt = end.attempt, "a result was not taken: another worker has taken over");

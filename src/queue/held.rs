@@ -10,6 +10,7 @@ use tracing::{Span, info_span};
 use uuid::Uuid;
 
 use super::storage::Claimed;
+use super::tasks::Place;
 use crate::telemetry;
 
 /// What a worker may claim now.
@@ -72,6 +73,8 @@ impl Signals {
 struct Execution {
     signals: Signals,
     in_series: bool,
+    /// Where its row is, of a task: its lease is its worker's.
+    task: Option<Place>,
     /// Its end is on its way to the database.
     reported: bool,
 }
@@ -112,10 +115,10 @@ impl Held {
     }
 
     /// Takes an execution in, in the place of a rehearsal where there is no free slot.
-    pub fn execute(&self, key: Key, in_series: bool) -> Signals {
+    pub fn execute(&self, key: Key, in_series: bool, task: Option<Place>) -> Signals {
         let mut inner = self.lock();
         let signals = Signals::default();
-        inner.executions.insert(key, Execution { signals: signals.clone(), in_series, reported: false });
+        inner.executions.insert(key, Execution { signals: signals.clone(), in_series, task, reported: false });
         let occupying = inner.rehearsals.values().filter(|r| r.occupies).count();
         if inner.executions.len() + occupying > self.slots
             && let Some(oldest) = inner.rehearsals.values_mut().filter(|r| r.occupies).min_by_key(|r| r.since)
@@ -150,10 +153,17 @@ impl Held {
         inner.rehearsals.remove(&key);
     }
 
-    /// Everything held, for heartbeats.
+    /// Everything held but tasks, for heartbeats.
     pub fn keys(&self) -> Vec<Key> {
         let inner = self.lock();
-        inner.executions.keys().chain(inner.rehearsals.keys()).copied().collect()
+        let executions = inner.executions.iter().filter(|(_, held)| held.task.is_none()).map(|(key, _)| key);
+        executions.chain(inner.rehearsals.keys()).copied().collect()
+    }
+
+    /// The tasks held, and where their rows are.
+    pub fn tasks(&self) -> Vec<(Uuid, i32, Place)> {
+        let inner = self.lock();
+        inner.executions.iter().filter_map(|(key, held)| Some((key.0, key.1, held.task?))).collect()
     }
 
     /// Gives up what another has taken over.
@@ -251,6 +261,7 @@ mod tests {
             started_at: now,
             age: Duration::ZERO,
             called_off: None,
+            task: None,
             lapsed: None,
         }
     }
@@ -269,8 +280,8 @@ mod tests {
         let held = Held::new(2);
         held.rehearse(claimed(1));
         held.rehearse(claimed(2));
-        held.execute((Uuid::from_u128(1), 1), false);
-        held.execute((Uuid::from_u128(2), 1), false);
+        held.execute((Uuid::from_u128(1), 1), false, None);
+        held.execute((Uuid::from_u128(2), 1), false, None);
         assert_eq!(held.room().limit, 0);
         assert_eq!(held.rehearsals().len(), 2, "both still wait for their real runs");
         held.drop((Uuid::from_u128(1), 1));
@@ -282,7 +293,7 @@ mod tests {
         let held = Held::new(1);
         for n in 0..REHEARSALS_PER_SLOT {
             held.rehearse(claimed(n));
-            held.execute((Uuid::from_u128(n as u128), 1), false);
+            held.execute((Uuid::from_u128(n as u128), 1), false, None);
             held.drop((Uuid::from_u128(n as u128), 1));
         }
         assert_eq!(held.room(), Room { limit: 1, executions_only: true });
@@ -303,7 +314,7 @@ mod tests {
     #[test]
     fn a_lost_execution_is_told() {
         let held = Held::new(1);
-        let signals = held.execute((Uuid::nil(), 1), false);
+        let signals = held.execute((Uuid::nil(), 1), false, None);
         assert!(held.lose((Uuid::nil(), 1)) && signals.lost.is_cancelled());
         assert!(!held.lose((Uuid::nil(), 1)));
     }
@@ -311,11 +322,11 @@ mod tests {
     #[test]
     fn an_execution_is_called_off_once_and_not_after_its_end() {
         let held = Held::new(1);
-        let signals = held.execute((Uuid::nil(), 1), false);
+        let signals = held.execute((Uuid::nil(), 1), false, None);
         assert!(held.call_off((Uuid::nil(), 1), "so be it") && signals.called_off.is_cancelled());
         assert_eq!(signals.wish.get().unwrap(), "so be it");
         assert!(!held.call_off((Uuid::nil(), 1), "once more"));
-        held.execute((Uuid::nil(), 2), false);
+        held.execute((Uuid::nil(), 2), false, None);
         held.reported((Uuid::nil(), 2));
         assert!(!held.call_off((Uuid::nil(), 2), "too late"));
     }
@@ -323,7 +334,7 @@ mod tests {
     #[test]
     fn the_end_of_an_attempt_does_not_touch_a_later_one() {
         let held = Held::new(1);
-        let second = held.execute((Uuid::nil(), 2), true);
+        let second = held.execute((Uuid::nil(), 2), true, None);
         held.drop((Uuid::nil(), 1));
         assert!(!held.lose((Uuid::nil(), 1)) && !second.lost.is_cancelled());
     }
@@ -331,8 +342,8 @@ mod tests {
     #[test]
     fn a_member_of_a_series_is_interrupted_once_and_stays_held() {
         let held = Held::new(2);
-        let member = held.execute((Uuid::from_u128(1), 1), true);
-        let single = held.execute((Uuid::from_u128(2), 1), false);
+        let member = held.execute((Uuid::from_u128(1), 1), true, None);
+        let single = held.execute((Uuid::from_u128(2), 1), false, None);
         assert_eq!((held.interrupt_series(), held.interrupt_series()), (1, 0));
         assert!(member.interrupted.is_cancelled() && !member.lost.is_cancelled() && !single.interrupted.is_cancelled());
         assert_eq!(held.keys().len(), 2);

@@ -2,7 +2,7 @@
 //!
 //! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
-//! what a dead worker held; `detach` gives long runs to their runners.
+//! what a dead worker held; `detach` gives long runs to their runners; `tasks` are what only Postgres has.
 
 mod detach;
 mod faulty;
@@ -11,6 +11,7 @@ mod held;
 mod places;
 mod rehearsal;
 mod storage;
+pub mod tasks;
 mod upkeep;
 mod worker;
 

@@ -8,6 +8,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::tasks::{Place, Tasks};
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
 use crate::ledger::{ENVELOPE, Ledger, LedgerError, envelope_of, failure_of, named, payload_of, within};
@@ -49,6 +50,8 @@ pub struct Claimed {
     pub age: Duration,
     /// Somebody asked to cancel it, in these words: it is not to be run.
     pub called_off: Option<String>,
+    /// Where its row is, of a task.
+    pub task: Option<Place>,
     /// Of what was taken over: its runner had it, and this is why it is lost.
     pub lapsed: Option<Doubt>,
 }
@@ -93,6 +96,8 @@ pub struct Finish {
     pub result: Option<Payload>,
     /// What went wrong.
     pub error: Option<String>,
+    /// Where its row is, of a task.
+    pub task: Option<Place>,
 }
 
 /// What the real run has come to, as far as a rehearsal of it needs to know.
@@ -158,6 +163,7 @@ impl Finish {
             park: false,
             result: None,
             error: None,
+            task: claimed.task,
         }
     }
 
@@ -180,6 +186,11 @@ impl Queue {
     /// The queue of the database behind `pool`.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
+    }
+
+    /// The tasks beside it.
+    pub fn tasks(&self) -> Tasks {
+        Tasks::new(self.pool.clone())
     }
 
     /// Takes the head of the ready set: by priority, then in order. Reads as many rows as it takes.
@@ -427,12 +438,18 @@ impl Queue {
                   from (select 1 from crossover.{place} limit 50000) rows)"
             )
         };
+        // Tasks that run stand at the head of those that are ready.
         let sql = format!(
-            "select {} as ready, {} as scheduled, {} as running,
-                coalesce((select extract(epoch from clock_timestamp() - due_at)::float8
-                    from crossover.ready order by rank, seq limit 1), 0) as oldest_seconds",
+            "with head as materialized (select worker, due_at from crossover.tasks_ready order by rank, vt, id limit 50000),
+             held as (select count(worker) as tasks, min(due_at) filter (where worker is null) as oldest from head)
+             select {} + {} - held.tasks as ready, {} + {} as scheduled, {} + held.tasks as running,
+                coalesce(extract(epoch from clock_timestamp() - least(held.oldest,
+                    (select due_at from crossover.ready order by rank, seq limit 1)))::float8, 0) as oldest_seconds
+             from held",
             count("ready"),
+            count("tasks_ready"),
             count("scheduled"),
+            count("tasks_scheduled"),
             count("running")
         );
         within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
@@ -441,7 +458,10 @@ impl Queue {
     /// The `most` deepest groups of the ready set, and the rest under the name `others`. Reads the 50,000 next in line.
     pub async fn groups(&self, most: i64, others: &str) -> Result<Vec<GroupDepth>, LedgerError> {
         let groups = sqlx::query_as(
-            "with head as materialized (select grp, due_at from crossover.ready order by rank, seq limit 50000),
+            "with head as materialized (
+                (select grp, due_at from crossover.ready order by rank, seq limit 50000)
+                union all
+                (select grp, due_at from crossover.tasks_ready where worker is null order by rank, vt, id limit 50000)),
              grouped as (
                 select grp, count(*) as ready, extract(epoch from clock_timestamp() - min(due_at))::float8 as oldest,
                     row_number() over (order by count(*) desc, grp) as place
@@ -513,8 +533,8 @@ fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
     tracing::error!(%id, error, "a copy has failed unread; see crossover.payloads");
     let (outcome, failure) = (Some(Outcome::Failed), Some(Failure::Permanent));
-    let (ended_at, retry, park, result, error) = (Utc::now(), None, false, None, Some(error));
-    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error })
+    let (ended_at, retry, park, result, error, task) = (Utc::now(), None, false, None, Some(error), None);
+    Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error, task })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
@@ -527,6 +547,7 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         started_at: row.try_get("started_at")?,
         age: Duration::from_secs_f64(age.max(0.0)),
         called_off: row.try_get("called_off")?,
+        task: None,
         lapsed: named(row, "lapsed")?,
         envelope,
     })

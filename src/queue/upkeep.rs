@@ -86,7 +86,7 @@ async fn reap(shared: &Shared, reaper: uuid::Uuid) -> Result<(), crate::ledger::
     Ok(())
 }
 
-fn after_loss(lost: &Claimed) -> Finish {
+pub(super) fn after_loss(lost: &Claimed) -> Finish {
     let why = lost.lapsed.map_or(LOST, |cause| if cause == Doubt::RunTimeout { TOO_LONG } else { SILENT });
     if let Some(wish) = lost.called_off.as_ref().filter(|_| !lost.rehearsal) {
         let error = Some(crate::executor::clean(&format!("{wish}; {why}")));

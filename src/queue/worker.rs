@@ -2,6 +2,7 @@
 //! heartbeat; what it loses it gives up at once.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::detach::{self, Taken};
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
+use super::tasks::{self, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -49,6 +51,7 @@ pub struct Worker {
 pub(super) struct Shared {
     pub id: Uuid,
     pub queue: Queue,
+    pub tasks: Tasks,
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
@@ -57,6 +60,8 @@ pub(super) struct Shared {
     pub wake: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// How far its claims of tasks have come in virtual time.
+    pub vt: AtomicI64,
     /// When Postgres last did not answer this worker, or it began.
     pub trouble: Mutex<Instant>,
 }
@@ -71,9 +76,12 @@ impl Worker {
         wake: Arc<Notify>,
     ) -> Self {
         let held = Held::new(options.slots);
-        let (id, room, observer) = (Uuid::new_v4(), Notify::new(), Observer::none());
-        let trouble = Mutex::new(Instant::now());
-        Self { shared: Shared { id, queue, held, options, metrics, observer, wake, room, trouble }, executor }
+        let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
+        let (vt, trouble) = (AtomicI64::new(0), Mutex::new(Instant::now()));
+        Self {
+            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, room, vt, trouble },
+            executor,
+        }
     }
 
     /// The same, and `observer` sees what it does.
@@ -92,9 +100,13 @@ impl Worker {
         let (parts, running, finishing) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         finishing.spawn(finisher::run(shared.clone(), receiver));
         finishing.spawn(beat(shared.clone(), beating.clone()));
+        finishing.spawn(tasks::beat(shared.clone(), beating.clone()));
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(tasks::promote(shared.clone(), stop.clone()));
+        parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
+        parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));
 
         let (executor, running_here) = (self.executor, running.clone());
         let starting = Starting { shared: shared.clone(), executor, ends, running: running_here };
@@ -111,7 +123,12 @@ impl Worker {
         finishing.close();
         let last_words = async {
             running.wait().await;
-            tokio::join!(hand_back(&shared), finishing.wait())
+            tokio::join!(hand_back(&shared), finishing.wait());
+            if shared.held.tasks().is_empty()
+                && let Err(error) = shared.tasks.leave(shared.id).await
+            {
+                warn!(%error, "the worker could not say goodbye; its lease ends by itself");
+            }
         };
         if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
             warn!(worker = %shared.id, "Postgres does not take the last ends; these attempts are run again");
@@ -120,6 +137,8 @@ impl Worker {
     }
 }
 
+/// A claim takes at most so many tasks, so that their ends come back while the next ones are claimed.
+const TASKS: usize = 500;
 /// The pause after a failed call.
 const TROUBLE: Duration = Duration::from_millis(250);
 /// At shutdown, Postgres has so long to take the last ends.
@@ -152,60 +171,160 @@ pub(super) struct Starting {
 async fn claim_until(starting: Starting, stop: &CancellationToken) {
     let shared = &starting.shared;
     let mut pause = Duration::ZERO;
-    // A claim whose answer was lost may have taken what nobody here knows of.
-    let mut unknown = false;
+    let (mut lost, mut pace) = (Lost::default(), Pace::default());
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
-            () = shared.wake.notified() => {}
+            () = stop.cancelled() => break,
+            () = shared.wake.notified() => pace.ring(),
             () = shared.room.notified() => {}
             () = tokio::time::sleep(nap) => {}
         }
-        let room = shared.held.room();
-        if room.limit == 0 {
+        if shared.held.room().limit == 0 {
             pause = shared.options.poll;
             continue;
         }
+        match stop.run_until_cancelled(lost.put_back(shared)).await {
+            Some(Ok(())) => {}
+            Some(Err(())) => {
+                pause = TROUBLE.max(shared.options.poll);
+                continue;
+            }
+            None => break,
+        }
+        if pace.copies.is_due() {
+            let Some(()) = stop.run_until_cancelled(starting.claim_copies(&mut lost, &mut pace.copies)).await else {
+                break;
+            };
+        }
+        if pace.tasks.is_due() {
+            // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
+            starting.claim_tasks(&mut lost, &mut pace.tasks).await;
+        }
+        pause = pace.copies.pause().min(pace.tasks.pause());
+    }
+    if lost.tasks && lost.put_back(shared).await.is_err() {
+        warn!("tasks that a lost claim took are taken over when this worker's lease ends");
+    }
+}
+
+/// When to claim next of each kind. What flows is claimed in handfuls: a claim for every ring would be one for every task.
+/// Who rings while a claim is on its way is heard by the next one.
+#[derive(Default)]
+struct Pace {
+    copies: Next,
+    tasks: Next,
+}
+
+impl Pace {
+    fn ring(&mut self) {
+        (self.copies.rung, self.tasks.rung) = (true, true);
+    }
+}
+
+/// Claims of one kind: at one instant if somebody has rung, and at a later one though nobody has.
+#[derive(Default)]
+struct Next {
+    rung: bool,
+    times: Option<(Instant, Instant)>,
+}
+
+/// What finds few comes again so soon.
+const FEW: Duration = Duration::from_millis(1);
+/// What finds several, so late, for there will be more.
+const SEVERAL: Duration = Duration::from_millis(4);
+
+impl Next {
+    fn is_due(&self) -> bool {
+        self.pause().is_zero()
+    }
+
+    fn pause(&self) -> Duration {
+        let at = self.times.map(|(rung, unasked)| if self.rung { rung } else { unasked });
+        at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn after(&mut self, rung: Duration, unasked: Duration) {
+        let now = Instant::now();
+        *self = Self { rung: false, times: Some((now + rung, now + unasked.max(rung))) };
+    }
+}
+
+/// What a claim whose answer was lost may have taken, which nobody here knows of.
+#[derive(Default)]
+struct Lost {
+    copies: bool,
+    tasks: bool,
+}
+
+impl Lost {
+    /// Puts it back.
+    async fn put_back(&mut self, shared: &Shared) -> Result<(), ()> {
+        let failed = |error: LedgerError| {
+            shared.failed("release", &error);
+            warn!(%error, "what a lost claim took can't be put back yet; trying again");
+        };
+        if self.copies {
+            let copies = shared.queue.release_unknown(shared.id, &shared.held.keys()).await.map_err(failed)?;
+            info!(copies, "put back what a claim took whose answer was lost");
+            self.copies = false;
+        }
+        if self.tasks {
+            let held: Vec<Key> = shared.held.tasks().into_iter().map(|held| (held.0, held.1)).collect();
+            let tasks = shared.tasks.release_unknown(shared.id, &held).await.map_err(failed)?;
+            info!(tasks, "put back the tasks that a claim took whose answer was lost");
+            self.tasks = false;
+        }
+        Ok(())
+    }
+}
+
+impl Starting {
+    /// Claims copies of what is pinned, and begins them.
+    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next) {
+        let shared = &self.shared;
+        let room = shared.held.room();
         let claim = Claim {
             worker: shared.id,
             limit: room.limit as i64,
             executions_only: room.executions_only,
             lease: shared.options.lease,
         };
-        if unknown {
-            let held = shared.held.keys();
-            let Some(back) = stop.run_until_cancelled(shared.queue.release_unknown(shared.id, &held)).await else {
-                return;
-            };
-            match back {
-                Ok(copies) => info!(copies, "put back what a claim took whose answer was lost"),
-                Err(error) => {
-                    shared.failed("release", &error);
-                    warn!(%error, "what a lost claim took can't be put back yet; trying again");
-                    pause = TROUBLE.max(shared.options.poll);
-                    continue;
-                }
-            }
-            unknown = false;
+        lost.copies = true;
+        let answer = shared.claimed(shared.queue.claim(claim)).await;
+        lost.copies = answer.is_err();
+        self.start_all(answer, room.limit, next);
+    }
+
+    /// The same of tasks.
+    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next) {
+        let shared = &self.shared;
+        let limit = shared.held.room().limit.min(TASKS);
+        if limit == 0 {
+            return next.after(Duration::ZERO, shared.options.poll);
         }
-        let began = Instant::now();
-        let Some(answer) = stop.run_until_cancelled(shared.queue.claim(claim)).await else { return };
-        pause = match answer {
+        let answer = shared.claimed(shared.tasks.claim(shared.id, limit)).await;
+        lost.tasks |= answer.is_err();
+        if let Some(vt) = answer.iter().flatten().filter_map(|claimed| Some(claimed.task?.vt)).max() {
+            shared.vt.fetch_max(vt, Ordering::Relaxed);
+        }
+        self.start_all(answer, limit, next);
+    }
+
+    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, limit: usize, next: &mut Next) {
+        let poll = self.shared.options.poll;
+        match answer {
             Ok(claimed) => {
-                shared.metrics.claim_seconds.observe(began.elapsed().as_secs_f64());
-                let full = claimed.len() == room.limit;
-                claimed.into_iter().for_each(|c| starting.start(c));
-                if full { Duration::ZERO } else { shared.options.poll }
+                match claimed.len() {
+                    all if all == limit => next.after(Duration::ZERO, Duration::ZERO),
+                    0..8 => next.after(FEW, poll),
+                    _ => next.after(SEVERAL, poll),
+                }
+                claimed.into_iter().for_each(|c| self.start(c));
             }
-            Err(error) => {
-                shared.failed("claim", &error);
-                warn!(%error, "nothing can be claimed; trying again");
-                unknown = true;
-                TROUBLE.max(shared.options.poll)
-            }
-        };
+            Err(_) => next.after(TROUBLE, poll),
+        }
     }
 }
 
@@ -215,18 +334,21 @@ impl Starting {
         let Some(claimed) = faulty::begin(self, claimed) else { return };
         let shared = self.shared.clone();
         shared.metrics.dequeued(Side::Postgres, claimed.rehearsal, claimed.started_at - claimed.due_at);
-        shared.observer.dequeued(Dequeue {
-            envelope: &claimed.envelope,
-            side: Side::Postgres,
-            attempt: claimed.fence.attempt,
-            rehearsal: claimed.rehearsal,
-            due_at: claimed.due_at,
-        });
+        // Nothing of a task is ever compared.
+        if claimed.task.is_none() {
+            shared.observer.dequeued(Dequeue {
+                envelope: &claimed.envelope,
+                side: Side::Postgres,
+                attempt: claimed.fence.attempt,
+                rehearsal: claimed.rehearsal,
+                due_at: claimed.due_at,
+            });
+        }
         if claimed.rehearsal && !overslept(&claimed) {
             return shared.held.rehearse(claimed);
         }
         let id = claimed.envelope.id;
-        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some());
+        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some(), claimed.task);
         if let Some(wish) = &claimed.called_off {
             signals.call_off(wish);
         }
@@ -344,6 +466,31 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 impl Shared {
+    /// Awaits a claim, measures it and counts its failure.
+    async fn claimed(
+        &self,
+        claim: impl Future<Output = Result<Vec<Claimed>, LedgerError>>,
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let began = Instant::now();
+        let answer = claim.await;
+        match &answer {
+            Ok(_) => self.metrics.claim_seconds.observe(began.elapsed().as_secs_f64()),
+            Err(error) => {
+                self.failed("claim", error);
+                warn!(%error, "nothing can be claimed; trying again");
+            }
+        }
+        answer
+    }
+
+    /// Ends attempts that `worker` holds, which are all copies or all tasks.
+    pub(super) async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
+        match ends.first().is_some_and(|end| end.task.is_some()) {
+            true => self.tasks.finish(worker, ends).await,
+            false => self.queue.finish(worker, ends).await,
+        }
+    }
+
     /// Counts a failed call of the storage.
     pub(super) fn failed(&self, call: &'static str, error: &LedgerError) {
         self.metrics.queue_errors.with_label_values(&[call]).inc();
@@ -363,7 +510,7 @@ impl Shared {
         self.observer.see(Sighting { id, side: Side::Postgres, fence, rehearsal, at, what });
     }
 
-    fn lost(&self, (id, attempt): Key) {
+    pub(super) fn lost(&self, (id, attempt): Key) {
         if self.held.lose((id, attempt)) {
             self.metrics.lost_leases.inc();
             warn!(%id, attempt, "the lease is lost; whatever comes of this attempt is late");

@@ -372,7 +372,9 @@ impl Asked<'_> {
                 "select p.created_at, p.stage, p.flag_revision, p.owner, p.epoch, p.moved_at, p.on_temporal, p.on_postgres, p.payload_hash,
                     octet_length(y.payload::text)
                  from crossover.pins p
-                 left join crossover.payloads y on y.id = p.id and y.created_at = p.created_at where p.id = $1",
+                 left join crossover.payloads y on y.id = p.id and y.created_at = p.created_at where p.id = $1
+                 union all select created_at, 'complete', flag_revision, 'postgres', 1, null, false, true,
+                    sha256(convert_to(payload::text, 'UTF8')), octet_length(payload::text) from crossover.tasks where id = $1",
             )
             .await?;
         Ok(row.map(
@@ -455,6 +457,11 @@ impl Asked<'_> {
                 from crossover.running where id = $1
              union all select 'rehearsing', true, attempt, due_at, dequeued_at, bound_at, null
                 from crossover.rehearsals where id = $1
+             union all select case when r.worker is null then 'ready' else 'running' end, false, r.attempt, r.due_at, r.started_at,
+                w.lease_until, r.worker
+                from crossover.tasks t join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
+                left join crossover.workers w on w.worker = r.worker where t.id = $1
+             union all select 'scheduled', false, attempt, due_at, null, null, null from crossover.tasks_scheduled where id = $1
              union all select 'away', false, attempt, due_at, detached_at,
                 least(beat_at + silence_ms * interval '1 millisecond', run_until), null
                 from crossover.detached where id = $1 and closed_at is null",
@@ -475,7 +482,8 @@ impl Asked<'_> {
             .one(
                 "select y.payload::text from crossover.pins p
                  join crossover.payloads y on y.id = p.id and y.created_at = p.created_at where p.id = $1
-                 union all select payload::text from crossover.intake where id = $1 limit 1",
+                 union all select payload::text from crossover.intake where id = $1
+                 union all select payload::text from crossover.tasks where id = $1 limit 1",
             )
             .await?;
         let results: Vec<Row> = self

@@ -8,6 +8,7 @@ mod circuit;
 mod deliver;
 mod doubt;
 mod drain;
+mod gather;
 pub mod handover;
 mod intake;
 mod order;
@@ -16,6 +17,8 @@ mod pace;
 mod relay;
 pub mod request;
 pub mod resolve;
+mod share;
+mod task;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +40,7 @@ pub use resolve::Resolver;
 
 use deliver::Settled;
 use doubt::Doubts;
+use gather::Gather;
 use outage::Pinless;
 
 use crate::arming::{Armed, Unpinned, UnpinnedStart};
@@ -46,6 +50,7 @@ use crate::flips::Decider;
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, Resolving, is_outage};
 use crate::metrics::Metrics;
+use crate::queue::tasks::{self, Tasks};
 use crate::telemetry;
 
 /// Where interactions come in. Cheap to share behind an `Arc`.
@@ -64,6 +69,8 @@ pub struct Router {
     armed: Armed,
     /// What did, and Temporal has not answered.
     doubts: Arc<Doubts>,
+    /// Where tasks go in.
+    gather: Gather,
 }
 
 /// How a router routes.
@@ -120,7 +127,7 @@ pub enum EnqueueError {
         account: String,
         /// The key.
         key: String,
-        /// `payload` or `kind`.
+        /// `account`, `kind` or `payload`.
         what: &'static str,
     },
     /// Nothing was written; try again.
@@ -166,7 +173,8 @@ impl Router {
         let doubts = Arc::new(Doubts::new(deliverer.clone()));
         let armed = outages.armed().clone();
         let [wake_queue, wake_relay] = wake;
-        Self { ledger, decider, deliverer, outages, metrics, options, wake_queue, wake_relay, armed, doubts }
+        let gather = Gather::new(Tasks::new(ledger.pool().clone()));
+        Self { gather, ledger, decider, deliverer, outages, metrics, options, wake_queue, wake_relay, armed, doubts }
     }
 
     /// Repeats unpinned starts whose outcome is in doubt, until `stop`.
@@ -190,6 +198,14 @@ impl Router {
             return Err(unavailable(interaction, format!("this router is not ready: {why}")));
         }
         let decision = self.decider.decide(&interaction.account, &interaction.kind);
+        if !interaction.key_made
+            && let Some(accepted) = self.repeat_task(interaction, &decision).await?
+        {
+            return Ok(accepted);
+        }
+        if let Some(accepted) = self.accept_task(interaction, &decision).await? {
+            return Ok(accepted);
+        }
         // Held all along: what the account is now, it is until this has its answer.
         let unpinned = self.doubts.have_room().then(|| self.outages.begin(&interaction.account)).flatten();
         if decision.stage == Stage::Off {
@@ -391,6 +407,9 @@ impl Router {
     /// Asks to cancel `id`. What waits on Postgres is decided here and now; what runs there hears of it with its worker's
     /// heartbeat, and what Temporal owns is told by the relay. None: it was never pinned.
     pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
+        if tasks::named_at(id).is_some() {
+            return self.cancel_task(id, reason).await;
+        }
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.cancel(id, reason)).await;
         let answer = asked.unwrap_or_else(late)?;

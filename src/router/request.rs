@@ -66,10 +66,12 @@ pub fn parse(body: &[u8], max_payload: usize, now: DateTime<Utc>) -> Result<Inte
         reader.fault("after", "is not supported yet".to_owned());
     }
     let payload = reader.raw("payload").map(|raw| Payload::parse(raw.get().to_owned()));
+    let key: Option<String> = reader.take("key");
     let interaction = Interaction {
         account: reader.required("account"),
         kind: reader.required("kind"),
-        key: reader.take("key").unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+        key_made: key.is_none(),
+        key: key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
         payload: match payload {
             Some(Ok(payload)) => payload,
             Some(Err(error)) => {

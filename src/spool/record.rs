@@ -71,6 +71,7 @@ impl Entry {
         Interaction {
             account: e.account,
             kind: e.kind,
+            key_made: false,
             key: e.key,
             payload: e.payload,
             series: e.series,

@@ -6,6 +6,7 @@ fn entry(account: &str, key: &str) -> Entry {
     let interaction = Interaction {
         account: account.into(),
         kind: "sync".into(),
+        key_made: false,
         key: key.into(),
         payload: Payload::parse(format!(r#"{{"z":1.10,"a":"{key}"}}"#)).unwrap(),
         series: Some("s".into()),

@@ -38,6 +38,7 @@ mod outages_temporal;
 mod provision;
 mod servers;
 mod sql_face;
+mod tasks;
 #[cfg(feature = "temporal")]
 mod temporal_side;
 mod unleash;

@@ -177,6 +177,7 @@ impl World {
         Interaction {
             account: self.account.clone(),
             kind: "sync".into(),
+            key_made: false,
             key: key.into(),
             payload: Payload::parse(r#"{"b":1.10,"a":0}"#.into()).unwrap(),
             series: series.map(str::to_owned),

@@ -10,6 +10,7 @@ fn member(world: &World, series: usize, key: String) -> Interaction {
     Interaction {
         account: world.account.clone(),
         kind: "sync".into(),
+        key_made: false,
         key,
         payload: Payload::parse("1".into()).unwrap(),
         series: Some(format!("s{series}")),

@@ -48,6 +48,7 @@ fn interaction(world: &World, key: &str) -> Interaction {
     Interaction {
         account: world.account.clone(),
         kind: "sync".into(),
+        key_made: false,
         key: key.into(),
         payload: Payload::parse("1".into()).unwrap(),
         series: None,

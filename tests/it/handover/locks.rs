@@ -26,6 +26,7 @@ fn finish(claimed: &Claimed, retry: Option<Duration>) -> Finish {
         park: false,
         result: None,
         error: None,
+        task: None,
     }
 }
 

@@ -1,0 +1,412 @@
+//! The SQL of `tasks`, `tasks_ready`, `tasks_scheduled`, `workers` and `virtual_time`. Time is the database's.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use super::super::storage::{Claimed, Finish};
+use super::{NewTask, Place, key_of, named_at};
+use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
+use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, within};
+use crate::policy::{Failure, Policy};
+
+/// The storage of tasks. Cheap to clone.
+#[derive(Clone)]
+pub struct Tasks {
+    pool: PgPool,
+}
+
+/// What a worker's heartbeat answers.
+#[derive(Debug, Default)]
+pub struct Beat {
+    /// Attempts that it still holds.
+    pub kept: Vec<(Uuid, i32)>,
+    /// Of these, what somebody asked to cancel, in which words.
+    pub wishes: Vec<((Uuid, i32), String)>,
+}
+
+/// What was recorded of a task when it was taken in.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The tenant.
+    pub account: String,
+    /// The type of work.
+    pub kind: String,
+    /// What must run.
+    pub payload: Payload,
+}
+
+impl Tasks {
+    /// The tasks of the database behind `pool`.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Takes tasks in, in one statement. Answers those that are new now: neither one that is there already nor one of an
+    /// account that is not armed.
+    pub async fn enqueue(&self, tasks: &[NewTask]) -> Result<Vec<Uuid>, LedgerError> {
+        let policies: Vec<Option<String>> =
+            tasks.iter().map(|t| written(&t.policy)).collect::<Result<_, sqlx::Error>>()?;
+        let taken =
+            sqlx::query_scalar("select * from crossover.enqueue_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
+                .bind(tasks.iter().map(|t| t.id).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| named_at(t.id).unwrap_or_default()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.run_at).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.vt).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| -t.priority).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.account.as_str()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.kind.as_str()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.group.as_deref().unwrap_or("default")).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.flag_revision.as_str()).collect::<Vec<_>>())
+                .bind(policies)
+                .bind(tasks.iter().map(|t| t.payload.get()).collect::<Vec<_>>());
+        within(taken.fetch_all(&self.pool)).await
+    }
+
+    /// What was recorded of `id`; none where it is no task.
+    pub async fn recorded(&self, id: Uuid) -> Result<Option<Recorded>, LedgerError> {
+        let Some(created_at) = named_at(id) else { return Ok(None) };
+        let query = sqlx::query(
+            "select account, kind, payload::text as payload from crossover.tasks where id = $1 and created_at = $2",
+        );
+        let Some(row) = within(query.bind(id).bind(created_at).fetch_optional(&self.pool)).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Recorded {
+            account: row.try_get("account")?,
+            kind: row.try_get("kind")?,
+            payload: payload(&row, "payload")?,
+        }))
+    }
+
+    /// Takes the head of what is ready, by priority and then in virtual time. Nothing for a worker without a lease.
+    pub async fn claim(&self, worker: Uuid, limit: usize) -> Result<Vec<Claimed>, LedgerError> {
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let query =
+            sqlx::query("select *, null::text as wish, null::text as lapsed from crossover.claim_tasks($1, $2)");
+        let rows = within(query.bind(worker).bind(limit).fetch_all(&self.pool)).await?;
+        let mut claimed = self.readable(worker, &rows).await;
+        claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
+        Ok(claimed)
+    }
+
+    /// Takes over at most `limit` attempts of a worker whose lease ran out, for `reaper`.
+    pub async fn take_over(&self, reaper: Uuid, limit: i32, lease: Duration) -> Result<Vec<Claimed>, LedgerError> {
+        let query = sqlx::query(
+            "select *, null::text as lapsed from crossover.take_over_tasks($1, $2, $3 * interval '1 millisecond')",
+        );
+        let rows = within(query.bind(reaper).bind(limit).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await?;
+        Ok(self.readable(reaper, &rows).await)
+    }
+
+    /// Takes over at most `limit` attempts whose runner took them away and has fallen silent, or took too long, for `reaper`,
+    /// who could ask Postgres for as long as `calm`.
+    pub async fn take_over_lapsed(
+        &self,
+        reaper: Uuid,
+        limit: i32,
+        calm: Duration,
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let query =
+            sqlx::query("select * from crossover.take_over_lapsed_tasks($1, $2, $3 * interval '1 millisecond')");
+        let rows = within(query.bind(reaper).bind(limit).bind(calm.as_millis() as i64).fetch_all(&self.pool)).await?;
+        Ok(self.readable(reaper, &rows).await)
+    }
+
+    /// Gives a task's attempt to its runner, who is silent for `silence` at most and may take `left`. False: `worker` has
+    /// lost it.
+    pub async fn detach(
+        &self,
+        worker: Uuid,
+        (id, attempt, place): (Uuid, i32, Place),
+        silence: Duration,
+        left: Duration,
+    ) -> Result<bool, LedgerError> {
+        let given = sqlx::query_scalar("select crossover.detach_task($1, $2, $3, $4, $5, $6, $7)")
+            .bind(worker)
+            .bind(place.rank)
+            .bind(place.vt)
+            .bind(id)
+            .bind(attempt)
+            .bind(silence.as_millis() as i64)
+            .bind(left.as_millis() as i64);
+        within(given.fetch_one(&self.pool)).await
+    }
+
+    /// Reads what was claimed. One that can't be read fails for itself and leaves the others alone.
+    async fn readable(&self, worker: Uuid, rows: &[PgRow]) -> Vec<Claimed> {
+        let (mut good, mut broken) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            match claimed_of(row) {
+                Ok(claimed) => good.push(claimed),
+                Err(error) => broken.extend(unreadable(row, &error)),
+            }
+        }
+        if !broken.is_empty()
+            && let Err(error) = self.finish(worker, &broken).await
+        {
+            tracing::warn!(%error, "tasks that can't be read can't be ended either; they come again when this worker ends");
+        }
+        good
+    }
+
+    /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.
+    pub async fn finish(&self, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, LedgerError> {
+        let place = |end: &Finish| end.task.unwrap_or(Place { rank: 0, vt: 0 });
+        let kept = sqlx::query_scalar(
+            "select * from crossover.finish_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        )
+        .bind(worker)
+        .bind(ends.iter().map(|e| place(e).rank).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| place(e).vt).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.outcome.map(Outcome::as_str)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.result.as_ref().map(Payload::get)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.error.as_deref()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::doubt).map(|d| d.as_str())).collect::<Vec<_>>());
+        within(kept.fetch_all(&self.pool)).await
+    }
+
+    /// Prolongs a worker's lease, which is one for all that it holds, and asks what of `held` it still holds. A worker that
+    /// had none, or lost it, has one again, and nothing of what it held before.
+    pub async fn beat(&self, worker: Uuid, held: &[(Uuid, i32, Place)], lease: Duration) -> Result<Beat, LedgerError> {
+        let prolonged = sqlx::query(
+            "insert into crossover.workers as w (worker, lease_until) values ($1, clock_timestamp() + $2 * interval '1 millisecond')
+             on conflict (worker) do update set lease_until = excluded.lease_until",
+        );
+        within(prolonged.bind(worker).bind(lease.as_millis() as i64).execute(&self.pool)).await?;
+        if held.is_empty() {
+            return Ok(Beat::default());
+        }
+        let kept = sqlx::query_as::<_, (Uuid, i32, Option<String>)>(
+            "select r.id, r.attempt, r.wish from unnest($2::smallint[], $3::bigint[], $4::uuid[], $5::integer[]) as h (rank, vt, id, attempt)
+             join crossover.tasks_ready r on r.rank = h.rank and r.vt = h.vt and r.id = h.id
+             where r.worker = $1 and r.attempt = h.attempt",
+        )
+        .bind(worker)
+        .bind(held.iter().map(|h| h.2.rank).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.2.vt).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.0).collect::<Vec<_>>())
+        .bind(held.iter().map(|h| h.1).collect::<Vec<_>>());
+        let mut beat = Beat::default();
+        for (id, attempt, wish) in within(kept.fetch_all(&self.pool)).await? {
+            beat.kept.push((id, attempt));
+            beat.wishes.extend(wish.map(|wish| ((id, attempt), wish)));
+        }
+        Ok(beat)
+    }
+
+    /// Puts back, as if it had not been claimed, what `worker` holds beside `held`: what a claim took whose answer was lost,
+    /// or what it will not end. Reads all that is ready.
+    pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
+        let back = sqlx::query(
+            "update crossover.tasks_ready set worker = null, started_at = null, wish = null where worker = $1 and id <> all ($2)",
+        );
+        let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
+        Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
+    }
+
+    /// Says that `worker` holds nothing and will not come back.
+    pub async fn leave(&self, worker: Uuid) -> Result<(), LedgerError> {
+        let gone = sqlx::query("delete from crossover.workers where worker = $1");
+        within(gone.bind(worker).execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Makes ready what has fallen due, and says in how long the next one will.
+    pub async fn promote_due(&self, limit: i32) -> Result<(i64, Option<Duration>), LedgerError> {
+        let promoted =
+            within(sqlx::query_scalar("select crossover.promote_due_tasks($1)").bind(limit).fetch_one(&self.pool))
+                .await?;
+        let next: Option<f64> = within(
+            sqlx::query_scalar(
+                "select extract(epoch from min(due_at) - clock_timestamp())::float8 from crossover.tasks_scheduled",
+            )
+            .fetch_one(&self.pool),
+        )
+        .await?;
+        Ok((promoted, next.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))))
+    }
+
+    /// Says that tasks were claimed up to `vt`, and answers how far any claim has come.
+    pub async fn virtual_time(&self, vt: i64) -> Result<i64, LedgerError> {
+        let told = sqlx::query_scalar(
+            "with told as (update crossover.virtual_time set vt = $1 where vt < $1 returning vt)
+             select coalesce((select vt from told), (select vt from crossover.virtual_time))",
+        );
+        within(told.bind(vt).fetch_one(&self.pool)).await
+    }
+
+    /// Asks to cancel `id`. None: there is no such task.
+    pub async fn cancel(&self, id: Uuid, reason: &str) -> Result<Option<Cancelling>, LedgerError> {
+        let Some(created_at) = named_at(id) else { return Ok(None) };
+        let query =
+            sqlx::query_scalar("select crossover.cancel_task($1, $2, $3)").bind(id).bind(created_at).bind(reason);
+        let answer: Option<String> = within(query.fetch_one(&self.pool)).await?;
+        Ok(answer.map(|answer| Cancelling::named(&answer)))
+    }
+
+    /// Those of `ids` that have ended.
+    pub async fn ended(&self, ids: &[Uuid]) -> Result<Vec<Ended>, LedgerError> {
+        let (ids, named): (Vec<Uuid>, Vec<DateTime<Utc>>) =
+            ids.iter().filter_map(|id| Some((*id, named_at(*id)?))).unzip();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = sqlx::query(
+            "select a.id, a.outcome, a.ended_at, a.error, a.result from unnest($1::uuid[], $2::timestamptz[]) as t (id, named_at)
+             cross join lateral (
+                select a.id, a.outcome, a.ended_at, a.error, a.result::text as result from crossover.attempts a
+                where a.id = t.id and a.ended_at >= t.named_at - $3 * interval '1 millisecond' and a.retry_ms is null
+                order by a.attempt desc limit 1) a",
+        );
+        let rows =
+            within(query.bind(ids).bind(named).bind(CLOCKS_APART.as_millis() as i64).fetch_all(&self.pool)).await?;
+        let read = |row: &PgRow| {
+            Ok(Ended {
+                id: row.try_get("id")?,
+                outcome: named_outcome(row)?,
+                ended_at: row.try_get("ended_at")?,
+                reason: row.try_get("error")?,
+                result: crate::ledger::payload_of(row, "result")?,
+            })
+        };
+        Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// Everything recorded of the task `id`, told as of a pinned interaction; none where there is no such task.
+    pub async fn story(&self, id: Uuid) -> Result<Option<Story>, LedgerError> {
+        let Some(created_at) = named_at(id) else { return Ok(None) };
+        let query = sqlx::query(
+            "select t.run_at, t.account, t.kind, t.flag_revision, t.payload::text as payload,
+                case when s.id is not null then 'scheduled' when r.worker is not null then 'running'
+                     when r.id is not null then 'ready' end as state
+             from crossover.tasks t
+             left join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
+             left join crossover.tasks_scheduled s on s.id = t.id
+             where t.id = $1 and t.created_at = $2",
+        );
+        let Some(row) = within(query.bind(id).bind(created_at).fetch_optional(&self.pool)).await? else {
+            return Ok(None);
+        };
+        let attempts = sqlx::query(
+            "select *, result::text as result_text from crossover.attempts
+             where id = $1 and ended_at >= $2 - $3 * interval '1 millisecond' order by attempt",
+        );
+        let attempts =
+            within(attempts.bind(id).bind(created_at).bind(CLOCKS_APART.as_millis() as i64).fetch_all(&self.pool))
+                .await?;
+        let attempts = attempts.iter().map(attempt_of).collect::<Result<Vec<_>, _>>()?;
+        let state: Option<String> = row.try_get("state")?;
+        let last = attempts.last().filter(|last| last.retry_ms.is_none());
+        let pin = Pin {
+            id,
+            created_at,
+            run_at: row.try_get("run_at")?,
+            owner: Side::Postgres,
+            stage: Stage::Complete,
+            epoch: 1,
+            series_no: None,
+            kind: row.try_get("kind")?,
+            flag_revision: row.try_get("flag_revision")?,
+            payload_hash: payload(&row, "payload")?.hash().to_vec(),
+            attempts: attempts.last().map_or(0, |last| last.fence.attempt),
+            outcome: last.and_then(|last| last.outcome),
+            ended_at: last.map(|last| last.ended_at),
+            reason: last.and_then(|last| last.error.clone()),
+            conflict: None,
+            cancel_requested_at: None,
+        };
+        // Between two places for a moment, or ended so long ago that its attempts are gone.
+        let elsewhere = || last.and_then(|last| last.outcome).map_or("ready", Outcome::as_str).to_owned();
+        let state = state.unwrap_or_else(elsewhere);
+        let account = row.try_get("account")?;
+        Ok(Some(Story { account, key: key_of(id), series: None, state, undelivered: false, attempts, pin }))
+    }
+}
+
+/// A router's clock, which names tasks, may go before the database's, which ends them, by so much.
+const CLOCKS_APART: Duration = Duration::from_secs(3_600);
+
+fn written(policy: &Policy) -> Result<Option<String>, sqlx::Error> {
+    if *policy == Policy::default() {
+        return Ok(None);
+    }
+    serde_json::to_string(policy).map(Some).map_err(|error| sqlx::Error::Encode(error.into()))
+}
+
+fn named_outcome(row: &PgRow) -> Result<Outcome, sqlx::Error> {
+    named(row, "outcome")?.ok_or_else(|| sqlx::Error::ColumnNotFound("outcome".to_owned()))
+}
+
+fn payload(row: &PgRow, column: &str) -> Result<Payload, sqlx::Error> {
+    crate::ledger::payload_of(row, column)?.ok_or_else(|| sqlx::Error::ColumnNotFound(column.to_owned()))
+}
+
+fn place_of(row: &PgRow) -> Result<Place, sqlx::Error> {
+    Ok(Place { rank: row.try_get("rank")?, vt: row.try_get("vt")? })
+}
+
+fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+    let policy: Option<&str> = row.try_get("policy")?;
+    let policy = policy.map(serde_json::from_str).transpose().map_err(|e| sqlx::Error::Decode(e.into()))?;
+    let (id, started_at): (Uuid, DateTime<Utc>) = (row.try_get("id")?, row.try_get("started_at")?);
+    let run_at: DateTime<Utc> = row.try_get("run_at")?;
+    let envelope = Envelope {
+        id,
+        account: row.try_get("account")?,
+        kind: row.try_get("kind")?,
+        key: key_of(id),
+        series: None,
+        series_no: None,
+        group: Some(row.try_get("grp")?),
+        run_at: Some(run_at),
+        policy: policy.unwrap_or_default(),
+        owner: Side::Postgres,
+        epoch: 1,
+        pinned: true,
+        cancelled: false,
+        // Nobody compares it: there is no other copy.
+        payload_hash: String::new(),
+        behind: Vec::new(),
+        payload: payload(row, "payload")?,
+    };
+    Ok(Claimed {
+        envelope,
+        fence: Fence { epoch: 1, attempt: row.try_get("attempt")? },
+        rehearsal: false,
+        due_at: row.try_get("due_at")?,
+        started_at,
+        age: (started_at - run_at).to_std().unwrap_or_default(),
+        called_off: row.try_get("wish")?,
+        lapsed: named(row, "lapsed")?,
+        task: Some(place_of(row)?),
+    })
+}
+
+fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
+    let (id, attempt, task) = (row.try_get("id").ok()?, row.try_get("attempt").ok()?, place_of(row).ok()?);
+    let error = crate::executor::clean(&format!("the stored task can't be read: {error}"));
+    tracing::error!(%id, error, "a task has failed unread; see crossover.tasks");
+    Some(Finish {
+        id,
+        epoch: 1,
+        attempt,
+        rehearsal: false,
+        ended_at: Utc::now(),
+        outcome: Some(Outcome::Failed),
+        failure: Some(Failure::Permanent),
+        retry: None,
+        park: false,
+        result: None,
+        error: Some(error),
+        task: Some(task),
+    })
+}

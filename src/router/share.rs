@@ -1,0 +1,86 @@
+//! Who comes next among accounts: Start-time Fair Queueing (Goyal, Vin and Cheng, SIGCOMM 1996). Pure.
+//!
+//! Each task is stamped with a virtual start time: where its account's task before it ended, but not before what is being
+//! claimed now. So an account that floods stamps itself into the future, and whoever has nothing waiting comes next.
+//! Every router stamps for itself: an account that floods through three routers has three shares.
+
+use std::collections::HashMap;
+
+/// Stamps of one router.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// How far claims have come.
+    now: i64,
+    /// Where each account's last task ends; accounts whose end has passed have no place.
+    ends: HashMap<String, i64>,
+}
+
+/// What a task of an account of weight 1 takes of virtual time.
+const TASK: i64 = 1_000;
+/// Places of accounts whose end has passed are given up when there are so many.
+const CROWD: usize = 10_000;
+
+impl Shares {
+    /// Claims have come so far; never back.
+    pub(super) fn advance(&mut self, now: i64) {
+        self.now = self.now.max(now);
+    }
+
+    /// Stamps the next task of `account`.
+    pub(super) fn stamp(&mut self, account: &str) -> i64 {
+        if self.ends.len() >= CROWD && !self.ends.contains_key(account) {
+            self.ends.retain(|_, end| *end > self.now);
+        }
+        let start = self.ends.get(account).copied().unwrap_or(self.now).max(self.now);
+        let end = start.saturating_add(TASK);
+        match self.ends.get_mut(account) {
+            Some(place) => *place = end,
+            None => drop(self.ends.insert(account.to_owned(), end)),
+        }
+        start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_one_account_lets_the_next_task_of_another_pass() {
+        let mut shares = Shares::default();
+        let flood: Vec<i64> = (0..1_000).map(|_| shares.stamp("flood")).collect();
+        assert!(flood.windows(2).all(|pair| pair[0] < pair[1]), "its own order is kept");
+        assert_eq!(shares.stamp("quiet"), flood[0]);
+        shares.advance(flood[500]);
+        assert_eq!(shares.stamp("quiet"), flood[500], "right behind what is being claimed");
+    }
+
+    #[test]
+    fn accounts_that_flood_alike_take_turns() {
+        let mut shares = Shares::default();
+        let mut stamps: Vec<(i64, &str)> = (0..100).map(|_| (shares.stamp("a"), "a")).collect();
+        stamps.extend((0..100).map(|_| (shares.stamp("b"), "b")));
+        stamps.sort();
+        assert!(stamps.chunks(2).all(|pair| pair[0].1 != pair[1].1));
+    }
+
+    #[test]
+    fn an_account_that_had_its_share_long_ago_owes_nothing() {
+        let mut shares = Shares::default();
+        for _ in 0..1_000 {
+            shares.stamp("burst");
+        }
+        shares.advance(5_000_000);
+        assert_eq!(shares.stamp("burst"), shares.stamp("fresh"));
+    }
+
+    #[test]
+    fn places_are_bounded_by_the_accounts_that_wait() {
+        let mut shares = Shares::default();
+        for n in 0..3 * CROWD {
+            shares.advance(n as i64 * TASK);
+            shares.stamp(&n.to_string());
+        }
+        assert!(shares.ends.len() <= CROWD, "{}", shares.ends.len());
+    }
+}
