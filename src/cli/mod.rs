@@ -58,7 +58,7 @@ mod way_back;
 
 commands! {
     Arm = arm,
-    Bench = bench if "temporal",
+    Bench = bench,
     Complete = complete,
     Cutover = cutover,
     Decisions = decisions,

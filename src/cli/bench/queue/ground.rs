@@ -1,0 +1,115 @@
+//! What both sides of a measurement stand on: one Postgres, with our schema and the floor's tables.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+use super::Failure;
+use crate::config::{Config, temp_dir};
+use crate::provision::{self, Progress};
+
+/// A Postgres of its own, and where it lies.
+pub(super) struct Ground {
+    pub config: Config,
+    pub url: String,
+    pub pool: PgPool,
+    pub dir: PathBuf,
+    _postgres: provision::Postgres,
+}
+
+/// What the server wrote.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub wal_bytes: f64,
+    pub commits: f64,
+}
+
+/// What Postgres gets beside the settings of the demo: memory for a queue that is worth measuring.
+const ACCOUNTS: u32 = 1_000;
+
+impl Ground {
+    pub(super) async fn prepare(mut config: Config, progress: &Progress) -> Result<Self, Failure> {
+        let dir = temp_dir().join(format!("crossover-bench-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir_all(&dir)?;
+        config.state_dir = dir.join("state");
+        config.http.listen = ([127, 0, 0, 1], 0).into();
+        config.http.tokens = None;
+        config.flags.file = dir.join("flags.json");
+        config.router.fail_open = false;
+        let mut options = provision::Options::from(&config).telling(progress.clone());
+        options.data_dir = None;
+        let postgres = provision::postgres(&options).await?;
+        let url = postgres.url.clone();
+        let pool = crate::ledger::pool(&url, 24, Duration::from_secs(10))?;
+        crate::ledger::Ledger::new(pool.clone()).migrate().await?;
+        sqlx::raw_sql(
+            "create schema floor;
+             create table floor.jobs (id bigint generated always as identity primary key, state smallint not null default 0,
+                claimed_at timestamptz, payload text not null);
+             create index on floor.jobs (id) where state = 0;
+             create table floor.history (id bigint primary key, claimed_at timestamptz, done_at timestamptz not null, payload text not null);",
+        )
+        .execute(&pool)
+        .await?;
+        sqlx::query("insert into crossover.accounts (account, state, armed_at) select 'account-' || i, 'armed', now() from generate_series(0, $1 - 1) i")
+            .bind(ACCOUNTS as i32)
+            .execute(&pool)
+            .await?;
+        Ok(Self { config, url, pool, dir, _postgres: postgres })
+    }
+
+    /// The account of the n-th task.
+    pub(super) fn account(n: u32) -> String {
+        format!("account-{}", n % ACCOUNTS)
+    }
+
+    /// A JSON text of 200 bytes.
+    pub(super) fn payload(n: u32) -> String {
+        format!("\"{n:0>198}\"")
+    }
+
+    /// Empties the tables of both sides, and leaves nothing to write back.
+    pub(super) async fn sweep(&self) -> Result<(), Failure> {
+        for sql in [
+            "truncate floor.jobs, floor.history",
+            "truncate crossover.tasks, crossover.tasks_ready, crossover.tasks_scheduled, crossover.attempts, crossover.pins, crossover.payloads, crossover.ready, crossover.running, crossover.scheduled, crossover.outbox",
+            "checkpoint",
+        ] {
+            sqlx::raw_sql(sql).execute(&self.pool).await?;
+        }
+        Ok(())
+    }
+
+    /// As autovacuum leaves tables that have stood for a while.
+    pub(super) async fn settle(&self, tables: &[&str]) -> Result<(), Failure> {
+        for table in tables {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(format!("vacuum analyze {table}"))).execute(&self.pool).await?;
+        }
+        sqlx::raw_sql("checkpoint").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// What the server has written so far.
+    pub(super) async fn cost(&self) -> Result<Cost, Failure> {
+        let (wal_bytes, commits) = sqlx::query_as(
+            "select (pg_current_wal_lsn() - '0/0')::float8, (select sum(xact_commit)::float8 from pg_stat_database)",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Cost { wal_bytes, commits })
+    }
+
+    pub(super) async fn clear(self) {
+        self.pool.close().await;
+        drop(self._postgres);
+        // What can't be removed lies in the system's folder for such things.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Cost {
+    pub(super) fn since(self, before: Cost) -> Cost {
+        Cost { wal_bytes: self.wal_bytes - before.wal_bytes, commits: self.commits - before.commits }
+    }
+}
