@@ -202,8 +202,12 @@ returns setof crossover.detached language sql as $$
         permanent = case when due.lapsed is null then d.permanent else false end,
         unknown = coalesce(due.lapsed, d.unknown),
         tries = d.tries + case when due.lapsed is null and d.ended_at is null then 0 else 1 end,
-        forward_at = clock_timestamp() + case when due.lapsed is null and d.ended_at is null
-            then d.forward_ms * interval '1 millisecond' else p_lease end
+        -- Also when its time is over, so that this is known here before Temporal cuts it.
+        forward_at = case when due.lapsed is null and d.ended_at is null
+            then least(clock_timestamp() + d.forward_ms * interval '1 millisecond', greatest(
+                least(d.run_until, d.beat_at + d.silence_ms * interval '1 millisecond'),
+                clock_timestamp() + interval '250 milliseconds'))
+            else clock_timestamp() + p_lease end
     from due where d.id = due.id and d.epoch = due.epoch and d.attempt = due.attempt
     returning d.*
 $$;

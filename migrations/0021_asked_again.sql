@@ -103,7 +103,9 @@ language plpgsql as $$
 declare
     v_attempts integer;
 begin
-    update crossover.pins p set attempts = greatest(p.attempts, p_before) + 1
+    update crossover.pins p set attempts = greatest(p.attempts + 1, p_before + 1, (
+        -- Of a run that its runner took away the number is known, whatever was lost before it.
+        select max(d.attempt) from crossover.detached d where d.id = p_id and d.epoch = p_epoch and d.side = 'temporal'))
     where p.id = p_id and p.epoch = p_epoch and p.owner = 'temporal' and p.ended_at is null
     returning p.attempts into v_attempts;
     if found then
@@ -126,6 +128,12 @@ begin
     if not found or v_pin.ended_at is not null or v_pin.owner <> 'temporal' or v_pin.epoch <> p_epoch then
         return 'over';
     end if;
+    -- A reset took the workflow back to before it was told what a person had said: it is told again.
+    insert into crossover.parked (id, epoch, attempt, rank, side, cause, grp, error, asked_at, answer, reason)
+    select p_id, p_epoch, p_attempt, -v_pin.priority, 'temporal', r.cause, v_pin.grp, p_error, r.at, r.answer, r.reason
+    from crossover.resolutions r
+    where r.id = p_id and r.epoch = p_epoch and r.attempt = p_attempt and r.answer = 'retry'
+        and not exists (select from crossover.parked k where k.id = p_id);
     if exists (select from crossover.parked k where k.id = p_id and k.epoch = p_epoch and k.attempt >= p_attempt)
         or exists (select from crossover.resolutions r where r.id = p_id and r.epoch = p_epoch and r.attempt >= p_attempt) then
         return 'known';

@@ -307,34 +307,34 @@ impl Ledger {
     }
 
     /// Temporal knows the end of an attempt, or waits for it no longer.
-    pub async fn close_detached(&self, id: Uuid, fence: Fence) -> Result<(), LedgerError> {
+    pub async fn close_detached(&self, row: &Detached) -> Result<(), LedgerError> {
         let closed = sqlx::query(
             "update crossover.detached set closed_at = clock_timestamp(), result = null
-             where id = $1 and epoch = $2 and attempt = $3 and ended_at is not null and closed_at is null",
+             where id = $1 and epoch = $2 and attempt = $3 and token is not distinct from $4
+                and ended_at is not null and closed_at is null",
         );
-        within(closed.bind(id).bind(fence.epoch).bind(fence.attempt).execute(&self.pool)).await?;
+        within(of(row, closed).execute(&self.pool)).await?;
         Ok(())
     }
 
     /// Temporal waits no longer for an attempt whose runner goes on: what it says from now on is late. What it has said
     /// meanwhile is told, and refused there.
-    pub async fn give_up_detached(&self, id: Uuid, fence: Fence) -> Result<bool, LedgerError> {
+    pub async fn give_up_detached(&self, row: &Detached) -> Result<bool, LedgerError> {
         let given_up = sqlx::query(
             "update crossover.detached set ended_at = clock_timestamp(), closed_at = clock_timestamp(), outcome = 'failed',
                 permanent = false, unknown = 'worker'
-             where id = $1 and epoch = $2 and attempt = $3 and ended_at is null",
+             where id = $1 and epoch = $2 and attempt = $3 and token is not distinct from $4 and ended_at is null",
         );
-        let given_up = given_up.bind(id).bind(fence.epoch).bind(fence.attempt);
-        Ok(within(given_up.execute(&self.pool)).await?.rows_affected() == 1)
+        Ok(within(of(row, given_up).execute(&self.pool)).await?.rows_affected() == 1)
     }
 
     /// Temporal says that somebody asked to cancel it.
-    pub async fn call_off_detached(&self, id: Uuid, fence: Fence) -> Result<(), LedgerError> {
+    pub async fn call_off_detached(&self, row: &Detached) -> Result<(), LedgerError> {
         let asked = sqlx::query(
             "update crossover.detached set called_off = true
-             where id = $1 and epoch = $2 and attempt = $3 and not called_off",
+             where id = $1 and epoch = $2 and attempt = $3 and token is not distinct from $4 and not called_off",
         );
-        within(asked.bind(id).bind(fence.epoch).bind(fence.attempt).execute(&self.pool)).await?;
+        within(of(row, asked).execute(&self.pool)).await?;
         Ok(())
     }
 
@@ -363,6 +363,14 @@ impl Ledger {
         );
         within(counts.fetch_one(&self.pool)).await
     }
+}
+
+/// Binds which attempt it is: the token tells two apart that a reset gave one fence.
+fn of<'q>(
+    row: &'q Detached,
+    query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    query.bind(row.id).bind(row.fence.epoch).bind(row.fence.attempt).bind(row.token.as_deref())
 }
 
 impl Detached {

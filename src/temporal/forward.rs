@@ -161,12 +161,12 @@ impl Forwarder {
         match handle.heartbeat(None::<()>, once()).await {
             Ok(answer) => {
                 if answer.cancel_requested && !row.called_off {
-                    self.on_postgres.ledger.call_off_detached(id, fence).await?;
+                    self.on_postgres.ledger.call_off_detached(row).await?;
                 }
                 Ok(Told::Heard)
             }
             Err(AsyncActivityError::NotFound(_)) => {
-                if self.on_postgres.ledger.give_up_detached(id, fence).await? {
+                if self.on_postgres.ledger.give_up_detached(row).await? {
                     tracing::warn!(%id, %fence, "Temporal no longer waits for an attempt that its runner took away: what comes of it is late");
                     self.lost(Doubt::Worker);
                 }
@@ -209,7 +209,7 @@ impl Forwarder {
             }
         };
         self.seen(row, &report, told).await;
-        self.on_postgres.ledger.close_detached(id, fence).await?;
+        self.on_postgres.ledger.close_detached(row).await?;
         Ok(told)
     }
 

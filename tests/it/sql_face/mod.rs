@@ -191,3 +191,37 @@ async fn a_role_that_may_only_enqueue_can_do_nothing_else() {
     let read = sqlx::query("select * from crossover.intake").execute(&mut *open).await.unwrap_err();
     assert_eq!(read.into_database_error().unwrap().code().unwrap(), "42501");
 }
+
+#[tokio::test]
+async fn a_run_made_by_a_reset_counts_on_from_what_a_runner_took_away() {
+    let ledger = ledger().await;
+    let pinned = "select (pin).id from crossover.pin('a', 'one', 'sync', 'shadow', 'test', null, null, 'default', 0::smallint, null,
+        sha256('1'), '1', '{}', 1, '0 s')";
+    let id: uuid::Uuid = sqlx::query_scalar(pinned).fetch_one(ledger.pool()).await.unwrap();
+    // The first attempt was lost with its worker and nobody has said so yet.
+    let away =
+        "select crossover.detach_from_temporal($1, 1, 2, 1000, 60000, 1000, 'token', 0, now(), now(), '{}', true)";
+    sqlx::query(away).bind(id).execute(ledger.pool()).await.unwrap();
+    let anew = sqlx::query_scalar::<_, i32>("select crossover.count_anew($1, 1, 0)").bind(id);
+    assert_eq!(anew.fetch_one(ledger.pool()).await.unwrap(), 2, "so the new run calls under 1.3");
+}
+
+#[tokio::test]
+async fn a_reset_to_before_a_persons_answer_is_told_it_again() {
+    let ledger = ledger().await;
+    let pinned = "select (pin).id from crossover.pin('a', 'one', 'sync', 'shadow', 'test', null, null, 'default', 0::smallint, null,
+        sha256('1'), '1', '{}', 1, '0 s')";
+    let id: uuid::Uuid = sqlx::query_scalar(pinned).fetch_one(ledger.pool()).await.unwrap();
+    let park = async || {
+        let asked = "select crossover.park_attempt($1, 1, 1, 'connection', 'broke', now(), now())";
+        sqlx::query_scalar::<_, String>(asked).bind(id).fetch_one(ledger.pool()).await.unwrap()
+    };
+    assert_eq!(park().await, "parked");
+    let answer = "with told as (delete from crossover.parked where id = $1)
+        insert into crossover.resolutions (id, parked_at, epoch, attempt, side, cause, answer, who)
+        values ($1, now(), 1, 1, 'temporal', 'connection', 'retry', 'somebody')";
+    sqlx::query(answer).bind(id).execute(ledger.pool()).await.unwrap();
+    assert_eq!(park().await, "known");
+    let told = sqlx::query_scalar::<_, String>("select answer from crossover.parked where id = $1").bind(id);
+    assert_eq!(told.fetch_one(ledger.pool()).await.unwrap(), "retry");
+}
