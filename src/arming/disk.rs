@@ -28,6 +28,7 @@ pub struct Registration {
     id: Uuid,
     path: PathBuf,
     beat: PathBuf,
+    valid: Duration,
     of: String,
     _lock: File,
 }
@@ -98,7 +99,7 @@ impl Registration {
         };
         let id = found.as_ref().map_or_else(Uuid::new_v4, |found| found.router);
         let beat = dir.join("registration.beat");
-        let registration = Self { id, path, beat, of: of.to_owned(), _lock: lock };
+        let registration = Self { id, path, beat, valid, of: of.to_owned(), _lock: lock };
         let left = match found {
             None => {
                 // Before anybody hears of the id, so that it is never lost.
@@ -113,7 +114,9 @@ impl Registration {
                 Left::Nothing(format!("what is on disk is of {other} and not of {of}"))
             }
             Some(File1 { accounts: Some(accounts), .. }) => {
-                match too_old(registration.last_beat(), Utc::now(), valid) {
+                // Whoever forgets goes by what the process said that beat, whatever is configured now.
+                let (beat, said) = registration.noted().unzip();
+                match too_old(beat, Utc::now(), said.map_or(valid, |said| valid.min(said))) {
                     Some(why) => Left::TooOld(why),
                     None => Left::Standing(accounts),
                 }
@@ -134,13 +137,19 @@ impl Registration {
 
     /// Notes when Postgres last heard of it, after what that brought was kept.
     pub(super) fn heard(&self, at: DateTime<Utc>) -> io::Result<()> {
-        replace(&self.beat, &at.to_rfc3339())
+        replace(&self.beat, &format!("{} {}", at.to_rfc3339(), self.valid.as_secs()))
     }
 
     /// When that was last noted.
     pub(super) fn last_beat(&self) -> Option<DateTime<Utc>> {
+        self.noted().map(|noted| noted.0)
+    }
+
+    /// The same, and for how long the process held its copy for good then.
+    fn noted(&self) -> Option<(DateTime<Utc>, Duration)> {
         let text = fs::read_to_string(&self.beat).ok()?;
-        DateTime::parse_from_rfc3339(text.trim()).ok().map(|at| at.to_utc())
+        let (at, valid) = text.trim().split_once(' ')?;
+        Some((DateTime::parse_from_rfc3339(at).ok()?.to_utc(), Duration::from_secs(valid.parse().ok()?)))
     }
 
     /// Notes that it leaves, before it does.
@@ -218,8 +227,11 @@ mod tests {
         second.heard(Utc::now() - Duration::from_secs(600)).unwrap();
         let (third, held) = left(second, HOUR);
         assert_eq!(held, Left::Standing(accounts()));
-        let (_last, old) = left(third, Duration::from_secs(599));
+        let (short, old) = left(third, Duration::from_secs(599));
         assert!(matches!(old, Left::TooOld(why) if why.contains("10m ago") && why.contains("9m 59s")));
+        short.heard(Utc::now() - Duration::from_secs(700)).unwrap();
+        let (_last, long) = left(short, HOUR);
+        assert!(matches!(long, Left::TooOld(_)), "a longer time that is set now says nothing of what was said then");
     }
 
     #[test]
