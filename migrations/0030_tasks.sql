@@ -114,10 +114,12 @@ create function crossover.enqueue_tasks(
     p_ids uuid[], p_created_ats timestamptz[], p_run_ats timestamptz[], p_vts bigint[], p_ranks smallint[], p_accounts text[],
     p_kinds text[], p_grps text[], p_flag_revisions text[], p_policies text[], p_payloads text[])
 returns setof uuid language plpgsql as $$
+declare
+    v_now timestamptz := clock_timestamp();
 begin
     -- In plpgsql because that keeps the plan.
     return query with given as materialized (
-        select g.id, g.created_at, coalesce(g.run_at, clock_timestamp()) as run_at, g.vt, g.rank, g.account, g.kind, g.grp,
+        select g.id, g.created_at, coalesce(g.run_at, v_now) as run_at, g.vt, g.rank, g.account, g.kind, g.grp,
             g.flag_revision, g.policy::json as policy, g.payload::json as payload
         from unnest(p_ids, p_created_ats, p_run_ats, p_vts, p_ranks, p_accounts, p_kinds, p_grps, p_flag_revisions, p_policies, p_payloads)
             as g (id, created_at, run_at, vt, rank, account, kind, grp, flag_revision, policy, payload)
@@ -129,10 +131,10 @@ begin
         returning id, created_at, run_at, vt, rank, account, kind, grp),
     ready as (
         insert into crossover.tasks_ready (rank, vt, id, created_at, due_at, attempt, account, kind, grp)
-        select rank, vt, id, created_at, run_at, 1, account, kind, grp from taken where run_at <= clock_timestamp()),
+        select rank, vt, id, created_at, run_at, 1, account, kind, grp from taken where run_at <= v_now),
     later as (
         insert into crossover.tasks_scheduled (id, due_at, created_at, vt, rank, attempt, account, kind, grp)
-        select id, run_at, created_at, vt, rank, 1, account, kind, grp from taken where run_at > clock_timestamp())
+        select id, run_at, created_at, vt, rank, 1, account, kind, grp from taken where run_at > v_now)
     select t.id from taken t;
 end $$;
 
@@ -142,7 +144,7 @@ end $$;
 -- because nobody would take over what it took. Reads as many rows as it takes, and those that run.
 create function crossover.claim_tasks(p_worker uuid, p_limit integer)
 returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
-    account text, kind text, grp text, policy text, payload text)
+    account text, kind text, grp text, policy text, payload text, wish text)
 language plpgsql
 -- The plan is kept while the table grows from nothing to millions.
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -156,9 +158,23 @@ begin
     taken as (
         update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from head h
         where r.rank = h.rank and r.vt = h.vt and r.id = h.id
-        returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp)
-    select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text
+        returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish)
+    select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text, t.wish
     from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
+end $$;
+
+-- Puts back, as if it had not been claimed, what a worker holds beside p_held. Waits for a claim of its that is still on its
+-- way. Reads all that is ready.
+create function crossover.release_tasks(p_worker uuid, p_held uuid[]) returns bigint
+language plpgsql as $$
+declare
+    v_rows bigint;
+begin
+    perform from crossover.workers w where w.worker = p_worker for update;
+    update crossover.tasks_ready r set worker = null, started_at = null
+    where r.worker = p_worker and r.id <> all (p_held);
+    get diagnostics v_rows = row_count;
+    return v_rows;
 end $$;
 
 -- Takes over what a worker holds whose lease ran out, at most p_limit, and forgets the worker once it holds nothing. It has
@@ -174,9 +190,11 @@ declare
     v_rows bigint;
 begin
     if pg_postmaster_start_time() > clock_timestamp() - p_lease then return; end if;
+    -- Nobody forgets the reaper before this has committed.
+    perform from crossover.workers w where w.worker = p_reaper and w.lease_until > clock_timestamp() for key share;
+    if not found then return; end if;
     select w.worker into v_dead from crossover.workers w
     where w.lease_until < clock_timestamp() and w.worker <> p_reaper
-        and exists (select from crossover.workers r where r.worker = p_reaper and r.lease_until > clock_timestamp())
     order by w.lease_until limit 1 for update skip locked;
     if not found then return; end if;
     return query with lost as materialized (
@@ -199,7 +217,8 @@ language sql as $$
     moved as (delete from crossover.tasks_scheduled s using due where s.id = due.id returning s.*),
     placed as (
         insert into crossover.tasks_ready (rank, vt, id, created_at, due_at, attempt, account, kind, grp)
-        select rank, vt, id, created_at, due_at, attempt, account, kind, grp from moved returning 1)
+        select rank, vt, id, created_at, due_at, attempt, account, kind, grp from moved
+        on conflict do nothing returning 1)
     select count(*) from placed
 $$;
 
@@ -261,7 +280,9 @@ begin
         where r.rank = v_task.rank and r.vt = v_task.vt and r.id = p_id and r.worker is not null;
         if found then return 'asked'; end if;
         select a.outcome into v_outcome from crossover.attempts a
-            where a.id = p_id and a.ended_at >= p_created_at and a.retry_ms is null order by a.attempt desc limit 1;
+            -- The router's clock, which named it, may go before this one.
+        where a.id = p_id and a.ended_at >= p_created_at - interval '1 hour' and a.retry_ms is null
+        order by a.ended_at desc limit 1;
         if found then return case when v_outcome = 'cancelled' then 'cancelled' else 'ended' end; end if;
     end loop;
     raise exception using errcode = '40001', message = format('task %s moves all the time; try again', p_id);
@@ -328,6 +349,7 @@ begin
     if not v_held then
         select true, t.wish is not null into v_held, v_wish from crossover.lock_detached_task(p_id, p_epoch, p_attempt) t;
         v_held := coalesce(v_held, false);
+        v_wish := coalesce(v_wish, false);
     end if;
     select * into v_row from crossover.detached d
     where d.id = p_id and d.epoch = p_epoch and d.attempt = p_attempt for update;
@@ -391,6 +413,8 @@ returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timest
 language plpgsql as $$
 #variable_conflict use_column
 begin
+    perform from crossover.workers w where w.worker = p_reaper and w.lease_until > clock_timestamp() for key share;
+    if not found then return; end if;
     return query with open as materialized (
         select d.id, d.epoch, d.attempt, d.rank, d.vt from crossover.detached d
         where d.vt is not null and d.side = 'postgres' and d.closed_at is null and d.ended_at is null
@@ -413,7 +437,6 @@ begin
     taken as (
         update crossover.tasks_ready r set worker = p_reaper from gone g
         where r.rank = g.rank and r.vt = g.vt and r.id = g.id
-            and exists (select from crossover.workers w where w.worker = p_reaper and w.lease_until > clock_timestamp())
         returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish, g.unknown)
     select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text,
         t.wish, t.unknown
@@ -447,13 +470,11 @@ begin
     when 'pinning' then
         if v_acked then v_to := 'window'; end if;
     when 'window' then
-        -- Without an unpinned past there is no key without a pin.
-        if crossover.live_wanted(v_account)
-            and (v_account.unpinned_at is null or v_account.window_from + p_window <= clock_timestamp()) then
+        if crossover.live_wanted(v_account) and crossover.window_is_over(v_account, p_window) then
             v_to := 'closing';
         end if;
     when 'closing' then
-        if not crossover.live_wanted(v_account) then v_to := 'window';
+        if not crossover.live_wanted(v_account) or not crossover.window_is_over(v_account, p_window) then v_to := 'window';
         elsif v_acked then v_to := 'reconciling';
         end if;
     when 'disarming' then
@@ -513,7 +534,7 @@ create or replace view crossover.interactions as
     left join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
     left join crossover.tasks_scheduled s on s.id = t.id
     left join lateral (
-        select a.outcome, a.ended_at, a.attempt, a.error from crossover.attempts a where a.id = t.id order by a.attempt desc limit 1) a on true;
+        select a.outcome, a.ended_at, a.attempt, a.error from crossover.attempts a where a.id = t.id order by a.ended_at desc limit 1) a on true;
 
 create or replace view crossover.queue_depth as
     select grp, sum(ready)::bigint as ready, sum(scheduled)::bigint as scheduled, sum(running)::bigint as running,

@@ -221,6 +221,8 @@ pub struct Router {
     pub spool_bytes: u64,
     /// A process that starts without Postgres goes by its disk for so long after its last beat.
     pub disk_valid: Duration,
+    /// Whether work in complete that only its caller can name becomes a task.
+    pub tasks: bool,
 }
 
 /// `[intake]`
@@ -442,6 +444,7 @@ impl Config {
             router: Router {
                 // Without Temporal there is nowhere to start it.
                 fail_open: r.switch("router.fail_open", true) && cfg!(feature = "temporal"),
+                tasks: r.switch("router.tasks", false),
                 pin_budget: r.duration("router.pin_budget", "250ms", "5ms", "30s"),
                 breaker_failures: r.integer("router.breaker_failures", 5, 1..=1_000),
                 breaker_open: r.duration("router.breaker_open", "1s", "10ms", "1m"),

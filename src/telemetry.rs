@@ -130,12 +130,18 @@ impl SpanExporter for Counted {
 
 /// Makes `span` the root of the trace of `id`, which every further span of it names as its parent.
 pub fn begin(span: &Span, id: Uuid) {
+    if span.is_disabled() {
+        return;
+    }
     place(span, id, SpanId::INVALID);
     ids::with_span_id(root(id), || drop(span.context()));
 }
 
 /// Puts `span` into the trace of `id`.
 pub fn join(span: &Span, id: Uuid) {
+    if span.is_disabled() {
+        return;
+    }
     place(span, id, root(id));
 }
 

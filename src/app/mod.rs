@@ -334,7 +334,11 @@ impl Parts {
     }
 
     fn router(&self, config: &Config, decider: Arc<Decider>, outages: Outages) -> Router {
-        let options = RouterOptions { pin_timeout: config.postgres.connect_timeout, grace: config.relay.grace };
+        let options = RouterOptions {
+            pin_timeout: config.postgres.connect_timeout,
+            grace: config.relay.grace,
+            tasks: config.router.tasks,
+        };
         Router::new(
             self.intake.clone(),
             decider,

@@ -193,14 +193,17 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) {
             }
             None => break,
         }
-        if pace.copies.is_due() {
-            let Some(()) = stop.run_until_cancelled(starting.claim_copies(&mut lost, &mut pace.copies)).await else {
-                break;
-            };
-        }
-        if pace.tasks.is_due() {
-            // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
-            starting.claim_tasks(&mut lost, &mut pace.tasks).await;
+        // Both kinds may flow: each goes first in turn, and leaves the other half of the room.
+        pace.turn = !pace.turn;
+        for tasks in [pace.turn, !pace.turn] {
+            let half = pace.copies.is_due() && pace.tasks.is_due();
+            if tasks && pace.tasks.is_due() {
+                // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
+                starting.claim_tasks(&mut lost, &mut pace.tasks, half).await;
+            } else if !tasks && pace.copies.is_due() {
+                let claim = starting.claim_copies(&mut lost, &mut pace.copies, half);
+                let Some(()) = stop.run_until_cancelled(claim).await else { break };
+            }
         }
         pause = pace.copies.pause().min(pace.tasks.pause());
     }
@@ -215,6 +218,8 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) {
 struct Pace {
     copies: Next,
     tasks: Next,
+    /// Tasks go first.
+    turn: bool,
 }
 
 impl Pace {
@@ -282,27 +287,32 @@ impl Lost {
 
 impl Starting {
     /// Claims copies of what is pinned, and begins them.
-    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next) {
+    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next, half: bool) {
         let shared = &self.shared;
         let room = shared.held.room();
+        let limit = if half { room.limit.div_ceil(2) } else { room.limit };
+        if limit == 0 {
+            return;
+        }
         let claim = Claim {
             worker: shared.id,
-            limit: room.limit as i64,
+            limit: limit as i64,
             executions_only: room.executions_only,
             lease: shared.options.lease,
         };
         lost.copies = true;
         let answer = shared.claimed(shared.queue.claim(claim)).await;
         lost.copies = answer.is_err();
-        self.start_all(answer, room.limit, next);
+        self.start_all(answer, limit, next);
     }
 
     /// The same of tasks.
-    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next) {
+    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, half: bool) {
         let shared = &self.shared;
-        let limit = shared.held.room().limit.min(TASKS);
+        let room = shared.held.room().limit;
+        let limit = if half { room.div_ceil(2) } else { room }.min(TASKS);
         if limit == 0 {
-            return next.after(Duration::ZERO, shared.options.poll);
+            return;
         }
         let answer = shared.claimed(shared.tasks.claim(shared.id, limit)).await;
         lost.tasks |= answer.is_err();

@@ -80,6 +80,8 @@ pub struct RouterOptions {
     pub pin_timeout: Duration,
     /// For how long the router that pinned delivers itself, before the relay does.
     pub grace: Duration,
+    /// Whether work in `complete` that only its caller can name becomes a task.
+    pub tasks: bool,
 }
 
 /// The answer to an enqueue.
@@ -287,6 +289,9 @@ impl Router {
         transaction: &mut Transaction<'_, Postgres>,
         interaction: &Interaction,
     ) -> Result<Ticket, EnqueueError> {
+        if tasks::of_key(&interaction.key).is_some() {
+            return Err(task::not_a_callers_key());
+        }
         let decision = self.decider.decide(&interaction.account, &interaction.kind);
         // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
         self.armed.forget_mark(&interaction.account);

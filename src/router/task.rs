@@ -17,6 +17,8 @@ use crate::telemetry;
 /// A key that a router made is repeated within this time, or by a router whose clock is this far off.
 const KEYS_LAST: TimeDelta = TimeDelta::days(30);
 const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
+/// No statement takes longer, clocks that differ a little included.
+const IN_DOUBT: TimeDelta = TimeDelta::minutes(2);
 
 impl Router {
     /// Takes `interaction` in as a task, where it can be one. None: it must be pinned.
@@ -25,7 +27,8 @@ impl Router {
         interaction: &Interaction,
         decision: &Decision,
     ) -> Result<Option<Accepted>, EnqueueError> {
-        let able = interaction.key_made
+        let able = self.options.tasks
+            && interaction.key_made
             && decision.stage == Stage::Complete
             && interaction.series.is_none()
             && interaction.policy.on_unknown == OnUnknown::Retry;
@@ -51,10 +54,12 @@ impl Router {
             return Ok(None);
         };
         let now = Utc::now();
-        if interaction.series.is_some() || named_at < now - KEYS_LAST || named_at > now + CLOCKS_APART {
-            let message = "keys that begin with `task_` are made by routers, for work without a series, and are repeated within 30 days; \
-                           give new work a key of your own, or none";
-            return Err(EnqueueError::Invalid(vec![Fault { field: "key".to_owned(), message: message.to_owned() }]));
+        if interaction.series.is_some()
+            || interaction.policy.on_unknown != OnUnknown::Retry
+            || named_at < now - KEYS_LAST
+            || named_at > now + CLOCKS_APART
+        {
+            return Err(not_a_callers_key());
         }
         telemetry::join(&Span::current(), id);
         if self.armed.state(&interaction.account) == State::Armed && self.put(interaction, id, decision).await? {
@@ -66,6 +71,11 @@ impl Router {
             Some(before) if before.kind != interaction.kind => Err(conflict(interaction, "kind")),
             Some(before) if before.payload.get() != interaction.payload.get() => Err(conflict(interaction, "payload")),
             Some(_) => Ok(Some(accepted(id, How::Repeated))),
+            // The first try may still be on its way.
+            None if named_at > now - IN_DOUBT => Err(EnqueueError::InDoubt {
+                reason: "its first try may not have come to anything yet".to_owned(),
+                key: interaction.key.clone(),
+            }),
             None => {
                 let reason = "its key was made while its account was in stage complete, where it is no more, and nothing was \
                               accepted under it; use a new key, or none";
@@ -109,6 +119,13 @@ impl Router {
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         tokio::time::timeout(self.options.pin_timeout, call).await.unwrap_or_else(late)
     }
+}
+
+/// Why a key that looks like a task's can't be.
+pub(super) fn not_a_callers_key() -> EnqueueError {
+    let message = "keys that begin with `task_` are made by routers, for work without a series or `on_unknown`, and are repeated \
+                   as the work was sent, within 30 days; give new work a key of your own, or none";
+    EnqueueError::Invalid(vec![Fault { field: "key".to_owned(), message: message.to_owned() }])
 }
 
 /// Why it was not accepted, with the key that leads to it.

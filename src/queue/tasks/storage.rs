@@ -85,8 +85,7 @@ impl Tasks {
     /// Takes the head of what is ready, by priority and then in virtual time. Nothing for a worker without a lease.
     pub async fn claim(&self, worker: Uuid, limit: usize) -> Result<Vec<Claimed>, LedgerError> {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let query =
-            sqlx::query("select *, null::text as wish, null::text as lapsed from crossover.claim_tasks($1, $2)");
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2)");
         let rows = within(query.bind(worker).bind(limit).fetch_all(&self.pool)).await?;
         let mut claimed = self.readable(worker, &rows).await;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
@@ -206,16 +205,15 @@ impl Tasks {
     /// Puts back, as if it had not been claimed, what `worker` holds beside `held`: what a claim took whose answer was lost,
     /// or what it will not end. Reads all that is ready.
     pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
-        let back = sqlx::query(
-            "update crossover.tasks_ready set worker = null, started_at = null, wish = null where worker = $1 and id <> all ($2)",
-        );
+        let back = sqlx::query_scalar::<_, i64>("select crossover.release_tasks($1, $2)");
         let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
-        Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
+        Ok(within(back.bind(worker).bind(ids).fetch_one(&self.pool)).await?.unsigned_abs())
     }
 
-    /// Says that `worker` holds nothing and will not come back.
+    /// Says that `worker` will not come back. Should it hold anything after all, that is taken over at once: whoever does so
+    /// forgets the worker.
     pub async fn leave(&self, worker: Uuid) -> Result<(), LedgerError> {
-        let gone = sqlx::query("delete from crossover.workers where worker = $1");
+        let gone = sqlx::query("update crossover.workers set lease_until = '-infinity' where worker = $1");
         within(gone.bind(worker).execute(&self.pool)).await?;
         Ok(())
     }
@@ -324,9 +322,10 @@ impl Tasks {
             conflict: None,
             cancel_requested_at: None,
         };
-        // Between two places for a moment, or ended so long ago that its attempts are gone.
-        let elsewhere = || last.and_then(|last| last.outcome).map_or("ready", Outcome::as_str).to_owned();
-        let state = state.unwrap_or_else(elsewhere);
+        // The end is read after the place, so it is the later word. Without either it is between two places for a moment, or ended so
+        // long ago that its attempts are gone.
+        let ended = last.and_then(|last| last.outcome).map(|outcome| outcome.as_str().to_owned());
+        let state = ended.or(state).unwrap_or_else(|| "ready".to_owned());
         let account = row.try_get("account")?;
         Ok(Some(Story { account, key: key_of(id), series: None, state, undelivered: false, attempts, pin }))
     }

@@ -172,7 +172,7 @@ async fn a_row_in_a_default_partition_keeps_no_other_day_from_its_partition() {
         values (gen_random_uuid(), now(), now(), current_date + interval '9 days', 1, 1, false, 'temporal')";
     execute(&world, stray).await;
     let made: i32 = world.scalar("select crossover.make_partitions(12)").await;
-    assert_eq!(made, 14, "five days of payloads and sightings, and four of attempts");
+    assert_eq!(made, 19, "five days of payloads, sightings and tasks, and four of attempts");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! What callers see of tasks: over HTTP, with a router and a worker.
 
+use crossover::app::Roles;
 use crossover::interaction::Stage;
 use crossover::queue::tasks;
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::bridge::world::{Node, World};
 /// The account is armed by its first work with a key.
 async fn complete() -> (World, Node) {
     let world = World::new(Stage::Complete).await;
-    let node = world.node().await;
+    let node = world.node_with(Roles::ALL, |config| config.router.tasks = true).await;
     node.accepts(&world.request("first"), 201).await;
     world.succeeded("first").await;
     (world, node)

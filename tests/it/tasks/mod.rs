@@ -31,7 +31,8 @@ struct World {
 }
 
 const ACCOUNT: &str = "a";
-const LEASE: Duration = Duration::from_millis(900);
+/// Longer than anything waits on a busy machine.
+const LEASE: Duration = Duration::from_millis(2_400);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl World {
@@ -180,7 +181,11 @@ async fn a_task_runs_once_and_can_be_looked_up_with_its_result() {
     assert_eq!(story.attempts[0].result.as_ref().unwrap().get(), r#"{"got":{"n":1}}"#);
     assert_eq!(here.tasks.ended(&[id]).await.unwrap()[0].outcome, Outcome::Succeeded);
     assert_eq!(here.count("select count(*) from crossover.tasks_ready").await, 0);
-    assert_eq!(here.count("select count(*) from crossover.workers").await, 0, "who drained has said goodbye");
+    assert_eq!(
+        here.count("select count(*) from crossover.workers where lease_until > now()").await,
+        0,
+        "who drained has said goodbye"
+    );
 }
 
 #[tokio::test]
@@ -472,4 +477,67 @@ async fn a_runner_hears_of_the_cancel_of_the_task_it_took_away() {
     here.ledger.report(id, fence(1), &failed).await.unwrap();
     assert_eq!(here.ended(id).await.state, "cancelled");
     worker.drain().await;
+}
+
+#[tokio::test]
+async fn an_account_with_a_task_is_not_left_until_the_task_has_ended() {
+    let here = World::new().await;
+    let id = here.enqueue(task(json!(1))).await;
+    let disarm =
+        sqlx::query("update crossover.accounts set state = 'disarming', window_from = null where account = $1");
+    disarm.bind(ACCOUNT).execute(here.ledger.pool()).await.unwrap();
+    let advance = async || {
+        let asked = sqlx::query_scalar::<_, Option<String>>(
+            "select crossover.advance(account, generation, '0 s') from crossover.accounts where account = $1",
+        );
+        asked.bind(ACCOUNT).fetch_one(here.ledger.pool()).await.unwrap()
+    };
+    for _ in 0..3 {
+        assert_eq!(advance().await, None);
+    }
+    assert!(here.tasks.enqueue(&[task(json!(2))]).await.unwrap().is_empty(), "nothing new is taken in");
+    here.tasks.cancel(id, "not needed").await.unwrap();
+    assert_eq!((advance().await, advance().await.as_deref()), (None, Some("open")), "a window after its end");
+}
+
+#[tokio::test]
+async fn what_is_due_as_it_is_put_in_is_in_one_place() {
+    let here = World::new().await;
+    for _ in 0..40 {
+        // Some are due in the middle of the statement.
+        let now = Utc::now();
+        let due = |n: i64| Some(now + chrono::TimeDelta::microseconds(n * 20));
+        let tasks: Vec<NewTask> = (0..500).map(|n| NewTask { run_at: due(n), vt: n, ..task(json!(n)) }).collect();
+        here.tasks.enqueue(&tasks).await.unwrap();
+    }
+    let both = "select count(*) from crossover.tasks_ready join crossover.tasks_scheduled using (id)";
+    assert_eq!(here.count(both).await, 0);
+    let all = "select (select count(*) from crossover.tasks_ready) + (select count(*) from crossover.tasks_scheduled)";
+    assert_eq!(here.count(all).await, 20_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_holds_that_says_goodbye_is_taken_over_at_once() {
+    let here = World::new().await;
+    let policy = Policy { backoff: Backoff::Listed(Listed { delays_ms: vec![0] }), ..Policy::default() };
+    let id = here.enqueue(NewTask { policy, ..task(json!(1)) }).await;
+    // Its claim's answer was lost, and it could not put back what it took.
+    let gone = here.claimer(Duration::from_secs(3_600)).await;
+    assert_eq!(here.tasks.claim(gone, 1).await.unwrap().len(), 1);
+    here.tasks.leave(gone).await.unwrap();
+    let worker = here.worker(echo());
+    assert_eq!(here.ended(id).await.attempts.len(), 2);
+    worker.drain().await;
+}
+
+#[tokio::test]
+async fn a_wish_to_cancel_outlives_that_its_claim_is_undone() {
+    let here = World::new().await;
+    let id = here.enqueue(task(json!(1))).await;
+    let worker = here.claimer(PATIENCE).await;
+    here.tasks.claim(worker, 1).await.unwrap();
+    assert_eq!(here.tasks.cancel(id, "enough").await.unwrap(), Some(Cancelling::Asked));
+    assert_eq!(here.tasks.release_unknown(worker, &[]).await.unwrap(), 1);
+    let again = here.tasks.claim(worker, 1).await.unwrap();
+    assert_eq!(again[0].called_off.as_deref(), Some("enough"));
 }

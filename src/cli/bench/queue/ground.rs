@@ -25,7 +25,7 @@ pub(super) struct Cost {
     pub commits: f64,
 }
 
-/// What Postgres gets beside the settings of the demo: memory for a queue that is worth measuring.
+/// So many tenants, all armed.
 const ACCOUNTS: u32 = 1_000;
 
 impl Ground {
@@ -37,6 +37,7 @@ impl Ground {
         config.http.tokens = None;
         config.flags.file = dir.join("flags.json");
         config.router.fail_open = false;
+        config.router.tasks = true;
         let mut options = provision::Options::from(&config).telling(progress.clone());
         options.data_dir = None;
         let postgres = provision::postgres(&options).await?;
@@ -52,7 +53,7 @@ impl Ground {
         )
         .execute(&pool)
         .await?;
-        sqlx::query("insert into crossover.accounts (account, state, armed_at) select 'account-' || i, 'armed', now() from generate_series(0, $1 - 1) i")
+        sqlx::query("insert into crossover.accounts (account, state, generation, armed_at) select 'account-' || i, 'armed', 1, now() from generate_series(0, $1 - 1) i")
             .bind(ACCOUNTS as i32)
             .execute(&pool)
             .await?;

@@ -197,6 +197,12 @@ async fn router(ground: &Ground) -> Result<App, Failure> {
     Ok(App::start(&ground.config, Roles { router: true, worker: false, relay: false }, servers).await?)
 }
 
+/// What is measured is what tasks cost, and not pins.
+async fn none_was_pinned(ground: &Ground) -> Result<(), Failure> {
+    let pins: i64 = sqlx::query_scalar("select count(*) from crossover.pins").fetch_one(&ground.pool).await?;
+    if pins > 0 { Err(format!("{pins} were pinned that should have been tasks").into()) } else { Ok(()) }
+}
+
 /// Puts `tasks` in one by one from many callers, while a worker runs them.
 pub(super) async fn enqueue(ground: &Ground, tasks: u32, callers: u32) -> Result<Round, Failure> {
     ground.sweep().await?;
@@ -223,6 +229,7 @@ pub(super) async fn enqueue(ground: &Ground, tasks: u32, callers: u32) -> Result
     let took = began.elapsed();
     tokio::time::timeout(PATIENCE, run.reached(each * callers)).await?;
     let cost = ground.cost().await?.since(before);
+    none_was_pinned(ground).await?;
     stop.cancel();
     working.await?;
     drop(router);
@@ -253,6 +260,7 @@ pub(super) async fn latency(ground: &Ground, tasks: u32) -> Result<Round, Failur
     }
     let took = began.elapsed();
     let cost = ground.cost().await?.since(before);
+    none_was_pinned(ground).await?;
     stop.cancel();
     working.await?;
     app.stop().await;
