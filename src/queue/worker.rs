@@ -178,7 +178,8 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) {
             biased;
             () = stop.cancelled() => break,
             () = shared.wake.notified() => pace.ring(),
-            () = shared.room.notified() => {}
+            // An end may have made the next of its series ready.
+            () = shared.room.notified() => pace.copies.rung = true,
             () = tokio::time::sleep(nap) => {}
         }
         if shared.held.room().limit == 0 {
