@@ -272,7 +272,7 @@ impl App {
         self.observer.stop().await;
         // What the router still has out is delivered again by a relay.
         let closing = async { tokio::join!(self.ledger.pool().close(), self.intake.pool().close()) };
-        if tokio::time::timeout(Duration::from_secs(5), closing).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), closing).await.is_err() {
             warn!("connections to Postgres do not close; they end with the process");
         }
     }

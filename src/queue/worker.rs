@@ -110,7 +110,7 @@ impl Worker {
 
         let (executor, running_here) = (self.executor, running.clone());
         let starting = Starting { shared: shared.clone(), executor, ends, running: running_here };
-        claim_until(starting, &stop).await;
+        let mut lost = claim_until(starting, &stop).await;
 
         let grace = shared.options.grace;
         parts.close();
@@ -123,8 +123,9 @@ impl Worker {
         finishing.close();
         let last_words = async {
             running.wait().await;
-            tokio::join!(hand_back(&shared), finishing.wait());
-            if shared.held.tasks().is_empty()
+            let (_, put_back, _) = tokio::join!(hand_back(&shared), lost.put_back_tasks(&shared), finishing.wait());
+            if put_back.is_ok()
+                && shared.held.tasks().is_empty()
                 && let Err(error) = shared.tasks.leave(shared.id).await
             {
                 warn!(%error, "the worker could not say goodbye; its lease ends by itself");
@@ -168,7 +169,8 @@ pub(super) struct Starting {
     running: TaskTracker,
 }
 
-async fn claim_until(starting: Starting, stop: &CancellationToken) {
+/// Claims until it is stopped. What a claim may have taken whose answer was lost is left to the caller.
+async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
     let shared = &starting.shared;
     let mut pause = Duration::ZERO;
     let (mut lost, mut pace) = (Lost::default(), Pace::default());
@@ -208,9 +210,7 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) {
         }
         pause = pace.copies.pause().min(pace.tasks.pause());
     }
-    if lost.tasks && lost.put_back(shared).await.is_err() {
-        warn!("tasks that a lost claim took are taken over when this worker's lease ends");
-    }
+    lost
 }
 
 /// When to claim next of each kind. What flows is claimed in handfuls: a claim for every ring would be one for every task.
@@ -267,22 +267,30 @@ struct Lost {
 impl Lost {
     /// Puts it back.
     async fn put_back(&mut self, shared: &Shared) -> Result<(), ()> {
-        let failed = |error: LedgerError| {
-            shared.failed("release", &error);
-            warn!(%error, "what a lost claim took can't be put back yet; trying again");
-        };
         if self.copies {
-            let copies = shared.queue.release_unknown(shared.id, &shared.held.keys()).await.map_err(failed)?;
+            let copies = shared.queue.release_unknown(shared.id, &shared.held.keys()).await;
+            let copies = copies.map_err(|error| Self::failed(shared, &error))?;
             info!(copies, "put back what a claim took whose answer was lost");
             self.copies = false;
         }
+        self.put_back_tasks(shared).await
+    }
+
+    /// The tasks alone: at shutdown [`hand_back`] has the copies.
+    async fn put_back_tasks(&mut self, shared: &Shared) -> Result<(), ()> {
         if self.tasks {
             let held: Vec<Key> = shared.held.tasks().into_iter().map(|held| (held.0, held.1)).collect();
-            let tasks = shared.tasks.release_unknown(shared.id, &held).await.map_err(failed)?;
+            let tasks = shared.tasks.release_unknown(shared.id, &held).await;
+            let tasks = tasks.map_err(|error| Self::failed(shared, &error))?;
             info!(tasks, "put back the tasks that a claim took whose answer was lost");
             self.tasks = false;
         }
         Ok(())
+    }
+
+    fn failed(shared: &Shared, error: &LedgerError) {
+        shared.failed("release", error);
+        warn!(%error, "what a lost claim took can't be put back yet");
     }
 }
 
