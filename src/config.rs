@@ -62,6 +62,8 @@ pub struct Config {
     pub report: Report,
     /// How long keys are remembered.
     pub window: Window,
+    /// For how long what has ended is kept.
+    pub retention: Retention,
     /// What is logged, and how.
     pub log: Log,
     /// Traces.
@@ -331,6 +333,15 @@ pub struct Window {
     pub idempotency: Duration,
 }
 
+/// `[retention]`
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// What has ended is kept for so long.
+    pub ended: Duration,
+    /// Instead, by kind.
+    pub kinds: BTreeMap<String, Duration>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone)]
 pub struct Log {
@@ -497,6 +508,10 @@ impl Config {
                 comparator_lag: r.duration("report.comparator_lag", "1m", "1s", "24h"),
             },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
+            retention: Retention {
+                ended: r.duration("retention.ended", "30days", "1s", "10years"),
+                kinds: kinds::durations(r, "retention.kinds"),
+            },
             log: Log {
                 filter: r
                     .name("log.filter", "info,temporalio_sdk_core=warn,temporalio_sdk=warn,temporalio_client=warn"),
@@ -547,6 +562,15 @@ impl Config {
         }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
+        }
+        for (kind, keep) in &self.retention.kinds {
+            if *keep < self.window.idempotency {
+                r.push(
+                    format!("retention.kinds.{kind}"),
+                    None,
+                    "must be at least window.idempotency, or a key that is repeated within that time would run again",
+                );
+            }
         }
         if self.router.disk_valid <= self.postgres.connect_timeout {
             r.fault(

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod faults;
 pub mod flags;
 pub mod flips;
+pub mod history;
 pub mod http;
 pub mod interaction;
 pub mod ledger;

@@ -8,6 +8,7 @@ mod flips;
 mod groups;
 mod handover;
 mod intake;
+mod maintenance;
 pub mod observer;
 mod outage;
 mod parking;
@@ -32,6 +33,7 @@ pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
+pub use maintenance::MaintenanceMetrics;
 pub use outage::OutageMetrics;
 pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
@@ -114,6 +116,8 @@ pub struct Metrics {
     pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
+    /// Upkeep.
+    pub maintenance: MaintenanceMetrics,
     /// The Temporal half of arming.
     pub reconciliation: ReconciliationMetrics,
     /// Temporal's own.
@@ -298,6 +302,7 @@ impl Metrics {
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
+            maintenance: MaintenanceMetrics::register(&mut r)?,
             reconciliation: ReconciliationMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
 use crate::flips::Decider;
+use crate::history::{History, Keeper};
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError, is_outage};
 use crate::metrics::Metrics;
@@ -194,6 +195,9 @@ impl App {
             parts.spawn_relay(config, &working);
             parts.spawn_comparator(config, &servers, &working)?;
         }
+        if roles.worker || roles.relay {
+            parts.spawn_keeper(config, &servers, &working)?;
+        }
         parts.spawn_gauges(flags.clone(), &working);
         #[cfg(feature = "temporal")]
         working
@@ -338,6 +342,7 @@ impl Parts {
             pin_timeout: config.postgres.connect_timeout,
             grace: config.relay.grace,
             tasks: config.router.tasks,
+            window: config.window.idempotency,
         };
         Router::new(
             self.intake.clone(),
@@ -468,6 +473,20 @@ impl Parts {
         [("work", self.ledger.pool().clone()), ("intake", self.intake.pool().clone())]
     }
 
+    fn spawn_keeper(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let patience = config.postgres.connect_timeout;
+        let pool = ledger::pool(&servers.postgres_url, KEEPERS, patience).map_err(AppError::Pool)?;
+        let (ledger, log) = (self.ledger.clone(), self.log.clone());
+        let keeper = Keeper::new(History::new(pool), ledger, log, config, self.metrics.clone());
+        tasks.spawn(keeper.run(stop.clone()));
+        Ok(())
+    }
+
     fn spawn_gauges(&self, flags: Option<Arc<Flags>>, (stop, tasks): &(CancellationToken, TaskTracker)) {
         tasks.spawn(upkeep::gauge(self.clone(), flags, stop.clone()));
         tasks.spawn(upkeep::gauge_postgres(self.clone(), stop.clone()));
@@ -516,13 +535,14 @@ impl Parts {
         tasks.spawn(relay.run(stop.clone()));
         let resolver = Resolver::new(self.ledger.clone(), self.deliverer.clone(), self.metrics.clone(), options);
         tasks.spawn(resolver.run(stop.clone()));
-        tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
-        tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
         tasks.spawn(upkeep::bound_rehearsals(self.clone(), config.relay.rehearsal_backlog, stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
+
+/// Connections of the keeper: one does what is due, one says so where that one was given up.
+const KEEPERS: u32 = 2;
 
 /// Connections of the comparator: one holds its rows, one reads.
 const COMPARATORS: u32 = 3;

@@ -82,6 +82,8 @@ pub struct RouterOptions {
     pub grace: Duration,
     /// Whether work in `complete` that only its caller can name becomes a task.
     pub tasks: bool,
+    /// A key may be repeated for so long: what it led to may be cleared away after that.
+    pub window: Duration,
 }
 
 /// The answer to an enqueue.

@@ -26,6 +26,7 @@ mod flips_by_command;
 mod guards;
 #[cfg(feature = "temporal")]
 mod handover;
+mod history;
 mod latency;
 #[cfg(feature = "temporal")]
 mod long_work;
