@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
 use crate::flips::Decider;
-use crate::history::{History, Keeper};
+use crate::history::{History, Keeper, Search};
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError, is_outage};
 use crate::metrics::Metrics;
@@ -182,7 +182,9 @@ impl App {
         }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
-        let api = Api::new(router.clone(), flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
+        let search = search(config, &servers)?;
+        let api =
+            Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if roles.worker || roles.relay {
@@ -546,6 +548,15 @@ const KEEPERS: u32 = 2;
 
 /// Connections of the comparator: one holds its rows, one reads.
 const COMPARATORS: u32 = 3;
+
+/// Connections of searches. Who comes when all are busy waits, and is then told so.
+const SEARCHES: u32 = 2;
+
+fn search(config: &Config, servers: &Servers) -> Result<Search, AppError> {
+    let pool =
+        ledger::pool(&servers.postgres_url, SEARCHES, config.postgres.connect_timeout).map_err(AppError::Pool)?;
+    Ok(Search::new(pool))
+}
 
 fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
     match &config.runner.url {

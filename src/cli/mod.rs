@@ -77,6 +77,7 @@ commands! {
     Serve = serve,
     Shadow = shadow,
     Status = status,
+    Tasks = tasks,
     Token = token,
     Unknown = unknown,
     Why = why,

@@ -4,11 +4,13 @@
 //! connections of their own: nothing here may take one from callers or workers.
 
 mod keeper;
+mod search;
 mod storage;
 
 use std::time::Duration;
 
 pub use keeper::{Duty, Keeper};
+pub use search::{Cursor, Filter, Found, MOST, Page, Search, SearchError, Shown, ShownAttempt, State};
 pub use storage::{Clearing, Done, History, Orphans};
 
 use crate::config::Config;

@@ -16,6 +16,7 @@ mod openapi;
 mod problem;
 mod resolve;
 mod schema;
+mod search;
 mod wait;
 mod work;
 
@@ -43,6 +44,7 @@ use crate::arming::Armed;
 use crate::config;
 use crate::config::tokens::Scope;
 use crate::flags::Flags;
+use crate::history::Search;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::router::Router;
@@ -56,6 +58,7 @@ pub struct Api {
     /// What this process holds of the accounts' states, where it needs to.
     armed: Option<Armed>,
     ledger: Ledger,
+    search: Search,
     metrics: Arc<Metrics>,
     /// Once cancelled, nothing new is taken in and nobody waits any longer.
     stop: CancellationToken,
@@ -73,12 +76,14 @@ pub struct Api {
 type Shared = State<Arc<Api>>;
 
 impl Api {
+    #[allow(clippy::too_many_arguments, reason = "they are what the routes need")]
     /// The API of a process; `router` and `flags` are absent where it has no such role. `stop` drains it.
     pub fn new(
         router: Option<Arc<Router>>,
         flags: Option<Arc<Flags>>,
         armed: Option<Armed>,
         ledger: Ledger,
+        search: Search,
         metrics: Arc<Metrics>,
         http: &config::Http,
         stop: CancellationToken,
@@ -91,6 +96,7 @@ impl Api {
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
             connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
+            search,
             metrics,
             stop,
             max_payload: http.max_payload_bytes,
@@ -125,7 +131,7 @@ fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
     let room = from_fn_with_state(api.clone(), guard::room);
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
-    let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
+    let read = OpenApiRouter::new().routes(routes!(interactions::look_up)).routes(routes!(search::search));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))

@@ -1,6 +1,9 @@
 //! What has ended goes when its retention has passed and nothing else does, on a real Postgres with rows that were dated back.
 
+#[cfg(feature = "temporal")]
+mod faces;
 mod keeping;
+mod search;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
