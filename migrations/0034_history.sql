@@ -86,7 +86,7 @@ begin
             select a.id, max(a.ended_at) as ended_at from crossover.attempts a
             where a.id >= crossover.lowest_id($4) and a.id < crossover.lowest_id($5)
                 and a.ended_at >= clock_timestamp() - (
-                    select max(s.keep) from unnest($2::interval[] || $3) s (keep) where $5 + s.keep <= clock_timestamp())
+                    select max(s.keep) from unnest($2::interval[] || $3) s (keep) where $4 + s.keep <= clock_timestamp())
             group by a.id) e on e.id = x.id
          left join (
             select distinct u.id from crossover.unended_tasks u where u.created_at >= $4 and u.created_at < $5) u on u.id = x.id
@@ -235,7 +235,8 @@ end $$;
 
 -- Forgets pins that ended longer ago than they are kept, on p_blocks pages of their table from p_from on. A walk over the table
 -- needs no index, which every pin would pay for when it is made and when it ends. p_compared: those of shadow and live are kept for
--- as long as the comparator's rows are.
+-- as long as the comparator's rows are. What had a copy on Temporal is kept for p_default at least, whatever its kind: its key, used again
+-- while Temporal remembers the workflow of that name, would meet the old one.
 --
 -- A member of a series stays until everything before it has ended, too: the envelopes of later ones may wait up to it by its name.
 create function crossover.forget_pins(
@@ -248,7 +249,7 @@ begin
     with old as materialized (
         select p.id from crossover.pins p left join unnest(p_kinds, p_keeps) k (kind, keep) on k.kind = p.kind
         where p.ctid >= format('(%s,0)', p_from)::tid and p.ctid < format('(%s,0)', p_from + p_blocks)::tid
-            and p.ended_at < clock_timestamp() - greatest(coalesce(k.keep, p_default),
+            and p.ended_at < clock_timestamp() - greatest(coalesce(k.keep, p_default), case when p.on_temporal then p_default end,
                 case when p.stage in ('shadow', 'live') then p_compared end)
             and not exists (select from crossover.series s where s.series_id = p.series_id and s.head_no <= p.series_no)
             and not exists (select from crossover.placed_pins u where u.id = p.id)

@@ -44,7 +44,7 @@ pub struct Roles {
     pub router: bool,
     /// Runs and rehearses them, on both sides.
     pub worker: bool,
-    /// Delivers what routers left behind, and keeps house.
+    /// Delivers what routers left behind.
     pub relay: bool,
 }
 

@@ -122,13 +122,9 @@ async fn list(
 ) -> Result<(Vec<Found>, Option<String>), Box<dyn std::error::Error + Send + Sync>> {
     let state = list.state.map(|state| state.parse::<State>().map_err(|why| format!("--state {state} {why}")));
     let after = list.cursor.map(|cursor| cursor.parse::<Cursor>().map_err(|why| format!("--cursor {why}")));
-    let (List { account, kind, series, group, since, until, limit, .. }, mut after) = (
-        List { state: None, cursor: None, ..list },
-        after.transpose()?,
-    );
-    // One question for all pages: what comes in meanwhile is not part of it.
-    let until = until.unwrap_or_else(|| Utc::now() + chrono::TimeDelta::minutes(1));
-    let filter = Filter { account, kind, state: state.transpose()?, series, group, since, until: Some(until) };
+    let List { account, kind, series, group, since, until, limit, .. } = list;
+    let mut after = after.transpose()?;
+    let filter = Filter { account, kind, state: state.transpose()?, series, group, since, until };
     let mut items = Vec::new();
     loop {
         let wanted = (limit - items.len() as u32).min(MOST);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -152,10 +152,8 @@ pub struct Page {
     pub items: Vec<Found>,
     /// Where the next page begins; absent where this was the last.
     pub next: Option<String>,
-    /// From when.
+    /// How far back was looked.
     pub since: DateTime<Utc>,
-    /// Until when.
-    pub until: DateTime<Utc>,
 }
 
 /// Why there is no page.
@@ -193,34 +191,28 @@ impl Search {
     /// The newest `limit` (at most [`MOST`]) of what `filter` leaves, behind `after`.
     pub async fn page(&self, filter: &Filter, after: Option<Cursor>, limit: u32) -> Result<Page, SearchError> {
         let limit = limit.clamp(1, MOST);
-        let until = filter.until.unwrap_or_else(|| Utc::now() + TimeDelta::minutes(1));
-        let since = filter.since.or_else(|| until.checked_sub_signed(BACK)).unwrap_or(DateTime::UNIX_EPOCH);
-        let f = filter;
-        let series = f.account.as_ref().zip(f.kind.as_ref()).zip(f.series.as_ref());
-        let sql = format!("{} union all {} order by created_at desc, id desc limit $9", page_of(PINS), page_of(TASKS));
-        // Unnamed, so that it is planned for what is asked: a plan for all questions reads everything.
-        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(false);
-        let query = query
-            .bind(&f.account)
-            .bind(&f.kind)
-            .bind(&f.series)
-            .bind(series.map(|((account, kind), series)| series_id(account, kind, series)))
-            .bind(&f.group)
-            .bind(f.state.map(|state| state.0))
-            .bind(since)
-            .bind(until)
-            .bind(i64::from(limit))
-            .bind(after.map(|after| after.at))
-            .bind(after.map(|after| after.id));
+        let before = filter.until.unwrap_or_else(Utc::now);
+        let since = filter.since.or_else(|| before.checked_sub_signed(BACK)).unwrap_or(DateTime::UNIX_EPOCH);
+        // The database's clock may go before this one.
+        let until = filter.until.unwrap_or(before + TimeDelta::hours(1));
         let reading = async {
             let mut tx = self.begin().await?;
-            let items: Vec<Found> = query.fetch_all(&mut *tx).await?;
+            // A little first: where much is done it fills the page, and where little is done all of it is soon read.
+            let top = after.map_or(until, |after| until.min(after.at + TimeDelta::milliseconds(1)));
+            let mut items = Vec::new();
+            for back in [TimeDelta::minutes(2), TimeDelta::hours(2), TimeDelta::MAX] {
+                let from = top.min(before).checked_sub_signed(back).map_or(since, |from| from.max(since));
+                items = filter.read(&mut tx, (from, until), after, limit).await?;
+                if from == since || items.len() == limit as usize {
+                    break;
+                }
+            }
             Ok::<_, SearchError>(items)
         };
         let items = bounded(reading).await?;
         let full = items.len() == limit as usize;
         let next = items.last().filter(|_| full).map(|last| Cursor { at: last.created_at, id: last.id }.to_string());
-        Ok(Page { items, next, since, until })
+        Ok(Page { items, next, since })
     }
 
     /// A read-only transaction whose statements are given up in time.
@@ -233,23 +225,53 @@ impl Search {
     }
 }
 
+impl Filter {
+    async fn read(
+        &self,
+        connection: &mut PgConnection,
+        (from, until): (DateTime<Utc>, DateTime<Utc>),
+        after: Option<Cursor>,
+        limit: u32,
+    ) -> Result<Vec<Found>, sqlx::Error> {
+        let series = self.account.as_ref().zip(self.kind.as_ref()).zip(self.series.as_ref());
+        let rare = self.state.is_some_and(|state| RARE.contains(&state.0));
+        let (pins, tasks) = (page_of(PINS, ""), page_of(TASKS, if rare { ENDED_SO } else { "" }));
+        let sql = format!("{pins} union all {tasks} order by created_at desc, id desc limit $9");
+        // Unnamed, so that it is planned for what is asked: a plan for all questions reads everything.
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).persistent(false);
+        let query = query
+            .bind(&self.account)
+            .bind(&self.kind)
+            .bind(&self.series)
+            .bind(series.map(|((account, kind), series)| series_id(account, kind, series)))
+            .bind(&self.group)
+            .bind(self.state.map(|state| state.0))
+            .bind(from)
+            .bind(until)
+            .bind(i64::from(limit))
+            .bind(after.map(|after| after.at))
+            .bind(after.map(|after| after.id));
+        query.fetch_all(connection).await
+    }
+}
+
 /// Where Postgres itself does not answer.
 async fn bounded<T>(reading: impl Future<Output = Result<T, SearchError>>) -> Result<T, SearchError> {
     tokio::time::timeout(BUDGET * 3, reading).await.unwrap_or(Err(SearchError::TooMuch))
 }
 
 /// One engine's part of a page, in the order of the page.
-fn page_of((rows, narrow): (&str, &str)) -> String {
+fn page_of((rows, narrow, order): (&str, &str, &str), more: &str) -> String {
     format!(
         "(select * from (select {rows} where ($1::text is null or x.account = $1) and ($2::text is null or x.kind = $2)
             and ($5::text is null or x.grp = $5) and x.created_at >= $7 and x.created_at < $8
-            and ($10::timestamptz is null or (x.created_at, x.id) < ($10, $11::uuid)) and {narrow}) found
-          where $6::text is null or found.state = $6 order by created_at desc, id desc limit $9)"
+            and ($10::timestamptz is null or (x.created_at, x.id) < ($10, $11::uuid)) and {narrow} {more}) found
+          where $6::text is null or found.state = $6 order by {order} limit $9)"
     )
 }
 
 /// Pins `x` as [`Found`]; the state is that of the view `crossover.interactions`.
-const PINS: (&str, &str) = (
+const PINS: (&str, &str, &str) = (
     "x.id, x.account, x.kind, x.key, x.series, x.series_no, x.grp, x.priority, w.state,
         coalesce(x.conflict, k.error, case when w.state = 'waiting' and x.series_no > h.head_no
             then format('behind number %s of its series', h.head_no) end, x.reason) as reason,
@@ -272,11 +294,12 @@ const PINS: (&str, &str) = (
             when x.owner = 'temporal' and x.run_at > clock_timestamp() then 'scheduled'
             else 'waiting' end as state) w",
     "($3::text is null or x.series = $3) and ($4::uuid is null or x.series_id = $4)",
+    "created_at desc, id desc",
 );
 
 /// Tasks `x` as [`Found`]. Their ids are in the order of their time; a cursor in the middle of a millisecond is narrowed by the
 /// comparison beside this. They have no series.
-const TASKS: (&str, &str) = (
+const TASKS: (&str, &str, &str) = (
     "x.id, x.account, x.kind, 'task_' || replace(x.id::text, '-', '') as key, null::text as series, null::bigint as series_no, x.grp,
         (-x.rank)::smallint as priority, w.state, coalesce(r.wish, a.error) as reason, 'complete' as stage, 'postgres' as owner,
         coalesce(r.attempt - 1, s.attempt - 1, a.attempt, 0) as attempts, x.created_at, x.run_at,
@@ -286,11 +309,21 @@ const TASKS: (&str, &str) = (
      left join crossover.tasks_scheduled s on s.id = x.id
      left join lateral (
         select a.outcome, a.ended_at, a.attempt, a.error from crossover.attempts a
-        where a.id = x.id and a.ended_at >= x.created_at - interval '1 hour' order by a.ended_at desc limit 1) a on true
+        -- Of the days since then and of no partition that was made ahead.
+        where a.id = x.id and a.ended_at >= x.created_at - interval '1 hour' and a.ended_at < now() + interval '1 hour'
+        order by a.ended_at desc limit 1) a on true
      cross join lateral (select case when s.id is not null then 'scheduled' when r.worker is not null then 'running'
             when r.id is not null then 'ready' else coalesce(a.outcome, 'forgotten') end as state) w",
     "$3::text is null and x.id >= crossover.lowest_id($7) and x.id < crossover.lowest_id(least($8, $10) + interval '2 milliseconds')",
+    // The same order, and that of their key.
+    "id desc",
 );
+
+/// Ends that few have: reading all ends of the time is quicker than asking for that of each task.
+const RARE: [&str; 3] = ["failed", "cancelled", "expired"];
+const ENDED_SO: &str = "and x.id in (
+    select f.id from crossover.attempts f
+    where f.outcome = $6 and f.retry_ms is null and f.ended_at >= $7 - interval '1 hour' and f.ended_at < now() + interval '1 hour')";
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::{Registering, counters, float_gauges, gauges, register};
-use crate::history::Done;
+use crate::history::{Done, Duty};
 
 /// The metrics of upkeep.
 pub struct MaintenanceMetrics {
@@ -19,13 +19,18 @@ pub struct MaintenanceMetrics {
 
 impl MaintenanceMetrics {
     pub(super) fn register(r: &mut Registering) -> Result<Self, prometheus::Error> {
+        let failures = counters(
+            r,
+            "crossover_maintenance_failures_total",
+            "Times that this process failed at upkeep, by duty. It is tried again in a minute, by whoever comes first; select * from crossover.maintenance says why it failed.",
+            &["duty"],
+        )?;
+        // So that a rate sees the first.
+        for duty in Duty::ALL {
+            failures.with_label_values(&[duty.as_str()]).inc_by(0);
+        }
         Ok(Self {
-            failures: counters(
-                r,
-                "crossover_maintenance_failures_total",
-                "Times that this process failed at upkeep, by duty. It is tried again in a minute, by whoever comes first; select * from crossover.maintenance says why it failed.",
-                &["duty"],
-            )?,
+            failures,
             partitions: counters(
                 r,
                 "crossover_history_partitions_total",

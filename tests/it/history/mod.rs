@@ -330,6 +330,20 @@ async fn a_pin_stays_for_the_window_whatever_its_retention_and_while_anything_of
 }
 
 #[tokio::test]
+async fn a_pin_that_temporal_may_remember_stays_for_the_common_retention_whatever_its_kind() {
+    let world = World::new().await;
+    let (here, there) = (world.pin("here", None).await, world.pin("there", None).await);
+    for (key, id) in [("here", here), ("there", there)] {
+        world.end(key).await;
+        world.age(id, 20).await;
+    }
+    world.sql("update crossover.pins set on_temporal = true where key = 'there'").await;
+    assert_eq!(world.forget_pins(&days(30, &[("k", 10)])).await, 1);
+    assert!(world.keeps("pins", there).await && !world.keeps("pins", here).await);
+    assert_eq!(world.forget_pins(&days(15, &[("k", 10)])).await, 1);
+}
+
+#[tokio::test]
 async fn a_member_of_a_series_stays_until_all_in_front_of_it_has_ended() {
     let world = World::new().await;
     let members = [world.pin("1", Some("s")).await, world.pin("2", Some("s")).await, world.pin("3", Some("s")).await];
@@ -350,22 +364,30 @@ async fn a_member_of_a_series_stays_until_all_in_front_of_it_has_ended() {
 }
 
 #[tokio::test]
-async fn what_lies_in_a_default_partition_goes_too_unless_it_has_not_ended() {
+async fn what_lies_in_a_default_partition_goes_too_unless_it_has_not_ended_or_not_long_ago() {
     let world = World::new().await;
-    let (gone, open) =
-        (world.ended_task("k", 40).await, world.task("k", 40, Some(Utc::now() + TimeDelta::days(9))).await);
+    let (gone, late) = (world.ended_task("k", 40).await, world.ended_task("long", 40).await);
+    let open = world.task("k", 40, Some(Utc::now() + TimeDelta::days(9))).await;
     let name = world.days_ago(40).await;
     for parent in ["tasks", "attempts"] {
-        world.sql(&format!(
-            "alter table crossover.{parent} detach partition crossover.{parent}_{name};
-             insert into crossover.{parent}_default select * from crossover.{parent}_{name}; drop table crossover.{parent}_{name}"
-        ))
-        .await;
+        world
+            .sql(&format!(
+                "alter table crossover.{parent} detach partition crossover.{parent}_{name};
+                 insert into crossover.{parent}_default select * from crossover.{parent}_{name}; drop table crossover.{parent}_{name}"
+            ))
+            .await;
     }
-    world.clear(&days(30, &[])).await;
+    // Accepted forty days ago, it ended twenty days ago.
+    world
+        .sql(&format!("update crossover.attempts set ended_at = ended_at + interval '20 days' where id = '{late}'"))
+        .await;
+    world.clear(&days(2, &[("long", 30)])).await;
     assert!(
         !world.keeps("tasks", gone).await && !world.keeps("attempts", gone).await && world.keeps("tasks", open).await
     );
+    assert!(world.keeps("tasks", late).await && world.keeps("attempts", late).await);
+    world.clear(&days(2, &[("long", 15)])).await;
+    assert!(!world.keeps("tasks", late).await && !world.keeps("attempts", late).await);
 }
 
 #[tokio::test]
