@@ -554,8 +554,8 @@ impl Parts {
     }
 }
 
-/// Connections of the keeper: one does what is due, one says so where that one was given up.
-const KEEPERS: u32 = 2;
+/// Connections of the keeper.
+const KEEPERS: u32 = 1;
 
 /// Connections of the comparator: one holds its rows, one reads.
 const COMPARATORS: u32 = 3;

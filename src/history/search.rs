@@ -109,6 +109,7 @@ impl FromStr for Cursor {
 
 /// One interaction of a page.
 #[derive(Debug, Clone, FromRow, Serialize, ToSchema)]
+#[schema(as = Searched)]
 pub struct Found {
     /// Its name.
     pub id: Uuid,
@@ -147,6 +148,7 @@ pub struct Found {
 
 /// A page, newest first.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = SearchedPage)]
 pub struct Page {
     /// What was found.
     pub items: Vec<Found>,

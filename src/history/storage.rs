@@ -69,12 +69,12 @@ impl History {
         let (kinds, keeps, ended) = of(retention);
         let due = sqlx::query_scalar::<_, String>("select part from crossover.partitions_to_clear($1, $2)");
         let mut clearings = Vec::new();
-        for part in within(due.bind(&keeps).bind(&ended).fetch_all(&self.pool)).await? {
+        for part in within(due.bind(&keeps).bind(ended).fetch_all(&self.pool)).await? {
             clearings.push(self.clear_one(part, &kinds, &keeps, &ended).await?);
         }
         for parent in PARENTS {
             let cleared = sqlx::query("select crossover.clear_default($1, $2, $3, $4)");
-            let cleared = cleared.bind(parent).bind(&kinds).bind(&keeps).bind(&ended).execute(&self.pool);
+            let cleared = cleared.bind(parent).bind(&kinds).bind(&keeps).bind(ended).execute(&self.pool);
             within(cleared).await?;
         }
         Ok(clearings)
@@ -106,7 +106,7 @@ impl History {
         loop {
             let query =
                 sqlx::query_as("select forgotten, next_block from crossover.forget_pins($1, $2, $3, $4, $5, $6)");
-            let query = query.bind(from).bind(PAGES).bind(&kinds).bind(&keeps).bind(&ended);
+            let query = query.bind(from).bind(PAGES).bind(&kinds).bind(&keeps).bind(ended);
             let (went, next): (i64, Option<i64>) =
                 within(query.bind(interval(retention.compared)).fetch_one(&self.pool)).await?;
             forgotten += went;

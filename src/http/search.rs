@@ -64,7 +64,10 @@ fn asked(query: &[(String, String)]) -> Result<(Filter, Option<Cursor>, u32), Ve
             "until" => time(value).map(|it| filter.until = Some(it)),
             "cursor" => value.parse().map(|it| after = Some(it)).map_err(str::to_owned),
             "limit" => match value.parse() {
-                Ok(it @ 1..=MOST) => Ok(limit = it),
+                Ok(it @ 1..=MOST) => {
+                    limit = it;
+                    Ok(())
+                }
                 _ => Err(format!("must be a whole number from 1 to {MOST}; `next` leads to the page behind it")),
             },
             _ => Err("is no parameter of this route; account, kind, state, series, group, since, until, limit and cursor are".to_owned()),

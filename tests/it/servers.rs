@@ -19,9 +19,9 @@ static TEMPORAL: OnceCell<provision::Temporal> = OnceCell::const_new();
 static UNLEASH: OnceCell<Unleash> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// How tests start servers of their own. `CROSSOVER_TEST_POSTGRES_BIN_DIR` names another Postgres, like Debian's 15.
+/// How tests start servers of their own. `TEST_POSTGRES_BIN_DIR` names another Postgres, like Debian's 15.
 pub fn options() -> Options {
-    let postgres_bin_dir = std::env::var_os("CROSSOVER_TEST_POSTGRES_BIN_DIR").map(PathBuf::from);
+    let postgres_bin_dir = std::env::var_os("TEST_POSTGRES_BIN_DIR").map(PathBuf::from);
     Options { postgres_bin_dir, ..Options::throwaway(cache_dir()) }
 }
 

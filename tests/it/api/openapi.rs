@@ -104,6 +104,9 @@ async fn what_is_really_answered_has_the_described_shape() {
         described.answers("get", one, &node.get(&format!("{enqueue}/{}", world.id(key))).await);
     }
     described.answers("get", one, &node.get(&format!("{enqueue}/7")).await);
+    for query in ["account=nobody", "limit=2", "limit=0&acount=a"] {
+        described.answers("get", enqueue, &node.get(&format!("{enqueue}?{query}")).await);
+    }
     for key in ["later", "one", "none"] {
         described.answers("post", "/v1/interactions/{id}/cancel", &cancel(&node, &world, key).await);
     }
