@@ -172,7 +172,6 @@ fn example(word: &str) -> &str {
         "ID" => "6fd1a3a0-8a3e-4a4c-9c55-6ad1f3b1f6f1",
         "STAGE" => "shadow",
         "TIME" => "2h",
-        "WORK" => "burn-down",
         word => word,
     }
 }
