@@ -31,15 +31,29 @@ begin
     return found;
 end $$;
 
--- Says how a duty went, and when it is due again. One that was taken over meanwhile is the other's to report.
+-- Says how a duty went, and when it is due again: after each failure in a row twice as late as after the one before, up to 32 times.
+-- One that was taken over meanwhile is the other's to report.
 create function crossover.end_duty(p_duty text, p_holder uuid, p_again interval, p_error text, p_found jsonb) returns void
 language sql as $$
-    update crossover.maintenance m set lease_until = '-infinity', due_at = clock_timestamp() + p_again,
+    update crossover.maintenance m set lease_until = '-infinity',
+        due_at = clock_timestamp() + case when p_error is null then p_again else p_again * (2 ^ least(m.failures, 5)) end,
         succeeded_at = case when p_error is null then clock_timestamp() else m.succeeded_at end,
         failures = case when p_error is null then 0 else m.failures + 1 end, error = p_error,
         found = coalesce(p_found, m.found)
     where m.duty = p_duty and m.holder = p_holder and m.lease_until > '-infinity'
 $$;
+
+-- What goes is decided by the database's clock alone, so one that jumped ahead would have everything taken away. The process at it
+-- says what time it has (p_now), and nothing goes while the two differ by more than may be. The start of the statement is
+-- compared, and all that is asked of the time in it is asked of that instant.
+create function crossover.agree_on_time(p_now timestamptz) returns void
+language plpgsql as $$
+begin
+    if p_now is null or p_now not between now() - interval '1 hour' and now() + interval '1 hour' then
+        raise exception 'nothing is taken away: the database has % and the process that does upkeep has %, more than an hour apart; set the clock that is wrong',
+            now(), coalesce(p_now::text, 'no time');
+    end if;
+end $$;
 
 -- What must stay -----------------------------------------------------------------------------------------------
 
@@ -71,10 +85,11 @@ language sql immutable strict parallel safe as $$
 $$;
 
 -- The rows `x` of a partition that must stay, as the rest of a query after its list. In it $1 and $2 are kinds and what is kept of
--- them, $3 what is kept of the others, $4 and $5 from when to when the partition is.
+-- them, $3 what is kept of the others, $4 and $5 from when to when the partition is, $6 what is kept of what was compared.
 --
 -- What is asked is when the interaction ended, not when its row was written: one that was scheduled a year ahead has a payload
--- that is a year old. Attempts of a task stay as long as its record.
+-- that is a year old. Attempts of a task stay as long as its record, and payloads and attempts of what is pinned as long as the
+-- pin (forget_pins): the comparator reads them, and who mirrors or delivers a copy.
 create function crossover.what_stays(p_parent text, p_part text) returns text
 language plpgsql immutable as $$
 begin
@@ -85,18 +100,20 @@ begin
             -- Ids of tasks are in the order of their time, so this reads what was enqueued in these days and nothing else.
             select a.id, max(a.ended_at) as ended_at from crossover.attempts a
             where a.id >= crossover.lowest_id($4) and a.id < crossover.lowest_id($5)
-                and a.ended_at >= clock_timestamp() - (
-                    select max(s.keep) from unnest($2::interval[] || $3) s (keep) where $4 + s.keep <= clock_timestamp())
+                and a.ended_at >= now() - (
+                    select max(s.keep) from unnest($2::interval[] || $3) s (keep) where $4 + s.keep <= now())
             group by a.id) e on e.id = x.id
          left join (
             select distinct u.id from crossover.unended_tasks u where u.created_at >= $4 and u.created_at < $5) u on u.id = x.id
-         where u.id is not null or x.created_at >= clock_timestamp() - coalesce(k.keep, $3)
-            or e.ended_at >= clock_timestamp() - coalesce(k.keep, $3)', p_part)
+         where u.id is not null or x.created_at >= now() - coalesce(k.keep, $3)
+            or e.ended_at >= now() - coalesce(k.keep, $3)', p_part)
     when 'payloads' then format(
         'from crossover.%I x join crossover.pins p on p.id = x.id
          left join unnest($1::text[], $2::interval[]) k (kind, keep) on k.kind = p.kind
          left join (select distinct u.id from crossover.placed_pins u) u on u.id = x.id
-         where p.ended_at is null or u.id is not null or p.ended_at >= clock_timestamp() - coalesce(k.keep, $3)', p_part)
+         left join crossover.observations o on o.id = x.id and o.look_at is not null
+         where p.ended_at is null or u.id is not null or o.id is not null or p.ended_at >= now() - greatest(coalesce(k.keep, $3),
+            case when p.on_temporal then $3 end, case when p.stage in (''shadow'', ''live'') then $6 end)', p_part)
     when 'attempts' then format(
         'from crossover.%I x left join crossover.pins p on p.id = x.id
          left join unnest($1::text[], $2::interval[]) k (kind, keep) on k.kind = p.kind
@@ -104,8 +121,10 @@ begin
          left join lateral (
             select true as known from crossover.tasks t
             where t.id = x.id and t.created_at = crossover.named_at(x.id) limit 1) t on true
-         where t.known or u.id is not null or p.id is not null and p.ended_at is null
-            or p.ended_at >= clock_timestamp() - coalesce(k.keep, $3)', p_part)
+         left join crossover.observations o on o.id = x.id and o.look_at is not null
+         where t.known or u.id is not null or o.id is not null or p.id is not null and p.ended_at is null
+            or p.ended_at >= now() - greatest(coalesce(k.keep, $3),
+                case when p.on_temporal then $3 end, case when p.stage in (''shadow'', ''live'') then $6 end)', p_part)
     end;
 end $$;
 
@@ -144,24 +163,45 @@ returns table (parent text, part text) language sql stable as $$
     order by h.parent = 'attempts', h.to_at, h.parent
 $$;
 
+-- Whether a transaction of some seconds or more has read this partition or the whole table, so that the lock is not to be had.
+create function crossover.read_for_long(p_parent text, p_part text) returns boolean
+language sql volatile as $$
+    select exists (
+        select from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+        where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
+            and l.database = (select d.oid from pg_database d where d.datname = current_database())
+            and l.relation in (format('crossover.%I', p_parent)::regclass, format('crossover.%I', p_part)::regclass)
+            -- One that is prepared has no process.
+            and (l.pid is null or a.xact_start < clock_timestamp() - interval '5 seconds'))
+$$;
+
 -- Clears a partition of what has been kept long enough: what stays is copied into a new one, which takes its place in the same
 -- transaction; if nothing stays there is none. So no row is ever deleted, the disk is given back, and a crash leaves what was
 -- there. While the copy is made, nobody waits for it but who would change a row of that very day; that the places are
--- changed locks the whole table, which is had at once or, with a pause for those who queued behind it, tried again.
---   kept: nothing was to go;   cleared;   dropped;   busy: it could not be had, and is as it was;   gone: there is none.
+-- changed locks the whole table, which is had at once or, with a pause for those who queued behind it, tried again; where
+-- somebody has read it for seconds already, it is not tried. Under that lock nothing is read: the new partition has a check that says
+-- what its bounds say, and a default partition that holds much has it left alone.
+--
+-- Called as a statement of its own: a transaction that goes on after it keeps everybody from the table, and is ended after a second.
+--   kept: nothing was to go;   cleared;   dropped;   busy: it could not be had, and is as it was;   gone: there is none;
+--   crowded: it is as it was, because the default partition, which would be read under the lock, holds more than 64 MB.
 create function crossover.clear_partition(
-    p_part text, p_kinds text[], p_keeps interval[], p_default interval, p_tries integer,
+    p_part text, p_kinds text[], p_keeps interval[], p_default interval, p_compared interval, p_tries integer, p_now timestamptz,
     out answer text, out stayed bigint, out went bigint)
 language plpgsql as $$
 declare
     v_part crossover.history_partitions;
     v_new  text := p_part || '_new';
+    v_at   text;
     v_rows bigint;
 begin
     stayed := 0; went := 0;
+    perform crossover.agree_on_time(p_now);
+    perform set_config('idle_in_transaction_session_timeout', '1s', true);
     if not pg_try_advisory_xact_lock(hashtextextended('crossover.history', 0)) then answer := 'busy'; return; end if;
     select * into v_part from crossover.history_partitions h where h.part = p_part;
     if not found then answer := 'gone'; return; end if;
+    v_at := case v_part.parent when 'attempts' then 'ended_at' else 'created_at' end;
     -- Nobody queues behind this but who would change a row of that day; an autovacuum gives way after a second.
     perform set_config('lock_timeout', '2s', true);
     begin
@@ -170,18 +210,25 @@ begin
         answer := 'busy';
         return;
     end;
+    if crossover.read_for_long(v_part.parent, p_part) then answer := 'busy'; return; end if;
     -- Counted first: of most days nothing is to go when the retention of a rare kind passes, and then nothing is written.
     execute format('select count(*) from crossover.%I', p_part) into v_rows;
     execute format('select count(*) %s', crossover.what_stays(v_part.parent, p_part)) into stayed
-    using p_kinds, p_keeps, p_default, v_part.from_at, v_part.to_at;
+    using p_kinds, p_keeps, p_default, v_part.from_at, v_part.to_at, p_compared;
     if stayed = v_rows and v_rows > 0 then
         answer := 'kept';
+    elsif stayed > 0 and pg_relation_size(format('crossover.%I', v_part.parent || '_default')) > 64 * 1024 * 1024 then
+        answer := 'crowded';
+        return;
     else
         if stayed > 0 then
             execute format('create table crossover.%I (like crossover.%I including defaults including constraints including indexes)',
                 v_new, v_part.parent);
+            -- While it is empty: with it, nothing is read when the partition is attached.
+            execute format('alter table crossover.%1$I add constraint of_its_days check (%2$I >= %3$L and %2$I < %4$L)',
+                v_new, v_at, v_part.from_at, v_part.to_at);
             execute format('insert into crossover.%I select x.* %s', v_new, crossover.what_stays(v_part.parent, p_part))
-            using p_kinds, p_keeps, p_default, v_part.from_at, v_part.to_at;
+            using p_kinds, p_keeps, p_default, v_part.from_at, v_part.to_at, p_compared;
             get diagnostics stayed = row_count;
         end if;
         perform set_config('lock_timeout', '200ms', true);
@@ -192,6 +239,7 @@ begin
                 if stayed > 0 then
                     execute format('alter table crossover.%I rename to %I', v_new, p_part);
                     execute format('alter table crossover.%I attach partition crossover.%I %s', v_part.parent, p_part, v_part.bound);
+                    execute format('alter table crossover.%I drop constraint of_its_days', p_part);
                 end if;
                 answer := case when stayed > 0 then 'cleared' else 'dropped' end;
                 exit;
@@ -216,17 +264,19 @@ end $$;
 
 -- Deletes what has been kept long enough from a default partition, which holds rows only of days for which no partition was made in
 -- time. Answers how many rows.
-create function crossover.clear_default(p_parent text, p_kinds text[], p_keeps interval[], p_default interval) returns bigint
+create function crossover.clear_default(
+    p_parent text, p_kinds text[], p_keeps interval[], p_default interval, p_compared interval, p_now timestamptz) returns bigint
 language plpgsql as $$
 declare
     v_part text := p_parent || '_default';
     v_at   text := case p_parent when 'attempts' then 'ended_at' else 'created_at' end;
-    v_to   timestamptz := clock_timestamp() - (select min(s.keep) from unnest(p_keeps || p_default) s (keep));
+    v_to   timestamptz := now() - (select min(s.keep) from unnest(p_keeps || p_default) s (keep));
     v_rows bigint;
 begin
+    perform crossover.agree_on_time(p_now);
     execute format('delete from crossover.%1$I d where d.%2$I < $5 and d.ctid not in (select x.ctid %3$s)', v_part, v_at,
         crossover.what_stays(p_parent, v_part))
-    using p_kinds, p_keeps, p_default, timestamptz 'epoch', v_to;
+    using p_kinds, p_keeps, p_default, timestamptz 'epoch', v_to, p_compared;
     get diagnostics v_rows = row_count;
     return v_rows;
 end $$;
@@ -241,15 +291,16 @@ end $$;
 -- A member of a series stays until everything before it has ended, too: the envelopes of later ones may wait up to it by its name.
 create function crossover.forget_pins(
     p_from bigint, p_blocks integer, p_kinds text[], p_keeps interval[], p_default interval, p_compared interval,
-    out forgotten bigint, out next_block bigint)
+    p_now timestamptz, out forgotten bigint, out next_block bigint)
 language plpgsql as $$
 declare
     v_pages bigint := pg_relation_size('crossover.pins') / current_setting('block_size')::bigint;
 begin
+    perform crossover.agree_on_time(p_now);
     with old as materialized (
         select p.id from crossover.pins p left join unnest(p_kinds, p_keeps) k (kind, keep) on k.kind = p.kind
         where p.ctid >= format('(%s,0)', p_from)::tid and p.ctid < format('(%s,0)', p_from + p_blocks)::tid
-            and p.ended_at < clock_timestamp() - greatest(coalesce(k.keep, p_default), case when p.on_temporal then p_default end,
+            and p.ended_at < now() - greatest(coalesce(k.keep, p_default), case when p.on_temporal then p_default end,
                 case when p.stage in ('shadow', 'live') then p_compared end)
             and not exists (select from crossover.series s where s.series_id = p.series_id and s.head_no <= p.series_no)
             and not exists (select from crossover.placed_pins u where u.id = p.id)

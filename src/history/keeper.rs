@@ -19,7 +19,7 @@ use crate::observer::Log;
 const LOOK: Duration = Duration::from_secs(30);
 /// Whoever takes longer has died. Longer than anything takes that a duty does in one statement.
 const LEASE: Duration = Duration::from_secs(3_600);
-/// A duty that failed is tried again after so long.
+/// A duty that failed once is tried again after so long, and twice as long after each failure that follows, up to 32 times.
 const AGAIN: Duration = Duration::from_secs(60);
 /// A shutdown waits so long for Postgres.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -105,15 +105,24 @@ impl Keeper {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
             for duty in Duty::ALL {
-                if stop.is_cancelled() || self.step(duty, &stop).await.is_none() {
-                    break;
+                let Some(did) = self.step(duty, &stop).await else { break };
+                // Others may take hours, and what was done shows meanwhile.
+                if did {
+                    self.show(&stop).await;
+                }
+                if stop.is_cancelled() {
+                    return;
                 }
             }
-            let Some(done) = stop.run_until_cancelled(self.history.done()).await else { return };
-            match done {
-                Ok(done) => self.metrics.maintenance.show(&done),
-                Err(error) => warn!(%error, "how upkeep stands can't be read; its metrics are old"),
-            }
+            self.show(&stop).await;
+        }
+    }
+
+    async fn show(&self, stop: &CancellationToken) {
+        match stop.run_until_cancelled(self.history.done()).await {
+            Some(Ok(done)) => self.metrics.maintenance.show(&done),
+            Some(Err(error)) => warn!(%error, "how upkeep stands can't be read; its metrics are old"),
+            None => {}
         }
     }
 
@@ -165,7 +174,11 @@ impl Keeper {
 
     fn failed(&self, duty: Duty, error: &str) {
         self.metrics.maintenance.failures.with_label_values(&[duty.as_str()]).inc();
-        warn!(error, duty = duty.as_str(), "upkeep failed; it is tried again in a minute");
+        warn!(
+            error,
+            duty = duty.as_str(),
+            "upkeep failed; it is tried again after a minute, and later after each failure that follows"
+        );
     }
 
     async fn serve(&self, duty: Duty) -> Result<Option<serde_json::Value>, String> {
@@ -204,14 +217,27 @@ impl Keeper {
             self.metrics.maintenance.partitions.with_label_values(&[&one.answer]).inc();
             info!(part = one.part, answer = one.answer, stayed = one.stayed, went = one.went, "history was looked at");
         }
-        let busy: Vec<&str> = cleared.iter().filter(|one| one.answer == "busy").map(|one| one.part.as_str()).collect();
-        if busy.is_empty() {
-            return Ok(None);
+        let with = |answer: &str| {
+            let found: Vec<&str> =
+                cleared.iter().filter(|one| one.answer == answer).map(|one| one.part.as_str()).collect();
+            (!found.is_empty()).then(|| found.join(", "))
+        };
+        let mut faults = Vec::new();
+        if let Some(parts) = with("failed") {
+            let why = cleared.iter().find_map(|one| one.error.as_deref()).unwrap_or_default();
+            faults.push(format!("{parts} could not be cleared; of the first: {why}"));
         }
-        Err(format!(
-            "no lock was to be had for {}; a long transaction reads these tables (pg_stat_activity says whose)",
-            busy.join(", ")
-        ))
+        if let Some(parts) = with("busy") {
+            faults.push(format!(
+                "no lock was to be had for {parts}; a long transaction reads these tables (pg_stat_activity says whose)"
+            ));
+        }
+        if let Some(parts) = with("crowded") {
+            faults.push(format!(
+                "{parts} must wait: the default partition beside it holds more than 64 MB, which would be read while all wait; `vacuum` it when nothing of it is kept any more"
+            ));
+        }
+        if faults.is_empty() { Ok(None) } else { Err(faults.join("; ")) }
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{FromRow, PgPool, Postgres, Transaction};
+use sqlx::{FromRow, PgPool};
 use uuid::Uuid;
 
 use super::Retention;
@@ -15,7 +16,9 @@ use crate::ledger::{LedgerError, within};
 /// Clearing a partition copies what stays of a day; orphans are looked for in all that has not ended.
 const UNHURRIED: Duration = Duration::from_secs(900);
 /// So often a lock on a whole table is tried for, for 200 ms each, with half a second for the others in between.
-const TRIES: i32 = 20;
+const TRIES: i32 = 3;
+/// After so many partitions of a table that could not be had, its others wait for the next time: each try makes callers wait.
+const BUSY: usize = 2;
 /// Pages of the table of pins that one transaction looks at: 4 MB.
 const PAGES: i32 = 500;
 /// The tables that history is in.
@@ -25,6 +28,8 @@ const PARENTS: [&str; 3] = ["tasks", "payloads", "attempts"];
 #[derive(Clone)]
 pub struct History {
     pool: PgPool,
+    /// Statements of its take long, each a transaction by itself: whoever dies or hangs behind one leaves no lock.
+    unhurried: PgPool,
 }
 
 /// What became of a partition.
@@ -32,8 +37,10 @@ pub struct History {
 pub struct Clearing {
     /// Its name.
     pub part: String,
-    /// `kept`, `cleared`, `dropped`, `busy` or `gone`.
+    /// `kept`, `cleared`, `dropped`, `busy`, `crowded`, `gone` or `failed`.
     pub answer: String,
+    /// Why it failed.
+    pub error: Option<String>,
     /// Rows that stay.
     pub stayed: i64,
     /// Rows that went.
@@ -59,44 +66,49 @@ pub struct Done {
 }
 
 impl History {
-    /// On connections of its own.
+    /// On connections of its own, as `pool` makes them, and on one more.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        let patience = format!("{}ms", UNHURRIED.as_millis());
+        let options = pool.connect_options().as_ref().clone().options([("statement_timeout", patience)]);
+        let unhurried = PgPoolOptions::new().max_connections(1).acquire_timeout(pool.options().get_acquire_timeout());
+        // It is needed once an hour.
+        let unhurried = unhurried.idle_timeout(Duration::from_secs(60)).connect_lazy_with(options);
+        Self { pool, unhurried }
     }
 
-    /// Clears every partition of what has been kept long enough, one after the other, and the default ones.
+    /// Clears every partition of what has been kept long enough, one after the other, and the default ones. One that fails keeps
+    /// none of the others from it.
     pub async fn clear(&self, retention: &Retention) -> Result<Vec<Clearing>, LedgerError> {
         let (kinds, keeps, ended) = of(retention);
-        let due = sqlx::query_scalar::<_, String>("select part from crossover.partitions_to_clear($1, $2)");
-        let mut clearings = Vec::new();
-        for part in within(due.bind(&keeps).bind(ended).fetch_all(&self.pool)).await? {
-            clearings.push(self.clear_one(part, &kinds, &keeps, &ended).await?);
+        let due =
+            sqlx::query_as::<_, (String, String)>("select parent, part from crossover.partitions_to_clear($1, $2)");
+        let (mut clearings, mut busy) = (Vec::new(), Vec::new());
+        for (parent, part) in within(due.bind(&keeps).bind(ended).fetch_all(&self.pool)).await? {
+            if busy.iter().filter(|of| **of == parent).count() >= BUSY {
+                continue;
+            }
+            let one = one_of_many(part.clone(), self.clear_one(&part, retention).await)?;
+            if one.answer == "busy" {
+                busy.push(parent);
+            }
+            clearings.push(one);
         }
         for parent in PARENTS {
-            let cleared = sqlx::query("select crossover.clear_default($1, $2, $3, $4)");
-            let cleared = cleared.bind(parent).bind(&kinds).bind(&keeps).bind(ended).execute(&self.pool);
-            within(cleared).await?;
+            let cleared = sqlx::query("select crossover.clear_default($1, $2, $3, $4, $5, $6)");
+            let cleared = cleared.bind(parent).bind(&kinds).bind(&keeps).bind(ended).bind(interval(retention.compared));
+            if let Err(error) = within(cleared.bind(Utc::now()).execute(&self.pool)).await {
+                clearings.push(one_of_many(format!("{parent}_default"), Err(error))?);
+            }
         }
         Ok(clearings)
     }
 
-    async fn clear_one(
-        &self,
-        part: String,
-        kinds: &[String],
-        keeps: &[PgInterval],
-        ended: &PgInterval,
-    ) -> Result<Clearing, LedgerError> {
-        let query = sqlx::query_as("select answer, stayed, went from crossover.clear_partition($1, $2, $3, $4, $5)");
-        let query = query.bind(part.clone()).bind(kinds).bind(keeps).bind(ended).bind(TRIES);
-        let cleared = async {
-            let mut tx = self.unhurried().await?;
-            let answer: (String, i64, i64) = query.fetch_one(&mut *tx).await?;
-            tx.commit().await?;
-            Ok(answer)
-        };
-        let (answer, stayed, went) = patiently(cleared).await?;
-        Ok(Clearing { part, answer, stayed, went })
+    async fn clear_one(&self, part: &str, retention: &Retention) -> Result<(String, i64, i64), LedgerError> {
+        let (kinds, keeps, ended) = of(retention);
+        let query =
+            sqlx::query_as("select answer, stayed, went from crossover.clear_partition($1, $2, $3, $4, $5, $6, $7)");
+        let query = query.bind(part).bind(kinds).bind(keeps).bind(ended).bind(interval(retention.compared));
+        patiently(query.bind(TRIES).bind(Utc::now()).fetch_one(&self.unhurried)).await
     }
 
     /// Forgets pins that ended long enough ago, with a pause of `pause` after every few pages. How many went.
@@ -105,10 +117,10 @@ impl History {
         let (mut from, mut forgotten) = (0, 0);
         loop {
             let query =
-                sqlx::query_as("select forgotten, next_block from crossover.forget_pins($1, $2, $3, $4, $5, $6)");
+                sqlx::query_as("select forgotten, next_block from crossover.forget_pins($1, $2, $3, $4, $5, $6, $7)");
             let query = query.bind(from).bind(PAGES).bind(&kinds).bind(&keeps).bind(ended);
-            let (went, next): (i64, Option<i64>) =
-                within(query.bind(interval(retention.compared)).fetch_one(&self.pool)).await?;
+            let query = query.bind(interval(retention.compared)).bind(Utc::now());
+            let (went, next): (i64, Option<i64>) = within(query.fetch_one(&self.pool)).await?;
             forgotten += went;
             let Some(next) = next else { return Ok(forgotten) };
             from = next;
@@ -119,21 +131,7 @@ impl History {
     /// Takes away what belongs to nothing and is of no use, and counts what should not be.
     pub async fn orphans(&self) -> Result<Orphans, LedgerError> {
         let query = sqlx::query_as::<_, (String, i64)>("select what, found from crossover.orphans()");
-        let looked = async {
-            let mut tx = self.unhurried().await?;
-            let found = query.fetch_all(&mut *tx).await?;
-            tx.commit().await?;
-            Ok(found)
-        };
-        Ok(patiently(looked).await?.into_iter().collect())
-    }
-
-    /// A transaction whose statements may take long.
-    async fn unhurried(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let patience = format!("set local statement_timeout = {}", UNHURRIED.as_millis());
-        sqlx::query(sqlx::AssertSqlSafe(patience)).execute(&mut *tx).await?;
-        Ok(tx)
+        Ok(patiently(query.fetch_all(&self.unhurried)).await?.into_iter().collect())
     }
 
     /// Takes `duty` for as long as `lease`, where it is due and nobody is at it.
@@ -172,6 +170,18 @@ impl History {
 async fn patiently<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
     let late = |_| LedgerError::InDoubt(format!("no answer within {UNHURRIED:?}"));
     Ok(tokio::time::timeout(UNHURRIED + Duration::from_secs(5), call).await.map_err(late)??)
+}
+
+/// What became of one of many, where the others are gone on with unless Postgres is not there.
+fn one_of_many(part: String, cleared: Result<(String, i64, i64), LedgerError>) -> Result<Clearing, LedgerError> {
+    match cleared {
+        Ok((answer, stayed, went)) => Ok(Clearing { part, answer, error: None, stayed, went }),
+        Err(error @ LedgerError::Unreachable(_)) => Err(error),
+        Err(error) => {
+            let (answer, error) = ("failed".to_owned(), Some(error.to_string()));
+            Ok(Clearing { part, answer, error, stayed: 0, went: 0 })
+        }
+    }
 }
 
 fn of(retention: &Retention) -> (Vec<String>, Vec<PgInterval>, PgInterval) {

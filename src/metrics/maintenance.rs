@@ -22,7 +22,7 @@ impl MaintenanceMetrics {
         let failures = counters(
             r,
             "crossover_maintenance_failures_total",
-            "Times that this process failed at upkeep, by duty. It is tried again in a minute, by whoever comes first; select * from crossover.maintenance says why it failed.",
+            "Times that this process failed at upkeep, by duty. It is tried again after a minute, and twice as long after each failure that follows (32 minutes at most), by whoever comes first; select * from crossover.maintenance says why it failed.",
             &["duty"],
         )?;
         // So that a rate sees the first.
@@ -34,7 +34,7 @@ impl MaintenanceMetrics {
             partitions: counters(
                 r,
                 "crossover_history_partitions_total",
-                "Partitions of history that retention was applied to, by answer: dropped, cleared (what stays was copied), kept (nothing was to go), busy (no lock was to be had; it is tried again), gone.",
+                "Partitions of history that retention was applied to, by answer: dropped, cleared (what stays was copied), kept (nothing was to go), busy (no lock was to be had; it is tried again), crowded (the default partition holds too much), failed, gone.",
                 &["answer"],
             )?,
             pins: register(

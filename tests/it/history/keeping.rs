@@ -82,6 +82,14 @@ async fn upkeep_that_fails_shows_and_is_tried_again_by_whoever_comes_first() {
     assert_eq!(one.metric("crossover_maintenance_failures_total{duty=\"orphans\"}"), Some(1.0));
     let done = &world.history.done().await.unwrap()[0];
     assert_eq!(done.failures, 1);
+    let minutes = "select round(extract(epoch from due_at - now()) / 60)::bigint from crossover.maintenance";
+    assert_eq!(world.count(minutes).await, 1);
+    for later in [2, 4] {
+        world.sql("update crossover.maintenance set due_at = now()").await;
+        assert!(one.turn(Duty::Orphans).await);
+        assert_eq!(world.count(minutes).await, later);
+    }
+    let done = &world.history.done().await.unwrap()[0];
     assert!(done.error.as_ref().unwrap().contains("crossover.orphans"), "{done:?}");
     let since = done.at;
     assert!(!other.turn(Duty::Orphans).await, "a minute later");

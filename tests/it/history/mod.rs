@@ -338,9 +338,111 @@ async fn a_pin_that_temporal_may_remember_stays_for_the_common_retention_whateve
         world.age(id, 20).await;
     }
     world.sql("update crossover.pins set on_temporal = true where key = 'there'").await;
+    world.clear(&days(30, &[("k", 10)])).await;
+    assert!(world.keeps("payloads", there).await && !world.keeps("payloads", here).await);
     assert_eq!(world.forget_pins(&days(30, &[("k", 10)])).await, 1);
     assert!(world.keeps("pins", there).await && !world.keeps("pins", here).await);
     assert_eq!(world.forget_pins(&days(15, &[("k", 10)])).await, 1);
+}
+
+#[tokio::test]
+async fn what_was_compared_keeps_payload_and_attempts_as_long_as_its_pin_and_a_rehearsal_without_them_is_told_its_end()
+{
+    let world = World::new().await;
+    let id = world.pin("compared", None).await;
+    world.end("compared").await;
+    world
+        .sql(&format!(
+            "update crossover.pins set stage = 'shadow' where id = '{id}';
+             insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, side, outcome)
+             values ('{id}', now(), now(), now(), 1, 1, false, 'postgres', 'failed')"
+        ))
+        .await;
+    world.age(id, 20).await;
+    let compared = |days: u32| Retention::new(DAY * 10, &BTreeMap::new(), DAY, DAY * days);
+    world.clear(&compared(30)).await;
+    assert_eq!(world.forget_pins(&compared(30)).await, 0);
+    assert!(world.keeps("payloads", id).await && world.keeps("attempts", id).await);
+    world.sql("delete from crossover.cleared_partitions").await;
+    world.clear(&compared(15)).await;
+    assert!(!world.keeps("payloads", id).await && !world.keeps("attempts", id).await);
+    world
+        .sql(&format!(
+            "insert into crossover.rehearsals (id, epoch, attempt, due_at, dequeued_at, bound_at, token)
+             values ('{id}', 1, 1, now(), now(), now(), 'x')"
+        ))
+        .await;
+    let finished = world.ledger.finished_rehearsals(10).await.unwrap();
+    assert_eq!(
+        finished.iter().map(|one| (one.rehearsal.id, one.outcome)).collect::<Vec<_>>(),
+        [(id, Outcome::Cancelled)]
+    );
+}
+
+#[tokio::test]
+async fn nothing_goes_while_the_clocks_of_database_and_process_are_apart() {
+    let world = World::new().await;
+    let (task, pin) = (world.ended_task("k", 40).await, world.pin("old", None).await);
+    world.end("old").await;
+    world.age(pin, 40).await;
+    let name = world.days_ago(40).await;
+    let keeps = "'{}', '{}', interval '30 days', interval '30 days'";
+    for apart in ["now() - interval '61 minutes'", "now() + interval '61 minutes'", "null"] {
+        for call in [
+            format!("crossover.clear_partition('tasks_{name}', {keeps}, 3, {apart})"),
+            format!("crossover.clear_default('tasks', {keeps}, {apart})"),
+            format!("crossover.forget_pins(0, 500, {keeps}, {apart})"),
+        ] {
+            let sql = sqlx::AssertSqlSafe(format!("select * from {call}"));
+            let error = sqlx::query(sql).execute(world.ledger.pool()).await.unwrap_err().to_string();
+            assert!(error.contains("set the clock that is wrong"), "{call}: {error}");
+        }
+    }
+    assert!(world.keeps("tasks", task).await && world.keeps("pins", pin).await);
+}
+
+#[tokio::test]
+async fn what_stays_is_not_read_while_all_are_locked_out() {
+    let world = World::new().await;
+    world.ended_task("k", 40).await;
+    for _ in 0..20 {
+        world.task("k", 40, Some(Utc::now() + TimeDelta::days(9))).await;
+    }
+    let name = world.days_ago(40).await;
+    let mut tx = world.ledger.pool().begin().await.unwrap();
+    let clear = format!(
+        "select answer from crossover.clear_partition('tasks_{name}', '{{}}', '{{}}', interval '30 days', interval '30 days', 3, now())"
+    );
+    let answer: String = sqlx::query_scalar(sqlx::AssertSqlSafe(clear)).fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(answer, "cleared");
+    let read = format!(
+        "select n_tup_ins, seq_tup_read from pg_stat_xact_user_tables where relid = 'crossover.tasks_{name}'::regclass"
+    );
+    let read: (i64, i64) = sqlx::query_as(sqlx::AssertSqlSafe(read)).fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(read, (20, 0), "written and read");
+    // Who called it hangs: the lock ends all the same.
+    let free = async {
+        let count = "select count(*) from crossover.tasks";
+        while sqlx::query_scalar::<_, i64>(count).fetch_one(world.ledger.pool()).await.is_err() {}
+    };
+    tokio::time::timeout(Duration::from_secs(20), free).await.expect("the lock is held");
+    drop(tx);
+    assert_eq!(world.count("select count(*) from pg_constraint where conname = 'of_its_days'").await, 0);
+}
+
+#[tokio::test]
+async fn a_partition_that_fails_keeps_no_other_from_being_cleared() {
+    let world = World::new().await;
+    for day in [40, 41] {
+        world.ended_task("k", day).await;
+        world.task("k", day, Some(Utc::now() + TimeDelta::days(9))).await;
+    }
+    let (first, next) = (world.days_ago(41).await, world.days_ago(40).await);
+    // In its way.
+    world.sql(&format!("create table crossover.tasks_{first}_new ()")).await;
+    let cleared = world.clear(&days(30, &[])).await;
+    assert_eq!(cleared[&format!("tasks_{first}")], "failed", "{cleared:?}");
+    assert_eq!(cleared[&format!("tasks_{next}")], "cleared", "{cleared:?}");
 }
 
 #[tokio::test]
@@ -397,8 +499,9 @@ async fn a_clearing_gives_up_where_the_table_is_in_use_and_nobody_waits_long() {
     let name = world.days_ago(40).await;
     let mut reader = world.ledger.pool().begin().await.unwrap();
     sqlx::query("select count(*) from crossover.tasks").execute(&mut *reader).await.unwrap();
-    let clear =
-        format!("select answer from crossover.clear_partition('tasks_{name}', '{{}}', '{{}}', interval '30 days', 3)");
+    let clear = format!(
+        "select answer from crossover.clear_partition('tasks_{name}', '{{}}', '{{}}', interval '30 days', interval '30 days', 3, now())"
+    );
     let clearing = sqlx::query_scalar::<_, String>(sqlx::AssertSqlSafe(clear.clone())).fetch_one(world.ledger.pool());
     // Callers meanwhile.
     let calling = async {
@@ -427,11 +530,12 @@ async fn a_clearing_that_dies_half_way_leaves_what_was_there() {
         (world.ended_task("k", 40).await, world.task("k", 40, Some(Utc::now() + TimeDelta::days(9))).await);
     let name = world.days_ago(40).await;
     let mut dying = world.ledger.pool().begin().await.unwrap();
-    let clear =
-        format!("select answer from crossover.clear_partition('tasks_{name}', '{{}}', '{{}}', interval '30 days', 3)");
+    let clear = format!(
+        "select answer from crossover.clear_partition('tasks_{name}', '{{}}', '{{}}', interval '30 days', interval '30 days', 3, now())"
+    );
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *dying).await.unwrap();
     let answer: String = sqlx::query_scalar(sqlx::AssertSqlSafe(clear)).fetch_one(&mut *dying).await.unwrap();
     assert_eq!(answer, "cleared");
-    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *dying).await.unwrap();
     world.count(&format!("select pg_terminate_backend({pid}, 10000)::integer::bigint")).await;
     assert!(world.keeps("tasks", gone).await && world.keeps("tasks", open).await);
     drop(dying);
