@@ -541,3 +541,22 @@ async fn a_wish_to_cancel_outlives_that_its_claim_is_undone() {
     let again = here.tasks.claim(worker, 1).await.unwrap();
     assert_eq!(again[0].called_off.as_deref(), Some("enough"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_what_is_due_reads_nothing_of_what_is_due_later() {
+    let world = World::new().await;
+    let mut one = world.ledger.pool().begin().await.unwrap();
+    let later = "insert into crossover.scheduled (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp() + interval '1 day', 1, 0, true, 'g' from generate_series(1, 5000);
+        insert into crossover.tasks_scheduled (id, due_at, created_at, vt, rank, attempt, account, kind, grp)
+        select gen_random_uuid(), clock_timestamp() + interval '1 day', clock_timestamp(), 1, 0, 1, 'a', 'k', 'g' from generate_series(1, 5000);
+        analyze crossover.scheduled, crossover.tasks_scheduled";
+    sqlx::raw_sql(later).execute(&mut *one).await.unwrap();
+    for look in ["select crossover.promote_due(100)", "select crossover.promote_due_tasks(100)"] {
+        assert_eq!(sqlx::query_scalar::<_, i64>(look).fetch_one(&mut *one).await.unwrap(), 0);
+    }
+    let read = "select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+        from pg_stat_xact_user_tables where relname in ('scheduled', 'tasks_scheduled')";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *one).await.unwrap();
+    assert!(read < 100, "{read} rows were read to find none");
+}
