@@ -15,6 +15,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -37,6 +38,7 @@ pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -131,6 +133,8 @@ pub struct Metrics {
     pub outage: OutageMetrics,
     /// Arming.
     pub arming: ArmingMetrics,
+    /// Schedules.
+    pub schedules: ScheduleMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -311,6 +315,7 @@ impl Metrics {
             flips: FlipMetrics::new(&mut r)?,
             outage: OutageMetrics::register(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
+            schedules: ScheduleMetrics::register(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

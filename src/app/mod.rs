@@ -34,6 +34,7 @@ use crate::queue::{Queue, Worker, WorkerOptions};
 use crate::router::{
     Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
 };
+use crate::schedule::{Schedules, Ticker, TickerOptions};
 use crate::spool::SpoolError;
 
 /// What a process does.
@@ -167,6 +168,7 @@ impl App {
                 let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
+                parts.spawn_ticker(config, router.clone(), &incoming);
                 (Some(router), Some(last))
             }
             (_, Some(registration)) => {
@@ -370,6 +372,18 @@ impl Parts {
         let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
         let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
         tasks.spawn(intake.run(stop.clone()));
+    }
+
+    fn spawn_ticker(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        let options = TickerOptions {
+            poll: config.schedules.poll,
+            batch: config.schedules.batch as i32,
+            parallel: config.schedules.parallel as usize,
+            keep: config.schedules.keep,
+        };
+        let ticker = Ticker::new(Schedules::new(self.intake.pool().clone()), router, self.metrics.clone(), options);
+        let stop = stop.clone();
+        tasks.spawn(async move { ticker.run(stop).await });
     }
 
     fn spawn_workers(
