@@ -96,6 +96,8 @@ pub struct Metrics {
     pub lost_leases: IntCounter,
     /// Attempts taken over from dead workers.
     pub taken_over: IntCounter,
+    /// Rings between processes, told or heard.
+    pub wake_ups: IntCounterVec,
     /// Failed calls of the queue's storage, by call.
     pub queue_errors: IntCounterVec,
     /// Failed calls of the ledger by the Temporal side, by call.
@@ -274,6 +276,12 @@ impl Metrics {
                     "crossover_taken_over_total",
                     "Attempts taken over from workers that stopped reporting. Each counts as a failed attempt.",
                 )?,
+            )?,
+            wake_ups: counters(
+                &mut r,
+                "crossover_wake_ups_total",
+                "Rings between processes: told (this one had work and no room of its own for it) and heard (another had). Work that nobody is told of waits for worker.poll.",
+                &["way"],
             )?,
             queue_errors: counters(
                 &mut r,

@@ -30,7 +30,7 @@ use crate::ledger::{self, Ledger, SchemaError, is_outage};
 use crate::metrics::Metrics;
 use crate::observer::{Log, Observer, ObserverOptions};
 use crate::provision;
-use crate::queue::{Queue, Worker, WorkerOptions};
+use crate::queue::{Queue, Wake, Worker, WorkerOptions};
 use crate::router::{
     Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
 };
@@ -189,8 +189,10 @@ impl App {
         if roles.worker || roles.relay {
             parts.spawn_forwarder(config, &servers, &working)?;
         }
-        if let Some(executor) = executor {
-            parts.spawn_workers(config, &servers, executor, &working)?;
+        match executor {
+            Some(executor) => parts.spawn_workers(config, &servers, executor, &working)?,
+            // Whatever becomes ready here is for others.
+            None => drop(working.1.spawn(parts.wake().tell(parts.wake_queue.clone(), working.0.clone()))),
         }
         if roles.relay {
             parts.spawn_relay(config, &working);
@@ -352,6 +354,11 @@ impl Parts {
         )
     }
 
+    /// What this process and others tell each other.
+    fn wake(&self) -> Arc<Wake> {
+        Wake::new(Queue::new(self.ledger.pool().clone()), self.metrics.clone())
+    }
+
     /// What gives open workflows without a pin theirs.
     #[cfg(feature = "temporal")]
     fn reconcile(&self, config: &Config, servers: &Servers) -> Result<Arc<dyn Reconcile>, AppError> {
@@ -401,7 +408,11 @@ impl Parts {
             grace: config.worker.shutdown_grace,
         };
         let queue = Queue::new(self.ledger.pool().clone());
+        let (wake, others) = (self.wake(), Arc::<Notify>::default());
+        tasks.spawn(wake.clone().tell(others.clone(), stop.clone()));
+        tasks.spawn(wake.hear(self.wake_queue.clone(), stop.clone()));
         let worker = Worker::new(queue, executor.clone(), options, self.metrics.clone(), self.wake_queue.clone())
+            .overflowing(others)
             .seen_by(self.observer.clone());
         tasks.spawn(worker.run(stop.clone()));
         self.spawn_temporal_worker(config, servers, executor, (stop, tasks));

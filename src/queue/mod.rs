@@ -13,10 +13,12 @@ mod rehearsal;
 mod storage;
 pub mod tasks;
 mod upkeep;
+mod wake;
 mod worker;
 
 pub(crate) use places::places;
 pub use places::{Placed, QueuePlace};
 pub use storage::{Claim, Claimed, Depth, Finish, GroupDepth, Mirrored, Queue};
 pub use upkeep::LOST;
+pub use wake::Wake;
 pub use worker::{Worker, WorkerOptions};

@@ -188,6 +188,16 @@ impl Queue {
         Self { pool }
     }
 
+    /// Where it connects to.
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Tells workers of other processes that something can start, on behalf of the process `from`.
+    pub(super) async fn ring(&self, from: &str) -> Result<(), LedgerError> {
+        within(sqlx::query("select crossover.ring($1)").bind(from).execute(&self.pool)).await.map(drop)
+    }
+
     /// The tasks beside it.
     pub fn tasks(&self) -> Tasks {
         Tasks::new(self.pool.clone())

@@ -58,6 +58,8 @@ pub(super) struct Shared {
     pub observer: Observer,
     /// Something may have become ready.
     pub wake: Arc<Notify>,
+    /// Something has become ready that finds no room here.
+    pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
     /// How far its claims of tasks have come in virtual time.
@@ -77,11 +79,17 @@ impl Worker {
     ) -> Self {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
-        let (vt, trouble) = (AtomicI64::new(0), Mutex::new(Instant::now()));
+        let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
         Self {
-            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, room, vt, trouble },
+            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, overflow, room, vt, trouble },
             executor,
         }
+    }
+
+    /// The same, and `others` is rung when there is more to do than it has room for.
+    pub fn overflowing(mut self, others: Arc<Notify>) -> Self {
+        self.shared.overflow = others;
+        self
     }
 
     /// The same, and `observer` sees what it does.
@@ -176,15 +184,22 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
     let (mut lost, mut pace) = (Lost::default(), Pace::default());
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
+        let mut rung = false;
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = shared.wake.notified() => pace.ring(),
+            () = shared.wake.notified() => {
+                pace.ring();
+                rung = true;
+            }
             // An end may have made the next of its series ready.
             () = shared.room.notified() => pace.copies.rung = true,
             () = tokio::time::sleep(nap) => {}
         }
         if shared.held.room().limit == 0 {
+            if rung {
+                shared.overflow.notify_one();
+            }
             pause = shared.options.poll;
             continue;
         }
@@ -335,12 +350,16 @@ impl Starting {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
+                let full = claimed.len() == limit;
                 match claimed.len() {
-                    all if all == limit => next.after(Duration::ZERO, Duration::ZERO),
+                    _ if full => next.after(Duration::ZERO, Duration::ZERO),
                     0..8 => next.after(FEW, poll),
                     _ => next.after(SEVERAL, poll),
                 }
                 claimed.into_iter().for_each(|c| self.start(c));
+                if full && self.shared.held.room().limit == 0 {
+                    self.shared.overflow.notify_one();
+                }
             }
             Err(_) => next.after(TROUBLE, poll),
         }

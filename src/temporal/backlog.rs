@@ -29,6 +29,15 @@ pub enum Work {
     Settle(Box<End>),
 }
 
+/// Among which of those that wait one finds its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// All, as in histories of before: where one with a later number was called off, it came before those with earlier ones.
+    All,
+    /// Those that still have their turn.
+    InTurn,
+}
+
 /// When it ended (absent: it hasn't), how, for one that ended unpinned, and the head of its payload's hash.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Memory(Option<i64>, Option<(Outcome, i32)>, String);
@@ -79,7 +88,7 @@ impl Backlog {
 
     /// Takes the copy of what was handed over: in place of the copy of an earlier epoch, and before what waits with a later
     /// number. True where that whose turn it is must give way to it, if it can: it has a later number, or is the old copy.
-    pub fn hand_over(&mut self, envelope: Envelope) -> bool {
+    pub fn hand_over(&mut self, envelope: Envelope, among: Among) -> bool {
         if self.remembered.contains_key(&name(&envelope)) || self.has_later_epoch(&envelope) {
             self.accept(envelope);
             return false;
@@ -91,25 +100,27 @@ impl Backlog {
         self.pending.retain(|work| !older(work));
         self.remembered.insert(name(&envelope), Memory(None, None, hash_head(&envelope)));
         let gives_way = self.running.as_ref().is_some_and(|r| r.id == envelope.id || follows(r, &envelope));
-        self.insert(envelope);
+        self.insert(envelope, among);
         gives_way
     }
 
     /// Puts that whose turn it is back, for it has not begun and an earlier one came. False where it is to end: it was called
     /// off, or another copy has taken its place.
-    pub fn put_back(&mut self) -> bool {
+    pub fn put_back(&mut self, among: Among) -> bool {
         let Some(running) = self.running.take_if(|r| !r.cancelled) else { return false };
         if self.has_later_epoch(&running) {
             self.running = Some(running);
             return false;
         }
-        self.insert(running);
+        self.insert(running, among);
         true
     }
 
-    /// Puts it before the first that has a later number.
-    fn insert(&mut self, envelope: Envelope) {
-        let later = |work: &Work| matches!(work, Work::Run(e) if follows(e, &envelope));
+    /// Puts it before the first that has a later number. What was called off goes out of its turn, so that it says nothing of
+    /// where the others are.
+    fn insert(&mut self, envelope: Envelope, among: Among) {
+        let counts = |e: &Envelope| among == Among::All || !e.cancelled;
+        let later = |work: &Work| matches!(work, Work::Run(e) if counts(e) && follows(e, &envelope));
         let at = self.pending.iter().position(later).unwrap_or(self.pending.len());
         self.pending.insert(at, Work::Run(Box::new(envelope)));
     }
@@ -332,6 +343,9 @@ fn hash_head(envelope: &Envelope) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::interaction::{Payload, Side, interaction_id};
     use crate::policy::Policy;
@@ -479,11 +493,11 @@ mod tests {
         }
         backlog.begin();
         assert!(backlog.is_rehearsing());
-        assert!(!backlog.hand_over(member(3, 2, Side::Temporal)), "the first goes before it");
-        assert!(!backlog.hand_over(member(3, 2, Side::Temporal)), "a repeat");
+        assert!(!backlog.hand_over(member(3, 2, Side::Temporal), Among::InTurn), "the first goes before it");
+        assert!(!backlog.hand_over(member(3, 2, Side::Temporal), Among::InTurn), "a repeat");
         backlog.accept(member(3, 1, Side::Postgres));
-        assert!(backlog.hand_over(member(1, 2, Side::Temporal)), "its own rehearsal stands aside");
-        assert!(!backlog.put_back());
+        assert!(backlog.hand_over(member(1, 2, Side::Temporal), Among::InTurn), "its own rehearsal stands aside");
+        assert!(!backlog.put_back(Among::InTurn));
         backlog.finish(1, None, 0);
         assert_eq!(turns(backlog), [(1, 2), (2, 1), (3, 2), (4, 1)]);
     }
@@ -494,9 +508,73 @@ mod tests {
         backlog.accept(member(6, 1, Side::Temporal));
         backlog.accept(member(8, 1, Side::Temporal));
         backlog.begin();
-        assert!(backlog.hand_over(member(5, 2, Side::Temporal)) && backlog.put_back());
-        assert!(!backlog.hand_over(member(7, 2, Side::Temporal)));
+        assert!(backlog.hand_over(member(5, 2, Side::Temporal), Among::InTurn) && backlog.put_back(Among::InTurn));
+        assert!(!backlog.hand_over(member(7, 2, Side::Temporal), Among::InTurn));
         assert_eq!(turns(backlog), [(5, 2), (6, 1), (7, 2), (8, 1)]);
+    }
+
+    #[test]
+    fn what_was_called_off_out_of_its_turn_takes_nothing_that_is_handed_over_along() {
+        let mut backlog = Backlog::default();
+        for (no, owner) in [(1, Side::Temporal), (2, Side::Postgres), (3, Side::Temporal)] {
+            backlog.accept(member(no, 1, owner));
+        }
+        backlog.accept(Envelope { cancelled: true, ..member(3, 1, Side::Temporal) });
+        assert!(!backlog.hand_over(member(2, 2, Side::Temporal), Among::InTurn));
+        assert_eq!(turns(backlog), [(3, 1), (1, 1), (2, 2)]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Arrives(Side),
+        NeverArrives,
+        CalledOff(i64),
+        HandedOver(i64),
+        Begins,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            prop_oneof![Just(Side::Temporal), Just(Side::Postgres)].prop_map(Step::Arrives),
+            Just(Step::NeverArrives),
+            (1..12i64).prop_map(Step::CalledOff),
+            (1..12i64).prop_map(Step::HandedOver),
+            Just(Step::Begins),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_what_is_not_called_off_waits_in_the_order_of_its_numbers(steps in vec(step(), 1..40)) {
+            let (mut backlog, mut last) = (Backlog::default(), 0);
+            for step in steps {
+                match step {
+                    Step::Arrives(owner) => {
+                        last += 1;
+                        backlog.accept(member(last, 1, owner));
+                    }
+                    Step::NeverArrives => last += 1,
+                    Step::CalledOff(no) if no <= last => {
+                        backlog.accept(Envelope { cancelled: true, ..member(no, 1, Side::Temporal) });
+                    }
+                    Step::HandedOver(no) if no <= last => {
+                        if backlog.hand_over(member(no, 2, Side::Temporal), Among::InTurn) && !backlog.put_back(Among::InTurn) {
+                            backlog.finish(1, None, 0);
+                        }
+                    }
+                    Step::CalledOff(_) | Step::HandedOver(_) => {}
+                    Step::Begins => {
+                        backlog.finish(1, Some(Outcome::Succeeded), 1);
+                        backlog.begin();
+                    }
+                }
+                let waits: Vec<i64> = backlog.pending.iter().filter_map(|work| match work {
+                    Work::Run(e) if !e.cancelled => e.series_no,
+                    _ => None,
+                }).collect();
+                prop_assert!(waits.is_sorted(), "{waits:?}");
+            }
+        }
     }
 
     #[test]
@@ -507,7 +585,10 @@ mod tests {
         }
         backlog.accept(member(6, 1, Side::Temporal));
         backlog.begin();
-        assert!(!backlog.hand_over(member(5, 2, Side::Temporal)), "it was accepted before that had a number");
+        assert!(
+            !backlog.hand_over(member(5, 2, Side::Temporal), Among::InTurn),
+            "it was accepted before that had a number"
+        );
         assert_eq!(keys(&backlog), ["earlier", "5", "6"]);
     }
 
@@ -516,9 +597,9 @@ mod tests {
         let mut backlog = Backlog::default();
         backlog.accept(member(6, 1, Side::Temporal));
         backlog.begin();
-        assert!(backlog.hand_over(member(5, 2, Side::Temporal)));
+        assert!(backlog.hand_over(member(5, 2, Side::Temporal), Among::InTurn));
         backlog.call_off_running();
-        assert!(!backlog.put_back() && backlog.running_is_pinned());
+        assert!(!backlog.put_back(Among::InTurn) && backlog.running_is_pinned());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::interaction::Envelope;
 use crate::ledger::Resolution;
 
 use super::Terms;
-use super::backlog::Work;
+use super::backlog::{Among, Work};
 pub use super::backlog::{Backlog, Member, SeriesStatus, name};
 use super::copy::{run_copy, settle};
 use super::parking::{Held, Holds};
@@ -88,6 +88,8 @@ impl Holds for SeriesWorkflow {
 
 /// Histories without it know no handover.
 const HANDOVER: &str = "handover";
+/// Histories without it look for the place of what is handed over among what was called off as well.
+const IN_TURN: &str = "handover-in-turn";
 
 #[workflow_methods]
 impl SeriesWorkflow {
@@ -140,7 +142,8 @@ impl SeriesWorkflow {
         if envelope.epoch == 1 || !ctx.patched(HANDOVER) {
             return ctx.state_mut(|s| s.series.backlog.accept(envelope));
         }
-        if ctx.state_mut(|s| s.series.backlog.hand_over(envelope)) {
+        let among = Self::among(ctx);
+        if ctx.state_mut(|s| s.series.backlog.hand_over(envelope, among)) {
             ctx.state_mut(|s| s.gives_way = true);
             waiting.cancel();
             if ctx.state(|s| s.series.backlog.is_rehearsing()) {
@@ -188,8 +191,11 @@ impl SeriesWorkflow {
         if closed.adopted {
             ctx.state_mut(|s| s.series.backlog.adopt_running());
         }
-        if closed.unbegun && ctx.state_mut(|s| s.gives_way && s.series.backlog.put_back()) {
-            return;
+        if closed.unbegun && ctx.state(|s| s.gives_way) {
+            let among = Self::among(ctx);
+            if ctx.state_mut(|s| s.series.backlog.put_back(among)) {
+                return;
+            }
         }
         if let Some(end) = closed.end(&envelope)
             && ctx.state(|s| s.series.backlog.running_is_pinned())
@@ -198,6 +204,10 @@ impl SeriesWorkflow {
         }
         let now = unix_ms(ctx);
         ctx.state_mut(|s| s.series.backlog.finish(now, closed.outcome, closed.attempt));
+    }
+
+    fn among(ctx: &WorkflowContext<Self>) -> Among {
+        if ctx.patched(IN_TURN) { Among::InTurn } else { Among::All }
     }
 
     /// A heavy backlog is worked off first; it is carried when it has become light enough.

@@ -15,6 +15,7 @@ mod rehearsals;
 pub mod runner;
 mod soak;
 mod stages;
+mod wake;
 pub mod warden;
 pub mod world;
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::gate::Gate;
 use super::judge::{Moved, Stall};
@@ -301,6 +302,41 @@ impl Cast {
         let busy: Vec<String> = sqlx::query_scalar(busy).fetch_all(self.world.pool()).await.unwrap_or_default();
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         format!("load {}\n{}", load.trim(), busy.join("\n"))
+    }
+
+    /// What Postgres holds of an interaction and of those beside it in its series, as JSON a line, for whoever has to find out.
+    pub async fn story(&self, id: Uuid) -> String {
+        let rows = "with near as (
+                select n.* from crossover.pins p join crossover.pins n
+                on n.id = p.id or (n.series_id = p.series_id and abs(n.series_no - p.series_no) <= 4) where p.id = $1)
+            select 'pin ' || to_jsonb(near)::text from near
+            union all select 'attempt ' || (to_jsonb(a) - 'result')::text from crossover.attempts a where a.id in (select id from near)
+            union all select 'sighting ' || to_jsonb(s)::text from crossover.sightings s where s.id = $1
+            union all select 'series ' || to_jsonb(s)::text from crossover.series s where s.series_id in (select series_id from near)";
+        let rows: Result<Vec<String>, _> = sqlx::query_scalar(rows).bind(id).fetch_all(self.world.pool()).await;
+        format!("{id}\n  {}", rows.unwrap_or_else(|error| vec![error.to_string()]).join("\n  "))
+    }
+
+    /// The histories of the workflows that had `id`, a file for each run.
+    pub async fn keep_histories(&self, id: Uuid, folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+        let series = "select series_id from crossover.pins where id = $1";
+        let series: Option<Uuid> = sqlx::query_scalar(series).bind(id).fetch_one(self.world.pool()).await?;
+        let workflow = series.map_or(format!("{id}:1"), |series| format!("series:{series}"));
+        let http = self.temporal.lock().await.http.clone();
+        let base = format!("http://{http}/api/v1/namespaces/default/workflows");
+        let get = async |path: String, query: &[(&str, &str)]| {
+            let url = reqwest::Url::parse_with_params(&format!("{base}{path}"), query)?;
+            let answer = reqwest::Client::builder().no_proxy().build()?.get(url).send().await?.text().await?;
+            Ok::<Value, Box<dyn std::error::Error>>(serde_json::from_str(&answer)?)
+        };
+        let runs = get(String::new(), &[("query", &format!("WorkflowId = '{workflow}'"))]).await?;
+        for run in runs["executions"].as_array().into_iter().flatten() {
+            let run = run["execution"]["runId"].as_str().unwrap_or_default();
+            let page = [("execution.runId", run), ("maximumPageSize", "1000")];
+            let history = get(format!("/{workflow}/history"), &page).await?;
+            std::fs::write(folder.join(format!("{workflow}-{run}.json")), history.to_string())?;
+        }
+        Ok(())
     }
 
     /// The log of every process, for whoever has to find out.

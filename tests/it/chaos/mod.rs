@@ -175,8 +175,18 @@ impl Run {
         let from_off = told.accepted.iter().filter(from_off).count();
         verdict.counts.insert("on postgres of accounts begun in off", from_off as u64);
         verdict.broken.extend(runner.malformed().into_iter().map(|text| format!("the runner was asked amiss: {text}")));
+        for id in named_in(&verdict.broken) {
+            println!("{}", cast.story(id).await);
+            told.accepted.iter().filter(|one| one.id == id).for_each(|one| println!("  told {one:?}"));
+            calls.iter().filter(|call| call.id == id).for_each(|call| println!("  {call:?}"));
+        }
         if let Ok(folder) = std::env::var("CHAOS_KEEP") {
             cast.keep_logs(Path::new(&folder));
+            for id in named_in(&verdict.broken) {
+                if let Err(error) = cast.keep_histories(id, Path::new(&folder)).await {
+                    println!("the histories of {id} can't be kept: {error}");
+                }
+            }
         }
         let summary = Summary {
             options: self.options,
@@ -214,6 +224,15 @@ impl Run {
         }
         found
     }
+}
+
+/// The first interactions that are named where a promise was broken.
+fn named_in(broken: &[String]) -> Vec<Uuid> {
+    let words = broken.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_hexdigit() && c != '-'));
+    let mut ids: Vec<Uuid> = words.filter_map(|word| Uuid::parse_str(word).ok()).collect();
+    ids.dedup();
+    ids.truncate(8);
+    ids
 }
 
 /// What a run was made of.

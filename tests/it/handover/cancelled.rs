@@ -6,7 +6,7 @@ use super::*;
 use crate::bridge::proxy::black_hole;
 use crossover::interaction::Outcome;
 
-async fn cancel(node: &Node, world: &World, key: &str) -> (u16, Value) {
+pub(super) async fn cancel(node: &Node, world: &World, key: &str) -> (u16, Value) {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/v1/interactions/{}/cancel", node.base, world.id(key));
     let sent = http.request(Method::POST, url).send().await.unwrap();

@@ -129,3 +129,35 @@ async fn members_handed_over_take_the_places_of_their_rehearsals() {
     assert_eq!(sides, ["postgres", "temporal", "postgres", "temporal", "postgres"]);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_handed_over_does_not_overtake_another_because_a_later_one_was_called_off() {
+    let world = World::new(Stage::Shadow).await;
+    let node = world.node().await;
+    world.runner.hold("first");
+    for (key, stage) in
+        [("first", Stage::Shadow), ("second", Stage::Shadow), ("third", Stage::Live), ("fourth", Stage::Shadow)]
+    {
+        world.flip(stage, &[&node]).await;
+        node.post(&world.member("s", key)).await;
+    }
+    world.runner.nth("first", 1).await;
+    let client = client(&world);
+    let pending = async |expected: &[(&str, i32)]| {
+        until(&format!("{expected:?} wait"), async || {
+            let status = client.series_status(&world.account, "sync", "s").await.ok()??;
+            let waiting: Vec<_> = status.pending.iter().map(|member| (member.key.as_str(), member.epoch)).collect();
+            (waiting == expected).then_some(())
+        })
+        .await;
+    };
+    pending(&[("second", 1), ("third", 1), ("fourth", 1)]).await;
+    super::cancelled::cancel(&node, &world, "fourth").await;
+    pending(&[("fourth", 1), ("second", 1), ("third", 1)]).await;
+    assert_eq!(run(&world, only(&world, "third")).await.moved, 1);
+    pending(&[("fourth", 1), ("second", 1), ("third", 2)]).await;
+    world.runner.release("first");
+    ran_in_order(&world, &["first", "second", "third"]).await;
+    assert_eq!(world.runner.sides("third"), ["temporal"]);
+    node.stop().await;
+}
