@@ -196,8 +196,15 @@ pub(super) async fn create(
 )]
 pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, String)>>) -> Response {
     let answered = async {
-        let page = page_of(&query).map_err(Problem::invalid)?;
-        let found = schedules(&api).list(&page).await.map_err(away)?;
+        let (mut page, after) = page_of(&query).map_err(Problem::invalid)?;
+        let schedules = schedules(&api);
+        if let Some(after) = after {
+            let last = schedules.get(after).await.map_err(away)?;
+            let message = || format!("schedule {after} is there no longer; begin again without it");
+            let gone = || Problem::invalid(vec![Fault { field: "after".to_owned(), message: message() }]);
+            page.after = Some(last.map(|last| (last.definition.account, last.definition.name)).ok_or_else(gone)?);
+        }
+        let found = schedules.list(&page).await.map_err(away)?;
         let after = found.last().map(|last| last.id).filter(|_| found.len() as i64 == page.limit);
         let schedules = found.into_iter().map(|schedule| View::of(schedule, 1, None)).collect();
         Ok::<_, Problem>(Json(Listed { schedules, after }))
@@ -493,16 +500,17 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn page_of(query: &[(String, String)]) -> Result<Page, Vec<Fault>> {
+fn page_of(query: &[(String, String)]) -> Result<(Page, Option<Uuid>), Vec<Fault>> {
     let mut asked = Asked::new(query, &["account", "kind", "paused", "after", "limit"]);
     let page = Page {
         account: asked.get("account", "a name"),
         kind: asked.get("kind", "a name"),
         paused: asked.get("paused", "true or false"),
-        after: asked.get("after", "the id of a schedule"),
+        after: None,
         limit: asked.number("limit", 100, MOST_LISTED),
     };
-    asked.checked().map(|()| page)
+    let after = asked.get("after", "the id of a schedule");
+    asked.checked().map(|()| (page, after))
 }
 
 #[cfg(test)]
@@ -515,9 +523,9 @@ mod tests {
             let query: Vec<_> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             page_of(&query).map_err(|faults| faults.into_iter().map(|fault| fault.field).collect::<Vec<_>>())
         };
-        assert_eq!(page(&[]).unwrap().limit, 100);
-        assert_eq!(page(&[("paused", "true")]).unwrap().paused, Some(true));
+        assert_eq!(page(&[]).unwrap().0.limit, 100);
+        assert_eq!(page(&[("paused", "true")]).unwrap().0.paused, Some(true));
         let bad = page(&[("limit", "1000000"), ("after", "x"), ("acount", "a"), ("kind", "a"), ("kind", "b")]);
-        assert_eq!(bad.unwrap_err(), ["acount", "kind", "after", "limit"]);
+        assert_eq!(bad.unwrap_err(), ["acount", "kind", "limit", "after"]);
     }
 }

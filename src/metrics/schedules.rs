@@ -37,7 +37,7 @@ impl ScheduleMetrics {
             skipped: counters(
                 r,
                 "crossover_schedule_skipped_total",
-                "Times of schedules that did not run, by reason: overlap (an earlier run had not ended), queue_full (1,000 of its runs wait), missed (found later than its catch-up window allows), superseded (a later one was found with it, and only the latest runs), paused. A run of more than 1,000 for one reason counts as 1,000.",
+                "Times of schedules that did not run, by reason: overlap (an earlier run had not ended), queue_full (1,000 of its runs wait), missed (found later than its catch-up window allows), superseded (a later one was found with it, and only the latest runs), paused. Of more than 100 times by a clock that are skipped at once, 100 are counted.",
                 &["reason"],
             )?,
             failed: counters(

@@ -53,8 +53,6 @@ names! {
 pub const MOST_UNENDED: usize = 1_000;
 /// So many runs of a schedule are enqueued in one look; the rest follows in the next ones.
 pub const AT_A_TIME: usize = 100;
-/// So many skipped times are counted one by one.
-const COUNTED: i64 = 1_000;
 /// Whoever cancels what is old looks again after so long.
 const CANCELLING: TimeDelta = TimeDelta::milliseconds(50);
 /// Whoever waits for the end of a run looks after a tenth of the time that it has taken, within these.
@@ -127,7 +125,7 @@ pub struct Skipped {
     pub from: Option<DateTime<Utc>>,
     /// The last; the same for a single one.
     pub to: Option<DateTime<Utc>>,
-    /// How many; 1,000 may be more.
+    /// How many; by a clock, 100 may be more.
     pub times: i64,
     /// Why.
     pub reason: Reason,
@@ -235,7 +233,7 @@ impl Standing<'_> {
         if self.fires(first) <= oldest {
             // `first` may be of an older definition, so it is told for itself.
             let last = self.last_fired(first, oldest);
-            skip(skipped, first, last, self.count(first, last), Reason::Missed);
+            skip(skipped, first, last, self.times.count(first, last), Reason::Missed);
             at = self.times.after(last);
         }
         // Only one of them can run: of these, the latest is worth it.
@@ -246,7 +244,7 @@ impl Standing<'_> {
             if last > from {
                 let before =
                     self.times.until(last - TimeDelta::milliseconds(1)).filter(|before| *before > from).unwrap_or(from);
-                skip(skipped, from, before, self.count(from, before), Reason::Superseded);
+                skip(skipped, from, before, self.times.count(from, before), Reason::Superseded);
                 at = Some(last);
             }
         }
@@ -269,19 +267,13 @@ impl Standing<'_> {
         }
         from
     }
-
-    /// How many times there are from `first` to `last`, both included; no more than are worth counting.
-    fn count(&self, first: DateTime<Utc>, last: DateTime<Utc>) -> i64 {
-        let times = std::iter::successors(Some(first), |time| self.times.after(*time).filter(|next| *next <= last));
-        times.take(COUNTED as usize).count() as i64
-    }
 }
 
 /// Adds to what is skipped; what follows for the same reason is told together.
 pub(super) fn skip(skipped: &mut Vec<Skipped>, from: DateTime<Utc>, to: DateTime<Utc>, times: i64, reason: Reason) {
     match skipped.last_mut() {
         Some(last) if last.reason == reason && last.from.is_some() => {
-            (last.to, last.times) = (Some(to), (last.times + times).min(COUNTED));
+            (last.to, last.times) = (Some(to), last.times.saturating_add(times));
         }
         _ => skipped.push(Skipped { from: Some(from), to: Some(to), times, reason }),
     }
@@ -295,8 +287,7 @@ pub fn passed_over(
 ) -> (Option<Skipped>, Option<DateTime<Utc>>) {
     let Some(first) = nominal.filter(|first| *first <= now) else { return (None, nominal) };
     let last = times.until(now).filter(|last| *last > first).unwrap_or(first);
-    let all = std::iter::successors(Some(first), |time| times.after(*time).filter(|next| *next <= last));
-    let counted = all.take(COUNTED as usize).count() as i64;
+    let counted = times.count(first, last);
     let skipped = Skipped { from: Some(first), to: Some(last), times: counted, reason: Reason::Paused };
     (Some(skipped), times.after(now))
 }

@@ -116,7 +116,7 @@ pub struct RunRow {
     pub nominal_at: Option<DateTime<Utc>>,
     /// The last of several.
     pub nominal_to: Option<DateTime<Utc>>,
-    /// How many; 1,000 may be more.
+    /// How many; by a clock, 100 may be more.
     pub times: i64,
     /// `enqueued`, `skipped` or `failed`.
     pub outcome: String,
@@ -159,8 +159,8 @@ pub struct Page {
     pub kind: Option<String>,
     /// Paused or not.
     pub paused: Option<bool>,
-    /// After this one, by account and name.
-    pub after: Option<Uuid>,
+    /// After this account and name.
+    pub after: Option<(String, String)>,
     /// At most so many.
     pub limit: i64,
 }
@@ -260,11 +260,12 @@ impl Schedules {
         let sql = select(
             "($1::text is null or s.account = $1) and ($2::text is null or s.kind = $2)
              and ($3::bool is null or (s.paused_at is not null) = $3)
-             and ($4::uuid is null or (s.account, s.name) > (select a.account, a.name from crossover.schedules a where a.id = $4))
-             order by s.account, s.name limit $5",
+             and ($4::text is null or (s.account, s.name) > ($4, $5))
+             order by s.account, s.name limit $6",
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&page.account).bind(&page.kind).bind(page.paused);
-        let rows = within(rows.bind(page.after).bind(page.limit).fetch_all(&self.pool)).await?;
+        let (account, name) = page.after.as_ref().map(|(account, name)| (account, name)).unzip();
+        let rows = within(rows.bind(account).bind(name).bind(page.limit).fetch_all(&self.pool)).await?;
         Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
     }
 

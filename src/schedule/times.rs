@@ -31,6 +31,7 @@ pub struct Every {
     /// Milliseconds from one nominal time to the next; at least 1,000.
     pub every_ms: i64,
     /// The first nominal time. Absent in a request: the moment of the creation, and the first run comes one interval later.
+    #[schema(required = false)]
     pub starts_at: DateTime<Utc>,
 }
 
@@ -40,7 +41,8 @@ pub struct Every {
 pub struct ByClock {
     /// Minute, hour, day of the month, month, day of the week; or six fields, with seconds first.
     pub cron: String,
-    /// A name of the IANA database, like `Europe/Berlin`.
+    /// A name of the IANA database, like `Europe/Berlin`. Absent in a request: UTC.
+    #[schema(required = false)]
     pub time_zone: String,
 }
 
@@ -56,6 +58,8 @@ pub struct Once {
 pub const SHORTEST: TimeDelta = TimeDelta::seconds(1);
 /// The longest.
 pub const LONGEST: TimeDelta = TimeDelta::days(3_660);
+/// So many times by a clock are counted: after an outage, many schedules have many behind them.
+const COUNTED: usize = 100;
 /// So many gaps are looked at for the shortest one.
 const GAPS: usize = 50;
 
@@ -166,6 +170,21 @@ impl Times {
     /// The next `n` nominal times after `instant`.
     pub fn next(&self, instant: DateTime<Utc>, n: usize) -> Vec<DateTime<Utc>> {
         std::iter::successors(self.after(instant), |last| self.after(*last)).take(n).collect()
+    }
+
+    /// How many times there are from `first`, which counts whatever it is, to `last`. By a clock, they are counted one by
+    /// one, and no more than are worth it.
+    pub fn count(&self, first: DateTime<Utc>, last: DateTime<Utc>) -> i64 {
+        match &*self.0 {
+            Kind::Every { every, starts_at } => {
+                let until = |instant| steps(*starts_at, *every, instant).max(-1);
+                1 + (until(last) - until(first)).max(0)
+            }
+            _ => {
+                let times = std::iter::successors(Some(first), |time| self.after(*time).filter(|next| *next <= last));
+                times.take(COUNTED).count() as i64
+            }
+        }
     }
 
     /// The shortest gap between two of the next times; a day where there are no two.
