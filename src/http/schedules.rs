@@ -125,7 +125,7 @@ pub(super) struct Triggered {
 
 /// A page of schedules.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Listed {
+pub(super) struct ScheduleList {
     /// By account and name, each with its next time.
     schedules: Vec<View>,
     /// Ask with `after` set to this for the next page; absent on the last.
@@ -191,7 +191,7 @@ pub(super) async fn create(
         ("after" = Option<Uuid>, Query, description = "Those after this one: `after` of the page before."),
         ("limit" = Option<i64>, Query, description = "At most so many, up to 1,000; 100 where absent."),
     ),
-    responses((status = 200, description = "A page of them.", body = Listed)),
+    responses((status = 200, description = "A page of them.", body = ScheduleList)),
     security(("token" = ["read"]))
 )]
 pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, String)>>) -> Response {
@@ -207,7 +207,7 @@ pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, St
         let found = schedules.list(&page).await.map_err(away)?;
         let after = found.last().map(|last| last.id).filter(|_| found.len() as i64 == page.limit);
         let schedules = found.into_iter().map(|schedule| View::of(schedule, 1, None)).collect();
-        Ok::<_, Problem>(Json(Listed { schedules, after }))
+        Ok::<_, Problem>(Json(ScheduleList { schedules, after }))
     };
     answered.await.into_response()
 }
