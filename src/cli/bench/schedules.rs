@@ -106,13 +106,14 @@ async fn round(ground: &Ground, schedules: u32) -> Result<Round, Failure> {
     sqlx::raw_sql("update crossover.schedules set wake_at = now(), nominal_at = date_trunc('milliseconds', now())").execute(&ground.pool).await?;
     // They are due from its commit on.
     let began = Instant::now();
+    // Asked of the router: a question to Postgres would read every entry of the index that was due and is no more.
+    let fired = app.metrics().schedules.fired.with_label_values(&["schedule"]);
     tokio::time::timeout(PATIENCE, async {
-        while due(ground).await? {
+        while fired.get() < u64::from(schedules) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok::<_, Failure>(())
     })
-    .await??;
+    .await?;
     let took = began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Release);
     let beside = beside.await??;
@@ -125,11 +126,6 @@ async fn round(ground: &Ground, schedules: u32) -> Result<Round, Failure> {
     let n = f64::from(schedules);
     let ratio_p99 = beside.p99 / alone.p99;
     Ok(Round { seconds: took, per_second: n / took, alone, beside, ratio_p99, wal_bytes: cost.wal_bytes / n, commits: cost.commits / n })
-}
-
-async fn due(ground: &Ground) -> Result<bool, Failure> {
-    let due = sqlx::query_scalar("select exists (select from crossover.schedules where wake_at <= statement_timestamp())");
-    Ok(due.fetch_one(&ground.pool).await?)
 }
 
 /// Puts single tasks in and claims each, until `stop`: how long the claims take.
