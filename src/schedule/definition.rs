@@ -401,6 +401,22 @@ mod tests {
     }
 
     #[test]
+    fn a_time_that_nobody_can_count_to_is_refused() {
+        for (spec, field) in [
+            (r#"{"at":"+10000-01-01T00:00:00Z"}"#, "spec.at"),
+            (r#"{"at":"2200-01-01T00:00:00Z"}"#, "spec.at"),
+            (r#"{"at":"1969-12-31T00:00:00Z"}"#, "spec.at"),
+            (r#"{"every_ms":60000,"starts_at":"+262142-12-31T23:59:59Z"}"#, "spec.starts_at"),
+            (r#"{"every_ms":60000,"starts_at":"-262143-01-01T00:00:00Z"}"#, "spec.starts_at"),
+            (r#"{"every_ms":60000,"starts_at":"2200-01-01T00:00:00Z"}"#, "spec.starts_at"),
+        ] {
+            let body = format!(r#"{{"account":"a","name":"n","kind":"k","payload":1,"jitter_ms":9,"spec":{spec}}}"#);
+            assert_eq!(faults(&body), [field], "{spec}");
+        }
+        definition(r#"{"at":"2126-01-01T00:00:00Z"}"#);
+    }
+
+    #[test]
     fn a_changed_interval_keeps_its_phase_unless_it_is_told_another() {
         let before = definition(r#"{"every_ms":60000,"starts_at":"2030-01-01T00:00:07Z"}"#);
         let change = |spec: &str| {

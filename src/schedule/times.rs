@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,10 @@ pub struct Once {
 pub const SHORTEST: TimeDelta = TimeDelta::seconds(1);
 /// The longest.
 pub const LONGEST: TimeDelta = TimeDelta::days(3_660);
+/// The furthest away that a first time may be: a hundred years.
+const FURTHEST: TimeDelta = TimeDelta::days(36_525);
+/// Times are counted in these years, which Postgres, JSON and sums with any interval have room for.
+const YEARS: std::ops::RangeInclusive<i32> = 1970..=5_000;
 /// So many times by a clock are counted: after an outage, many schedules have many behind them.
 const COUNTED: usize = 100;
 /// So many gaps are looked at for the shortest one.
@@ -85,13 +89,13 @@ impl Spec {
                     format!("must be {least} to {most}, is {every_ms}")
                 };
                 let every = every.ok_or_else(|| vec![fault("spec.every_ms", message())])?;
-                Kind::Every { every, starts_at: starts_at.trunc_subsecs(3) }
+                Kind::Every { every, starts_at: counted("spec.starts_at", *starts_at)? }
             }
             Spec::Cron(ByClock { cron, time_zone }) => match (cron_of(cron), zone_of(time_zone)) {
                 (Ok(cron), Ok(zone)) => Kind::Cron { cron: Box::new(cron), zone },
                 (cron, zone) => return Err(cron.err().into_iter().chain(zone.err()).collect()),
             },
-            Spec::Once(Once { at }) => Kind::Once { at: at.trunc_subsecs(3) },
+            Spec::Once(Once { at }) => Kind::Once { at: counted("spec.at", *at)? },
         };
         Ok(Times(Arc::new(kind)))
     }
@@ -110,6 +114,12 @@ impl Spec {
             Err(faults) => return faults,
         };
         let mut faults = Vec::new();
+        if let Kind::Every { starts_at: first, .. } | Kind::Once { at: first } = &*times.0
+            && *first - now > FURTHEST
+        {
+            let field = if matches!(self, Spec::Once(_)) { "spec.at" } else { "spec.starts_at" };
+            faults.push(fault(field, format!("is {first}, more than {} days away", FURTHEST.num_days())));
+        }
         if times.after(now).is_none() {
             let (field, message) = match self {
                 Spec::Once(Once { at }) => ("spec.at", format!("is {at}, which has passed: it would never fire")),
@@ -210,7 +220,7 @@ pub fn jittered(schedule: Uuid, nominal: DateTime<Utc>, jitter: TimeDelta) -> Da
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest[..8]);
     let later = u64::from_be_bytes(first) % most.unsigned_abs();
-    nominal + TimeDelta::milliseconds(later as i64)
+    nominal.checked_add_signed(TimeDelta::milliseconds(later as i64)).unwrap_or(nominal)
 }
 
 /// Whole intervals from `start` to `instant`, which is not before it.
@@ -221,6 +231,15 @@ fn steps(start: DateTime<Utc>, every: TimeDelta, instant: DateTime<Utc>) -> i64 
 fn step(start: DateTime<Utc>, every: TimeDelta, n: i64) -> Option<DateTime<Utc>> {
     let later = every.num_milliseconds().checked_mul(n).and_then(TimeDelta::try_milliseconds)?;
     start.checked_add_signed(later)
+}
+
+/// An instant in milliseconds, where times are counted at all.
+fn counted(field: &str, instant: DateTime<Utc>) -> Result<DateTime<Utc>, Vec<Fault>> {
+    let (first, last) = (YEARS.start(), YEARS.end());
+    match YEARS.contains(&instant.year()) {
+        true => Ok(instant.trunc_subsecs(3)),
+        false => Err(vec![fault(field, format!("must be in the years {first} to {last}, is {instant}"))]),
+    }
 }
 
 fn cron_of(text: &str) -> Result<Cron, Fault> {
