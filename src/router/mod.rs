@@ -335,7 +335,6 @@ impl Router {
             let interaction = &runs[*n];
             // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
             self.armed.forget_mark(&interaction.account);
-            interaction.series_id().into_iter().for_each(|series| self.outages.order.will_wait(series));
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace }
         });
         let requests: Vec<_> = requests.collect();
@@ -346,6 +345,11 @@ impl Router {
         let mut answers: Vec<Option<Result<Ticket, EnqueueError>>> =
             checked.into_iter().map(|c| c.err().map(Err)).collect();
         for (n, pinned) in order.into_iter().zip(pinned) {
+            // Of what is on Postgres alone no series waits for Temporal, and it must take no room from those that do.
+            let alone = pinned.pin.stage == Stage::Complete && pinned.pin.owner == Side::Postgres;
+            if let Some(series) = runs[n].series_id().filter(|_| !alone) {
+                self.outages.order.will_wait(series);
+            }
             self.outages.in_doubt(&runs[n]);
             answers[n] = Some(self.ticket(&runs[n], pinned));
         }
