@@ -388,9 +388,17 @@ impl Parts {
             parallel: config.schedules.parallel as usize,
             keep: config.schedules.keep,
         };
-        let ticker = Ticker::new(Schedules::new(self.intake.pool().clone()), router, self.metrics.clone(), options);
-        let stop = stop.clone();
-        tasks.spawn(async move { ticker.run(stop).await });
+        let (schedules, metrics, stop) =
+            (Schedules::new(self.intake.pool().clone()), self.metrics.clone(), stop.clone());
+        tasks.spawn(async move {
+            // All that it knows is in Postgres, so a new one goes on where one has panicked.
+            let ticker = || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options);
+            while let Err(error) = tokio::spawn(ticker().run(stop.clone())).await {
+                metrics.schedules.errors.inc();
+                tracing::error!(%error, "the scheduler has panicked, which is a fault of ours; it starts again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
     }
 
     fn spawn_workers(
