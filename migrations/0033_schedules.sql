@@ -67,24 +67,35 @@ comment on column crossover.schedule_runs.times is 'How many; by a clock, 100 ma
 create index schedule_runs_of on crossover.schedule_runs (schedule_id, no desc);
 create index schedule_runs_at on crossover.schedule_runs (at);
 
--- Takes what is due, longest first, for the transaction; what another scheduler has is left out. With each, the runs
--- that are unended by now.
-create function crossover.take_schedules(p_limit integer)
-returns table (schedule crossover.schedules, now timestamptz, unended_now uuid[], cancelling boolean, last_end timestamptz)
+-- Takes what is due, longest first, for the transaction; what another scheduler has is left out, and what comes after
+-- p_bytes of payloads. With each, the runs that are unended by now, and those of them that nobody has cancelled yet.
+create function crossover.take_schedules(p_limit integer, p_bytes bigint)
+returns table (schedule crossover.schedules, now timestamptz, unended_now uuid[], uncancelled uuid[], last_end timestamptz)
 language plpgsql as $$
 declare
     -- In a variable, so that the index knows where to stop.
     v_now timestamptz := clock_timestamp();
+    v_ids uuid[];
 begin
-    return query with due as materialized (
-        select s as it from crossover.schedules s where s.wake_at <= v_now order by s.wake_at limit p_limit
+    with due as materialized (
+        select s.id from crossover.schedules s where s.wake_at <= v_now order by s.wake_at limit p_limit
         for update skip locked)
-    select d.it, v_now, coalesce(u.ids, '{}'), coalesce(u.cancelling, false),
+    select array_agg(d.id) into v_ids from due d;
+    -- Looked at by a statement of its own: the one that locks may see a row that was committed after it began, and would see
+    -- the pins as they were before, without that row's last run.
+    v_now := clock_timestamp();
+    return query with due as materialized (
+        select s as it, sum(octet_length(s.payload::text)) over (order by s.wake_at, s.id) - octet_length(s.payload::text) as before
+        from crossover.schedules s where s.id = any (v_ids))
+    select d.it, v_now, coalesce(u.ids, '{}'), coalesce(u.uncancelled, '{}'),
         case when (d.it).overlap = 'after_last' then (select l.ended_at from crossover.pins l where l.id = (d.it).last_run) end
     from due d
     left join lateral (
-        select array_agg(p.id order by p.created_at) as ids, bool_and(p.cancel_requested_at is not null) as cancelling
-        from crossover.pins p where p.id = any ((d.it).unended) and p.ended_at is null) u on cardinality((d.it).unended) > 0;
+        select array_agg(p.id order by p.created_at) as ids,
+            array_agg(p.id order by p.created_at) filter (where p.cancel_requested_at is null) as uncancelled
+        from crossover.pins p where p.id = any ((d.it).unended) and p.ended_at is null) u on cardinality((d.it).unended) > 0
+    where d.before < p_bytes
+    order by (d.it).wake_at, (d.it).id;
 end $$;
 
 -- Pins runs, all or none, in the given order; see crossover.pin. Callers sort by series, in which all of them take their locks.

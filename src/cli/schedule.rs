@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::http::not_complete;
 use crate::interaction::{Stage, interaction_id};
 use crate::router::request::{Fault, RequestError};
-use crate::schedule::storage::{Granted, Made};
-use crate::schedule::view::View;
+use crate::schedule::storage::{Granted, Listed, Made};
+use crate::schedule::view::{State, View};
 use crate::schedule::{Change, Definition, Page, Schedule, Schedules, Wish, key_of_trigger};
 
 /// Make, look at, change, pause, trigger and delete schedules
@@ -154,10 +154,11 @@ struct Command {
 
 impl Command {
     async fn list(&self, page: &Page) -> Outcome {
-        let found: Vec<View> = self.schedules.list(page).await?.into_iter().map(|s| View::of(s, 1, None)).collect();
-        let more = found.len() as i64 == page.limit;
+        let Listed { schedules, unreadable, last } = self.schedules.list(page).await?;
+        let found: Vec<View> = schedules.into_iter().map(|s| View::of(s, 1, None)).collect();
+        let more = last.is_some();
         if self.json {
-            print_json(&json!({ "schedules": found, "more": more }))?;
+            print_json(&json!({ "schedules": found, "unreadable": unreadable, "more": more }))?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut rows = table(&["ACCOUNT/NAME", "KIND", "STATE", "WHEN", "NEXT (UTC)", "ID"]);
@@ -165,6 +166,10 @@ impl Command {
             let next = s.next.first().map_or("-".to_owned(), |next| next.at.format("%F %T").to_string());
             let state = s.reason.as_ref().map_or(s.state.to_string(), |why| format!("{}: {why}", s.state));
             rows.add_row([format!("{}/{}", s.account, s.name), s.kind.clone(), state, spec::words(&s.spec), next, s.id.to_string()]);
+        }
+        for u in unreadable {
+            let (named, state) = (format!("{}/{}", u.account, u.name), format!("{}: {}", State::Troubled, u.reason));
+            rows.add_row([named, u.kind, state, "-".to_owned(), "-".to_owned(), u.id.to_string()]);
         }
         println!("{}{}", rows.trim_fmt(), if more { "\nthere may be more; see --limit and --account" } else { "" });
         Ok(ExitCode::SUCCESS)

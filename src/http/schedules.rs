@@ -17,7 +17,7 @@ use crate::interaction::{Stage, interaction_id};
 use crate::ledger::LedgerError;
 use crate::policy::Policy;
 use crate::router::request::{Fault, name_fault};
-use crate::schedule::storage::{Granted, Made};
+use crate::schedule::storage::{Granted, Made, Unreadable};
 use crate::schedule::view::View;
 use crate::schedule::{CatchUp, Change, Definition, Overlap, Page, Schedules, Spec, Wish, key_of_trigger};
 
@@ -128,6 +128,10 @@ pub(super) struct Triggered {
 pub(super) struct ScheduleList {
     /// By account and name, each with its next time.
     schedules: Vec<View>,
+    /// Those of the page that can't be read, and are not fired: look at them in Postgres, or delete them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    unreadable: Vec<Unreadable>,
     /// Ask with `after` set to this for the next page; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<Uuid>,
@@ -199,15 +203,14 @@ pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, St
         let (mut page, after) = page_of(&query).map_err(Problem::invalid)?;
         let schedules = schedules(&api);
         if let Some(after) = after {
-            let last = schedules.get(after).await.map_err(away)?;
+            let last = schedules.name(after).await.map_err(away)?;
             let message = || format!("schedule {after} is there no longer; begin again without it");
             let gone = || Problem::invalid(vec![Fault { field: "after".to_owned(), message: message() }]);
-            page.after = Some(last.map(|last| (last.definition.account, last.definition.name)).ok_or_else(gone)?);
+            page.after = Some(last.ok_or_else(gone)?);
         }
         let found = schedules.list(&page).await.map_err(away)?;
-        let after = found.last().map(|last| last.id).filter(|_| found.len() as i64 == page.limit);
-        let schedules = found.into_iter().map(|schedule| View::of(schedule, 1, None)).collect();
-        Ok::<_, Problem>(Json(ScheduleList { schedules, after }))
+        let schedules = found.schedules.into_iter().map(|schedule| View::of(schedule, 1, None)).collect();
+        Ok::<_, Problem>(Json(ScheduleList { schedules, unreadable: found.unreadable, after: found.last }))
     };
     answered.await.into_response()
 }

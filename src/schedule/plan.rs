@@ -51,7 +51,7 @@ names! {
 
 /// So many runs of a schedule are unended at most.
 pub const MOST_UNENDED: usize = 1_000;
-/// So many runs of a schedule are enqueued in one look; the rest follows in the next ones.
+/// So many runs of a schedule are enqueued in one look at most; the rest follows in the next ones.
 pub const AT_A_TIME: usize = 100;
 /// Whoever cancels what is old looks again after so long.
 const CANCELLING: TimeDelta = TimeDelta::milliseconds(50);
@@ -88,6 +88,8 @@ pub struct Standing<'a> {
     pub last_end: Option<DateTime<Utc>>,
     /// Nothing is due; only what is triggered runs.
     pub paused: bool,
+    /// So many runs of it may be enqueued in this look: at least one.
+    pub most: usize,
     /// The database's clock.
     pub now: DateTime<Utc>,
 }
@@ -134,17 +136,26 @@ pub struct Skipped {
 impl Standing<'_> {
     /// What it does now.
     pub fn plan(&self) -> Plan {
+        let plan = self.once_cancelled();
+        let cancel = self.overlap == Overlap::CancelOld && self.unended > 0 && !self.cancelling;
+        if cancel && !plan.runs.is_empty() {
+            let wake_at = Some(self.now + CANCELLING);
+            let (triggers, nominal) = (self.triggers.to_vec(), self.nominal);
+            return Plan { cancel, triggers, nominal, wake_at, ..Plan::default() };
+        }
+        plan
+    }
+
+    /// The same, where what must be cancelled first has been.
+    fn once_cancelled(&self) -> Plan {
         if self.overlap == Overlap::AfterLast && self.unended > 0 {
             return self.wait_for_the_end(Plan { triggers: self.triggers.to_vec(), ..Plan::default() });
         }
         let nominal = self.nominal_now();
-        if self.must_cancel_first(nominal) {
-            let wake_at = Some(self.now + CANCELLING);
-            return Plan { cancel: true, triggers: self.triggers.to_vec(), nominal, wake_at, ..Plan::default() };
-        }
         let (mut plan, mut room) = (Plan::default(), self.room());
         for token in self.triggers {
             match room.checked_sub(1) {
+                Some(_) if plan.runs.len() >= self.most => plan.triggers.push(token.clone()),
                 Some(left) => {
                     room = left;
                     plan.runs.push(Due::Trigger(token.clone()));
@@ -153,6 +164,9 @@ impl Standing<'_> {
             }
         }
         plan.nominal = nominal;
+        if !plan.triggers.is_empty() {
+            return Plan { wake_at: Some(self.now), ..plan };
+        }
         if self.paused {
             return plan;
         }
@@ -165,7 +179,8 @@ impl Standing<'_> {
                 return self.wait_for_the_end(plan);
             }
         }
-        plan.wake_at = plan.nominal.map(|next| self.fires(next));
+        // What is left to catch up comes after what others have due by now.
+        plan.wake_at = plan.nominal.map(|next| self.fires(next).max(self.now));
         plan
     }
 
@@ -175,12 +190,6 @@ impl Standing<'_> {
             (None, Overlap::AfterLast) => self.times.after_end(self.last_end.unwrap_or(self.now)),
             (nominal, _) => nominal,
         }
-    }
-
-    fn must_cancel_first(&self, nominal: Option<DateTime<Utc>>) -> bool {
-        let due =
-            !self.triggers.is_empty() || !self.paused && nominal.is_some_and(|first| self.fires(first) <= self.now);
-        self.overlap == Overlap::CancelOld && self.unended > 0 && !self.cancelling && due
     }
 
     fn wait_for_the_end(&self, plan: Plan) -> Plan {
@@ -195,13 +204,14 @@ impl Standing<'_> {
             Overlap::Skip | Overlap::AfterLast => 1_usize.saturating_sub(self.unended),
             Overlap::QueueOne => 2_usize.saturating_sub(self.unended),
             Overlap::QueueAll => MOST_UNENDED.saturating_sub(self.unended),
-            // What is there is being cancelled.
-            Overlap::CancelOld => 1,
+            // What is there is being cancelled; some work takes its time to end.
+            Overlap::CancelOld => usize::from(!self.cancelling || self.unended < MOST_UNENDED),
         }
     }
 
     fn full(&self) -> Reason {
-        if self.overlap == Overlap::QueueAll { Reason::QueueFull } else { Reason::Overlap }
+        let full = self.overlap == Overlap::QueueAll || self.unended >= MOST_UNENDED;
+        if full { Reason::QueueFull } else { Reason::Overlap }
     }
 
     /// When a nominal time is fired.
@@ -211,23 +221,25 @@ impl Standing<'_> {
 
     /// Enqueues or skips what is due from `first` on.
     fn fire(&self, first: DateTime<Utc>, room: usize, plan: &mut Plan) {
-        let (due, next) = self.due(first, &mut plan.skipped);
-        let mut room = room;
-        for time in due {
-            match room.checked_sub(1) {
-                Some(left) => {
-                    room = left;
-                    plan.runs.push(Due::Time(time));
-                }
-                None => skip(&mut plan.skipped, time, time, 1, self.full()),
-            }
-        }
+        let most = self.most.min(AT_A_TIME).saturating_sub(plan.runs.len());
+        let (due, next) = self.due(first, room.min(most), &mut plan.skipped);
         plan.nominal = next;
+        if let Some(from) = next.filter(|next| due.len() >= room && self.fires(*next) <= self.now) {
+            let last = self.last_fired(from, self.now);
+            skip(&mut plan.skipped, from, last, self.times.count(from, last), self.full());
+            plan.nominal = self.times.after(last);
+        }
+        plan.runs.extend(due.into_iter().map(Due::Time));
     }
 
-    /// The times from `first` on that are due and may run, oldest first, and the time after them. What is skipped for its age is
-    /// told, and counted no further than it is worth.
-    fn due(&self, first: DateTime<Utc>, skipped: &mut Vec<Skipped>) -> (Vec<DateTime<Utc>>, Option<DateTime<Utc>>) {
+    /// The first `most` times from `first` on that are due and may run, oldest first, and the time after them. What is skipped
+    /// for its age is told, and counted no further than it is worth.
+    fn due(
+        &self,
+        first: DateTime<Utc>,
+        most: usize,
+        skipped: &mut Vec<Skipped>,
+    ) -> (Vec<DateTime<Utc>>, Option<DateTime<Utc>>) {
         let oldest = self.now - self.window - TimeDelta::milliseconds(1);
         let mut at = Some(first);
         if self.fires(first) <= oldest {
@@ -249,7 +261,7 @@ impl Standing<'_> {
             }
         }
         let mut due = Vec::new();
-        while let Some(time) = at.filter(|time| due.len() < AT_A_TIME && self.fires(*time) <= self.now) {
+        while let Some(time) = at.filter(|time| due.len() < most && self.fires(*time) <= self.now) {
             due.push(time);
             at = self.times.after(time);
         }

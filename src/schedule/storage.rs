@@ -79,8 +79,8 @@ pub struct Taken {
     pub now: DateTime<Utc>,
     /// Its runs that have not ended.
     pub unended: Vec<Uuid>,
-    /// Whether all of those are being cancelled.
-    pub cancelling: bool,
+    /// Those of them that nobody has cancelled.
+    pub uncancelled: Vec<Uuid>,
     /// When the last one ended, where times count from that.
     pub last_end: Option<DateTime<Utc>>,
 }
@@ -163,6 +163,32 @@ pub struct Page {
     pub after: Option<(String, String)>,
     /// At most so many.
     pub limit: i64,
+}
+
+/// A page of schedules.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// By account and name.
+    pub schedules: Vec<Schedule>,
+    /// Those among them that can't be read.
+    pub unreadable: Vec<Unreadable>,
+    /// The last of both, where more may follow.
+    pub last: Option<Uuid>,
+}
+
+/// A schedule that this version can't read: somebody wrote it by hand, or another version did. It is not fired.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Unreadable {
+    /// Names it.
+    pub id: Uuid,
+    /// The tenant.
+    pub account: String,
+    /// Unique within the account.
+    pub name: String,
+    /// The type of work.
+    pub kind: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// How the schedules stand as a whole.
@@ -255,8 +281,14 @@ impl Schedules {
         Ok(row.as_ref().map(read).transpose()?)
     }
 
-    /// A page of schedules, by account and name.
-    pub async fn list(&self, page: &Page) -> Result<Vec<Schedule>, LedgerError> {
+    /// The account and name of a schedule, which is all that a page needs of the one before.
+    pub async fn name(&self, id: Uuid) -> Result<Option<(String, String)>, LedgerError> {
+        let named = sqlx::query_as("select account, name from crossover.schedules where id = $1").bind(id);
+        within(named.fetch_optional(&self.pool)).await
+    }
+
+    /// A page of schedules, by account and name. One that can't be read hides none of the others.
+    pub async fn list(&self, page: &Page) -> Result<Listed, LedgerError> {
         let sql = select(
             "($1::text is null or s.account = $1) and ($2::text is null or s.kind = $2)
              and ($3::bool is null or (s.paused_at is not null) = $3)
@@ -266,7 +298,15 @@ impl Schedules {
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&page.account).bind(&page.kind).bind(page.paused);
         let (account, name) = page.after.as_ref().map(|(account, name)| (account, name)).unzip();
         let rows = within(rows.bind(account).bind(name).bind(page.limit).fetch_all(&self.pool)).await?;
-        Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
+        let last = rows.last().filter(|_| rows.len() as i64 == page.limit).map(|row| row.try_get("id")).transpose()?;
+        let mut listed = Listed { last, ..Listed::default() };
+        for row in &rows {
+            match read(row) {
+                Ok(schedule) => listed.schedules.push(schedule),
+                Err(error) => listed.unreadable.push(unreadable(row, &error)?),
+            }
+        }
+        Ok(listed)
     }
 
     /// What became of the last `limit` times of a schedule, latest first.
@@ -315,24 +355,26 @@ impl Schedules {
         within(self.pool.begin()).await
     }
 
-    /// Takes up to `limit` schedules that are due; of one that can't be read, its id and why.
+    /// Takes up to `limit` schedules that are due, the last of them once `bytes` of payloads are had; of one that can't be read,
+    /// its id and why.
     pub async fn take(
         &self,
         connection: &mut PgConnection,
         limit: i32,
+        bytes: i64,
     ) -> Result<Vec<Result<Taken, (Uuid, String)>>, LedgerError> {
         let rows = sqlx::query(
             "select (t.schedule).*, (t.schedule).payload::text as payload_text, (t.schedule).policy::text as policy_text,
-                (t.schedule).spec::text as spec_text, t.now, t.unended_now, t.cancelling, t.last_end
-             from crossover.take_schedules($1) t",
+                (t.schedule).spec::text as spec_text, t.now, t.unended_now, t.uncancelled, t.last_end
+             from crossover.take_schedules($1, $2) t",
         );
-        let rows = within(rows.bind(limit).fetch_all(connection)).await?;
+        let rows = within(rows.bind(limit).bind(bytes).fetch_all(connection)).await?;
         let taken = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Taken {
                 schedule: read(row)?,
                 now: row.try_get("now")?,
                 unended: row.try_get("unended_now")?,
-                cancelling: row.try_get("cancelling")?,
+                uncancelled: row.try_get("uncancelled")?,
                 last_end: row.try_get("last_end")?,
             })
         };
@@ -406,8 +448,8 @@ impl Schedules {
 }
 
 impl Taken {
-    /// How it stands, for the plan.
-    pub fn standing<'a>(&'a self, times: &'a Times) -> Standing<'a> {
+    /// How it stands, for a plan of at most `most` runs.
+    pub fn standing<'a>(&'a self, times: &'a Times, most: usize) -> Standing<'a> {
         let schedule = &self.schedule;
         Standing {
             id: schedule.id,
@@ -419,10 +461,11 @@ impl Taken {
             nominal: schedule.nominal,
             triggers: &schedule.triggers,
             unended: self.unended.len(),
-            cancelling: self.cancelling,
+            cancelling: self.uncancelled.is_empty(),
             last_at: schedule.last_run_at,
             last_end: self.last_end,
             paused: schedule.paused.is_some(),
+            most,
             now: self.now,
         }
     }
@@ -457,7 +500,10 @@ async fn apply(
         Wish::Become(definition) => definition,
         _ => &schedule.definition,
     };
-    let times = definition.spec.read().map_err(|faults| sqlx::Error::Protocol(format!("{faults:?}")))?;
+    let times = definition
+        .spec
+        .read()
+        .map_err(|faults| sqlx::Error::Decode(format!("its spec can't be read: {faults:?}").into()))?;
     let (nominal, skipped) = next_after_wish(&schedule, definition, &times, wish, now);
     let paused = match wish {
         Wish::Pause(reason) => Some((now, who, reason.as_str())),
@@ -505,14 +551,16 @@ fn next_after_wish(
         Wish::Pause(_) => (schedule.nominal, None),
         Wish::Resume if schedule.paused.is_some() => {
             let (skipped, nominal) = passed_over(times, schedule.nominal, now);
-            (nominal, skipped)
+            // It lies further away than the next one where the clock was ahead and has been set back.
+            let by_clock = definition.overlap != super::plan::Overlap::AfterLast;
+            let nearer = times.after(now).filter(|next| by_clock && nominal.is_some_and(|nominal| nominal > *next));
+            (nearer.or(nominal), skipped)
         }
         Wish::Resume => (schedule.nominal, None),
         Wish::Become(_) => {
             let same = definition.spec == schedule.definition.spec && definition.overlap == schedule.definition.overlap;
             let due = schedule.paused.is_none() && schedule.nominal.is_some_and(|nominal| nominal <= now);
-            let last = schedule.last_nominal.unwrap_or(now).max(now);
-            (if same || due { schedule.nominal } else { times.after(last) }, None)
+            (if same || due { schedule.nominal } else { times.after(now) }, None)
         }
     }
 }
@@ -534,6 +582,12 @@ fn bind<'q>(query: Query<'q>, definition: &'q Definition) -> Result<Query<'q>, s
     let query = query.bind(definition.payload.get()).bind(policy).bind(spec);
     let query = query.bind(definition.overlap.as_str()).bind(definition.catch_up.as_str());
     Ok(query.bind(definition.catch_up_window_ms).bind(definition.jitter_ms))
+}
+
+fn unreadable(row: &PgRow, error: &sqlx::Error) -> Result<Unreadable, sqlx::Error> {
+    let reason = crate::executor::clean(&format!("it can't be read: {error}"));
+    let (id, account) = (row.try_get("id")?, row.try_get("account")?);
+    Ok(Unreadable { id, account, name: row.try_get("name")?, kind: row.try_get("kind")?, reason })
 }
 
 fn read(row: &PgRow) -> Result<Schedule, sqlx::Error> {

@@ -3,9 +3,11 @@
 //! One transaction takes schedules that are due (what another ticker has is left out), pins their runs through the router,
 //! and writes down when each is looked at next. Between any two lines the process may die, a person may change or delete the
 //! schedule, the clock may jump: then all of that has happened or nothing, and a change comes before or after. Time is the
-//! database's. A batch that Postgres refuses is tried one by one, so that one bad schedule never holds up the others.
+//! database's. Of what is found, a look takes on what one statement can do in time and leaves the rest; after one that came to
+//! nothing, half as much, so that neither a long backlog nor one bad schedule holds up the others for ever.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +51,10 @@ pub struct Ticker {
 const BREATH: Duration = Duration::from_millis(50);
 /// A look takes no longer; its transaction is given up then.
 const LOOK: Duration = Duration::from_secs(20);
+/// Runs that one look enqueues at most; all of them are pinned by one statement.
+const MOST_RUNS: usize = 500;
+/// Bytes of payloads in one look, of what is taken and of its runs; one run may be larger.
+const MOST_BYTES: usize = 8 << 20;
 /// After `stop`, so long for a look under way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Specs that are kept read.
@@ -66,6 +72,33 @@ enum Lost {
     Ledger(#[from] LedgerError),
     #[error("the look took longer than {LOOK:?}")]
     Late,
+}
+
+/// How much one look takes on.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    schedules: i32,
+    runs: usize,
+}
+
+impl Load {
+    fn halved(self) -> Self {
+        Self { schedules: (self.schedules / 2).max(1), runs: (self.runs / 2).max(1) }
+    }
+
+    fn doubled(self, most: Self) -> Self {
+        let schedules = self.schedules.saturating_mul(2).min(most.schedules);
+        Self { schedules, runs: (self.runs * 2).min(most.runs) }
+    }
+}
+
+/// What came of a look.
+#[derive(Default)]
+struct Looked {
+    /// How many schedules were found.
+    found: usize,
+    /// Those whose last runs are to be cancelled.
+    cancel: Vec<Taken>,
 }
 
 /// What one look does, once its plans are made.
@@ -102,8 +135,8 @@ impl Ticker {
     async fn look_again_and_again(&self, n: usize, stop: &CancellationToken) {
         let mut read = Read::new();
         let mut wait = Duration::ZERO;
-        // After a refusal, so many looks take one schedule each.
-        let mut careful = 0;
+        let most = Load { schedules: self.options.batch.max(1), runs: MOST_RUNS };
+        let mut load = most;
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -111,26 +144,28 @@ impl Ticker {
                 // The first of them is enough: who finds much to do leaves the rest to the others.
                 () = self.router.schedules_bell().notified(), if n == 0 => {}
             }
-            let (limit, mut taken) = (if careful > 0 { 1 } else { self.options.batch }, Vec::new());
-            careful = (careful - 1).max(0);
-            let looked = tokio::time::timeout(LOOK, self.look(limit, &mut read, &mut taken)).await;
+            let mut taken = Vec::new();
+            let looked = tokio::time::timeout(LOOK, self.look(load, &mut read, &mut taken)).await;
             wait = match looked.unwrap_or(Err(Lost::Late)) {
-                Ok(0) => self.until_next().await,
-                Ok(_) => Duration::ZERO,
+                Ok(Looked { found: 0, .. }) => self.until_next().await,
+                Ok(looked) => {
+                    load = load.doubled(most);
+                    for taken in &looked.cancel {
+                        self.cancel(taken).await;
+                    }
+                    Duration::ZERO
+                }
                 Err(error) => {
                     self.metrics.schedules.errors.inc();
-                    warn!(%error, limit, "due schedules can't be fired; trying again");
-                    match (error.is_outage(), taken.as_slice()) {
-                        (true, _) => self.options.poll.max(BREATH),
-                        (false, [alone]) => {
-                            self.postpone(*alone, &error).await;
-                            BREATH
-                        }
-                        (false, _) => {
-                            careful = self.options.batch;
-                            BREATH
-                        }
+                    warn!(%error, ?load, "due schedules can't be fired; trying again");
+                    // Whatever it looks like, it may be for what was taken: the next look would take the same.
+                    if let [alone] = taken.as_slice() {
+                        self.postpone(*alone, &error).await;
                     }
+                    if !taken.is_empty() {
+                        load = load.halved();
+                    }
+                    if error.is_outage() { self.options.poll.max(BREATH) } else { BREATH }
                 }
             };
         }
@@ -146,12 +181,12 @@ impl Ticker {
         }
     }
 
-    /// One look; how many schedules it has fired or moved. What it takes is told in `held` before anything is done with it.
-    async fn look(&self, limit: i32, read: &mut Read, held: &mut Vec<Uuid>) -> Result<usize, Lost> {
+    /// One look. What it takes on is told in `held` before anything is done with it.
+    async fn look(&self, load: Load, read: &mut Read, held: &mut Vec<Uuid>) -> Result<Looked, Lost> {
         let mut transaction = self.schedules.begin().await?;
-        let found = self.schedules.take(&mut transaction, limit).await?;
+        let found = self.schedules.take(&mut transaction, load.schedules, MOST_BYTES as i64).await?;
         if found.is_empty() {
-            return Ok(0);
+            return Ok(Looked::default());
         }
         let count = found.len();
         let (taken, mut troubled): (Vec<Taken>, Vec<(Uuid, String)>) =
@@ -162,8 +197,8 @@ impl Ticker {
                 }
                 (taken, troubled)
             });
+        let (taken, look) = Look::of(taken, load.runs, read, &mut troubled);
         held.extend(taken.iter().map(|taken| taken.schedule.id));
-        let (taken, look) = Look::of(taken, read, &mut troubled);
         let pinned = self.router.pin_runs(&mut transaction, &look.runs).await?;
         let (settled, rows, tickets) = outcome(&taken, &look, pinned);
         self.schedules.settle(&mut transaction, &settled, &rows).await?;
@@ -174,15 +209,13 @@ impl Ticker {
         self.router.deliver_runs(tickets);
         self.count(&rows, &look, &taken);
         troubled.iter().for_each(|(id, why)| self.told(*id, why));
-        for (taken, _) in taken.iter().zip(&look.plans).filter(|(_, plan)| plan.cancel) {
-            self.cancel(taken).await;
-        }
-        Ok(count)
+        let cancel = taken.into_iter().zip(&look.plans).filter(|(_, plan)| plan.cancel).map(|(taken, _)| taken);
+        Ok(Looked { found: count, cancel: cancel.collect() })
     }
 
     /// Cancels what a later run takes the place of. What can't be cancelled now is tried again with the next look.
     async fn cancel(&self, taken: &Taken) {
-        for id in &taken.unended {
+        for id in &taken.uncancelled {
             let reason =
                 format!("the next run of schedule `{}` takes its place", clean(&taken.schedule.definition.name));
             if let Err(error) = self.router.cancel(*id, &reason).await {
@@ -256,37 +289,57 @@ impl Lost {
 }
 
 impl Look {
-    /// Plans what was taken; a schedule whose spec can't be read goes to the troubled ones.
-    fn of(taken: Vec<Taken>, read: &mut Read, troubled: &mut Vec<(Uuid, String)>) -> (Vec<Taken>, Self) {
-        let (mut look, mut planned) = (Self::default(), Vec::with_capacity(taken.len()));
+    /// Plans what was taken, longest due first, up to `most` runs and their bytes: the rest stays as it is, for the next look.
+    /// A schedule that can't be planned goes to the troubled ones.
+    fn of(taken: Vec<Taken>, most: usize, read: &mut Read, troubled: &mut Vec<(Uuid, String)>) -> (Vec<Taken>, Self) {
+        let (mut look, mut planned, mut bytes) = (Self::default(), Vec::with_capacity(taken.len()), MOST_BYTES);
         for taken in taken {
-            // It was checked when it came; another version of this program may read it differently.
-            match times_of(&taken.schedule.definition.spec, read) {
-                Ok(times) => look.add(planned.len(), &taken, &times),
-                Err(why) => {
-                    troubled.push((taken.schedule.id, why));
-                    continue;
-                }
+            let (id, definition) = (taken.schedule.id, &taken.schedule.definition);
+            let size = definition.payload.get().len().max(1);
+            let room = (most - look.runs.len()).min(bytes / size);
+            if room == 0 && !look.runs.is_empty() {
+                break;
             }
-            planned.push(taken);
+            // It was checked when it came; another version of this program may read it differently.
+            let drafted = catch_unwind(AssertUnwindSafe(|| {
+                times_of(&definition.spec, read).map(|times| draft(&taken, &times, room.max(1)))
+            }));
+            match drafted
+                .unwrap_or_else(|_| Err("its plan panics, which is a fault of ours; the log says where".to_owned()))
+            {
+                Ok((plan, runs, otherwise)) => {
+                    bytes = bytes.saturating_sub(size * runs.len());
+                    for (run, due, at) in runs {
+                        look.runs.push(run);
+                        look.of.push((planned.len(), due, at));
+                    }
+                    look.otherwise.push(otherwise);
+                    look.plans.push(plan);
+                    planned.push(taken);
+                }
+                Err(why) => troubled.push((id, why)),
+            }
         }
         (planned, look)
     }
+}
 
-    fn add(&mut self, n: usize, taken: &Taken, times: &Times) {
-        let (schedule, definition) = (&taken.schedule, &taken.schedule.definition);
-        let (plan, jitter) = (taken.standing(times).plan(), TimeDelta::milliseconds(definition.jitter_ms));
-        for due in &plan.runs {
-            let (run, at) = match due {
-                Due::Time(nominal) => (definition.run(schedule.id, *nominal), jittered(schedule.id, *nominal, jitter)),
-                Due::Trigger(token) => (definition.triggered(schedule.id, token), taken.now),
-            };
-            self.runs.push(run);
-            self.of.push((n, due.clone(), at));
+/// A schedule's plan of at most `most` runs, these with what they are for and when they were due, and the time after now where
+/// a refusal needs it.
+type Draft = (Plan, Vec<(Interaction, Due, DateTime<Utc>)>, Option<DateTime<Utc>>);
+
+fn draft(taken: &Taken, times: &Times, most: usize) -> Draft {
+    let (schedule, definition) = (&taken.schedule, &taken.schedule.definition);
+    let (plan, jitter) = (taken.standing(times, most).plan(), TimeDelta::milliseconds(definition.jitter_ms));
+    let run = |due: &Due| match due {
+        Due::Time(nominal) => {
+            (definition.run(schedule.id, *nominal), due.clone(), jittered(schedule.id, *nominal, jitter))
         }
-        self.otherwise.push((definition.overlap == Overlap::AfterLast).then(|| times.after(taken.now)).flatten());
-        self.plans.push(plan);
-    }
+        Due::Trigger(token) => (definition.triggered(schedule.id, token), due.clone(), taken.now),
+    };
+    let runs = plan.runs.iter().map(run).collect();
+    let otherwise = (definition.overlap == Overlap::AfterLast).then(|| times.after(taken.now)).flatten();
+    (plan, runs, otherwise)
 }
 
 fn times_of(spec: &Spec, read: &mut Read) -> Result<Times, String> {

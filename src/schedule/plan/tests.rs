@@ -26,6 +26,7 @@ fn standing(times: &Times, overlap: Overlap, nominal: i64, now: i64) -> Standing
         last_at: None,
         last_end: None,
         paused: false,
+        most: AT_A_TIME,
         now: at(now),
     }
 }
@@ -78,7 +79,8 @@ fn an_outage_of_a_year_is_caught_up_in_bounded_steps() {
     let plan = late.plan();
     assert_eq!((runs(&plan), skips(&plan)), (vec![year], vec![(1, year - 1, year - 1, Reason::Superseded)]));
     let all = Standing { catch_up: CatchUp::All, ..late }.plan();
-    assert_eq!((all.runs.len(), all.wake_at), (AT_A_TIME, Some(at(101))), "the rest is due at once");
+    assert_eq!((all.runs.len(), all.nominal), (AT_A_TIME, Some(at(101))));
+    assert_eq!(all.wake_at, Some(at(year)), "the rest comes at once, and after what others have due");
 }
 
 #[test]
@@ -104,6 +106,28 @@ fn the_old_run_is_cancelled_before_the_new_one_is_enqueued() {
     assert_eq!((runs(&then), skips(&then)), (vec![30], vec![(10, 20, 2, Reason::Superseded)]));
     let idle = Standing { unended: 1, ..standing(&times, Overlap::CancelOld, 40, 35) }.plan();
     assert!(!idle.cancel, "nothing is cancelled before something is due");
+    let missed = Standing { unended: 1, window: TimeDelta::seconds(1), ..standing(&times, Overlap::CancelOld, 10, 35) };
+    let missed = missed.plan();
+    assert!(!missed.cancel, "nor for what does not run");
+    assert_eq!((runs(&missed), skips(&missed)), (vec![], vec![(10, 30, 3, Reason::Missed)]));
+    let stuck = Standing { unended: MOST_UNENDED, cancelling: true, ..standing(&times, Overlap::CancelOld, 10, 10) };
+    assert_eq!(skips(&stuck.plan()), [(10, 10, 1, Reason::QueueFull)]);
+}
+
+#[test]
+fn what_has_no_room_is_skipped_at_once_and_a_bounded_look_leaves_the_rest() {
+    let times = tens();
+    let full = Standing { unended: 1, catch_up: CatchUp::All, ..standing(&times, Overlap::QueueOne, 10, 3_000) };
+    let plan = full.plan();
+    assert_eq!((runs(&plan), skips(&plan)), (vec![10], vec![(20, 3_000, 299, Reason::Overlap)]));
+    assert_eq!(plan.wake_at, Some(at(3_010)));
+    let bounded = Standing { most: 3, overlap: Overlap::QueueAll, ..full };
+    let plan = bounded.plan();
+    assert_eq!((runs(&plan), plan.nominal, plan.wake_at), (vec![10, 20, 30], Some(at(40)), Some(at(3_000))));
+    let triggers = ["a".to_owned(), "b".to_owned()];
+    let plan = Standing { most: 1, triggers: &triggers, paused: true, ..bounded }.plan();
+    assert_eq!((plan.runs, plan.triggers), (vec![Due::Trigger("a".to_owned())], vec!["b".to_owned()]));
+    assert_eq!(plan.wake_at, Some(at(3_000)), "the other trigger comes at once");
 }
 
 #[test]

@@ -99,7 +99,12 @@ async fn bad_input_is_answered_with_every_fault_and_leaves_nothing() {
     at(&node, "PATCH", &format!("/{}", Uuid::new_v4()), json!({ "priority": 1 }), 404).await;
     at(&node, "PATCH", &format!("/{}", Uuid::new_v4()), json!({ "series": "s" }), 422).await;
     assert!(
-        here.schedules.list(&crossover::schedule::Page { limit: 10, ..Default::default() }).await.unwrap().is_empty()
+        here.schedules
+            .list(&crossover::schedule::Page { limit: 10, ..Default::default() })
+            .await
+            .unwrap()
+            .schedules
+            .is_empty()
     );
     node.stop().await;
 }

@@ -86,10 +86,13 @@ async fn what_was_pinned_and_not_committed_has_not_happened() {
     let key = key_of(schedule.id, nominal);
     // As a scheduler that dies before its commit: it has taken, and pinned.
     let mut dying = here.schedules.begin().await.unwrap();
-    assert_eq!(here.schedules.take(&mut dying, 10).await.unwrap().len(), 1);
+    assert_eq!(here.schedules.take(&mut dying, 10, 1_000_000).await.unwrap().len(), 1);
     let node = here.world.node().await;
     let mut other = here.schedules.begin().await.unwrap();
-    assert!(here.schedules.take(&mut other, 10).await.unwrap().is_empty(), "what one has, another leaves out");
+    assert!(
+        here.schedules.take(&mut other, 10, 1_000_000).await.unwrap().is_empty(),
+        "what one has, another leaves out"
+    );
     drop(other);
     assert!(here.runs(schedule.id).await.is_empty());
     dying.rollback().await.unwrap();
@@ -141,6 +144,10 @@ async fn one_schedule_that_cannot_be_read_holds_up_nobody() {
     let others = [here.create("a", json!({})).await, here.create("b", json!({})).await];
     let spoil = "update crossover.schedules set spec = '{\"moon\": \"full\"}', wake_at = now() - interval '1 day' where id = $1";
     sqlx::query(spoil).bind(broken.id).execute(here.world.pool()).await.unwrap();
+    let panics = here.create("panics", json!({})).await;
+    here.set(panics.id, here.passed(&panics, 3).await).await;
+    let spoil = "update crossover.schedules set window_ms = 9223372036854775807 where id = $1";
+    sqlx::query(spoil).bind(panics.id).execute(here.world.pool()).await.unwrap();
     for other in &others {
         here.set(other.id, here.passed(other, 0).await).await;
     }
@@ -148,11 +155,81 @@ async fn one_schedule_that_cannot_be_read_holds_up_nobody() {
     for other in &others {
         here.told(other.id, 1).await;
     }
-    let trouble = "select trouble from crossover.schedules where name = 'broken' and wake_at > now()";
-    until("it is put off", async || {
-        sqlx::query_scalar::<_, Option<String>>(trouble).fetch_optional(here.world.pool()).await.unwrap()
+    for (name, why) in [("broken", "it can't be read"), ("panics", "its plan panics")] {
+        let trouble = "select trouble from crossover.schedules where name = $1 and wake_at > now() and failures > 0";
+        let trouble: String = until("it is put off", async || {
+            sqlx::query_scalar(trouble).bind(name).fetch_optional(here.world.pool()).await.unwrap()
+        })
+        .await;
+        assert!(trouble.starts_with(why), "{trouble}");
+    }
+    let page = crossover::schedule::Page { limit: 10, ..Default::default() };
+    let listed = here.schedules.list(&page).await.unwrap();
+    assert_eq!((listed.schedules.len(), listed.unreadable.len()), (3, 1), "it hides none of the others");
+    assert_eq!(listed.unreadable[0].id, broken.id);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_postgres_cannot_do_for_one_schedule_holds_up_nobody_whatever_it_says() {
+    let here = Place::new().await;
+    // Refused for good, in each other's way, and as if Postgres were about to go away.
+    for (n, code) in ["22007", "40P01", "57014"].into_iter().enumerate() {
+        let refuse = format!(
+            "create function public.refuse{n}() returns trigger language plpgsql as $$ begin
+                if new.kind = 'poison{n}' then raise exception 'refused' using errcode = '{code}'; end if; return new; end $$;
+             create trigger refuse{n} before insert on crossover.pins for each row execute function public.refuse{n}()"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(refuse)).execute(here.world.pool()).await.unwrap();
+        let poison = here.create(&format!("poison{n}"), json!({ "kind": format!("poison{n}") })).await;
+        here.set(poison.id, here.passed(&poison, 1).await).await;
+    }
+    let mut others = Vec::new();
+    for n in 0..12 {
+        let other = here.create(&format!("s{n}"), json!({})).await;
+        here.set(other.id, here.passed(&other, 0).await).await;
+        others.push(other);
+    }
+    let node =
+        here.world.node_with(ROUTER, |config| (config.schedules.batch, config.schedules.parallel) = (16, 1)).await;
+    for other in &others {
+        assert_eq!(reasons(&here.told(other.id, 1).await), ["-"]);
+    }
+    until("all three are in trouble", async || {
+        let troubled = "select count(*) from crossover.schedules where trouble is not null and kind like 'poison%'";
+        (here.world.scalar::<i64>(troubled).await == 3).then_some(())
     })
     .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_backlog_is_caught_up_in_looks_of_bounded_runs_and_bytes() {
+    let here = Place::new().await;
+    let large = json!("x".repeat(90_000));
+    let (mut small, back) = (Vec::new(), 70_i64);
+    for n in 0..22 {
+        let payload = if n < 2 { large.clone() } else { json!(n) };
+        let more = json!({ "spec": { "every_ms": 3_600_000, "starts_at": "2026-01-01T00:00:00Z" }, "overlap": "queue_all",
+            "catch_up": "all", "catch_up_window_ms": 31_000_000_000_i64, "payload": payload });
+        let schedule = here.create(&format!("s{n}"), more).await;
+        here.set(schedule.id, schedule.nominal.unwrap() - TimeDelta::hours(back)).await;
+        small.push(schedule);
+    }
+    let node = here.world.node_with(ROUTER, |config| config.schedules.parallel = 1).await;
+    for schedule in &small {
+        here.told(schedule.id, back as usize).await;
+    }
+    // What one look told has one transaction.
+    let most = "select max(l.n) from (select count(*) as n from crossover.schedule_runs r join crossover.schedules s on s.id = r.schedule_id
+        where s.name = any ($1) or $1 is null group by r.xmin::text) l";
+    let most = async |of: Option<&[&str]>| -> i64 {
+        sqlx::query_scalar(most).bind(of).fetch_one(here.world.pool()).await.unwrap()
+    };
+    let runs = most(None).await;
+    assert!((100..=500).contains(&runs), "{runs} runs in one look");
+    let runs = most(Some(&["s0", "s1"])).await;
+    assert!((2..=93).contains(&runs), "{runs} runs of 90 kB in one look");
     node.stop().await;
 }
 

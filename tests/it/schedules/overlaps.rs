@@ -121,3 +121,37 @@ async fn after_the_last_run_has_ended_the_next_time_counts_from_its_end() {
     assert_eq!(here.runs(schedule.id).await.len(), 1);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_schedulers_look_no_more_runs_are_unended_than_the_policy_lets() {
+    let here = Place::new().await;
+    for n in 0..20 {
+        let overlap = if n < 10 { "skip" } else { "queue_one" };
+        let spec = json!({ "every_ms": 1_000, "starts_at": "2020-01-01T00:00:00Z" });
+        here.create(&format!("s{n}"), json!({ "spec": spec, "overlap": overlap, "catch_up": "all" })).await;
+    }
+    // Nobody works, so no run ends.
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(here.world.node_with(crate::bridge::world::ROUTER, |config| config.schedules.parallel = 4).await);
+    }
+    // Each is due again as soon as it has been fired, at another time of the last day.
+    let again = "update crossover.schedules set wake_at = clock_timestamp() - interval '1 minute',
+        nominal_at = date_trunc('second', clock_timestamp()) - ceil(random() * 80000) * interval '1 second' where name = $1";
+    for round in 0..400 {
+        sqlx::query(again).bind(format!("s{}", round % 20)).execute(here.world.pool()).await.unwrap();
+    }
+    let unended = "select s.overlap, count(p.id) from crossover.schedules s
+        left join crossover.pins p on p.key like 'schedule:' || s.id || '@%' and p.ended_at is null group by s.id";
+    let found: Vec<(String, i64)> = until("all have fired", async || {
+        let found: Vec<(String, i64)> = sqlx::query_as(unended).fetch_all(here.world.pool()).await.unwrap();
+        Some(found).filter(|found| found.iter().all(|(overlap, n)| *n >= if overlap == "skip" { 1 } else { 2 }))
+    })
+    .await;
+    for (overlap, n) in found {
+        assert_eq!(n, if overlap == "skip" { 1 } else { 2 }, "{overlap}");
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+}
