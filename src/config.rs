@@ -48,6 +48,8 @@ pub struct Config {
     pub router: Router,
     /// What comes in from SQL.
     pub intake: Intake,
+    /// Schedules.
+    pub schedules: Schedules,
     /// Delivery from the outbox.
     pub relay: Relay,
     /// The side that runs nothing.
@@ -234,6 +236,19 @@ pub struct Intake {
     pub poll: Duration,
     /// Rows in one look.
     pub batch: u32,
+}
+
+/// `[schedules]`
+#[derive(Debug, Clone)]
+pub struct Schedules {
+    /// How often a router looks for schedules that others made.
+    pub poll: Duration,
+    /// Schedules in one look.
+    pub batch: u32,
+    /// Looks under way at once.
+    pub parallel: u32,
+    /// What became of their times is kept so long.
+    pub keep: Duration,
 }
 
 /// `[relay]`
@@ -466,6 +481,12 @@ impl Config {
             intake: Intake {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
                 batch: r.integer("intake.batch", 500, 1..=10_000),
+            },
+            schedules: Schedules {
+                poll: r.duration("schedules.poll", "500ms", "5ms", "1m"),
+                batch: r.integer("schedules.batch", 250, 1..=5_000),
+                parallel: r.integer("schedules.parallel", 2, 1..=16),
+                keep: r.duration("schedules.keep", "30days", "1m", "3650days"),
             },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),

@@ -23,6 +23,7 @@ pub mod provision;
 pub mod queue;
 pub mod report;
 pub mod router;
+pub mod schedule;
 pub mod spool;
 pub mod telemetry;
 #[cfg(feature = "temporal")]

@@ -16,6 +16,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -39,6 +40,7 @@ pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -137,6 +139,8 @@ pub struct Metrics {
     pub outage: OutageMetrics,
     /// Arming.
     pub arming: ArmingMetrics,
+    /// Schedules.
+    pub schedules: ScheduleMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -324,6 +328,7 @@ impl Metrics {
             flips: FlipMetrics::new(&mut r)?,
             outage: OutageMetrics::register(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
+            schedules: ScheduleMetrics::register(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

@@ -35,6 +35,7 @@ use crate::queue::{Queue, Wake, Worker, WorkerOptions};
 use crate::router::{
     Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
 };
+use crate::schedule::{Schedules, Ticker, TickerOptions};
 use crate::spool::SpoolError;
 
 /// What a process does.
@@ -168,6 +169,7 @@ impl App {
                 let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
+                parts.spawn_ticker(config, router.clone(), &incoming);
                 (Some(router), Some(last))
             }
             (_, Some(registration)) => {
@@ -384,6 +386,26 @@ impl Parts {
         let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
         let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
         tasks.spawn(intake.run(stop.clone()));
+    }
+
+    fn spawn_ticker(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        let options = TickerOptions {
+            poll: config.schedules.poll,
+            batch: config.schedules.batch as i32,
+            parallel: config.schedules.parallel as usize,
+            keep: config.schedules.keep,
+        };
+        let (schedules, metrics, stop) =
+            (Schedules::new(self.intake.pool().clone()), self.metrics.clone(), stop.clone());
+        tasks.spawn(async move {
+            // All that it knows is in Postgres, so a new one goes on where one has panicked.
+            let ticker = || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options);
+            while let Err(error) = tokio::spawn(ticker().run(stop.clone())).await {
+                metrics.schedules.errors.inc();
+                tracing::error!(%error, "the scheduler has panicked, which is a fault of ours; it starts again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
     }
 
     fn spawn_workers(

@@ -74,6 +74,7 @@ commands! {
     Resolve = resolve,
     Rollback = rollback,
     Routers = routers,
+    Schedule = schedule,
     Serve = serve,
     Shadow = shadow,
     Status = status,

@@ -15,6 +15,7 @@ mod observe;
 mod openapi;
 mod problem;
 mod resolve;
+mod schedules;
 mod schema;
 mod search;
 mod wait;
@@ -36,6 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use problem::Problem;
+pub(crate) use schedules::not_complete;
 
 use guard::Guard;
 use wait::Waiters;
@@ -130,13 +132,25 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
 fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
     let room = from_fn_with_state(api.clone(), guard::room);
-    let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
-    let read = OpenApiRouter::new().routes(routes!(interactions::look_up)).routes(routes!(search::search));
+    let enqueue = OpenApiRouter::new()
+        .routes(routes!(interactions::enqueue))
+        .routes(routes!(batch::batch))
+        .routes(routes!(schedules::create))
+        .routes(routes!(schedules::trigger));
+    let read = OpenApiRouter::new()
+        .routes(routes!(interactions::look_up))
+        .routes(routes!(search::search))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::show));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
-        .routes(routes!(handover::hand_over));
+        .routes(routes!(handover::hand_over))
+        .routes(routes!(schedules::change))
+        .routes(routes!(schedules::delete))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume));
     let work = OpenApiRouter::new()
         .routes(routes!(work::heartbeat))
         .routes(routes!(work::complete))

@@ -37,6 +37,8 @@ mod observer;
 #[cfg(feature = "temporal")]
 mod outages_temporal;
 mod provision;
+#[cfg(feature = "temporal")]
+mod schedules;
 mod servers;
 mod sql_face;
 mod tasks;
