@@ -1,6 +1,6 @@
 //! What has ended: for how long it is kept, who clears it away, and how it is found.
 //!
-//! [`storage`] speaks the SQL of upkeep, [`keeper`] does it in one process at a time, [`search`] reads. All of them have
+//! `storage` speaks the SQL of upkeep, `keeper` does it in one process at a time, `search` reads. All of them have
 //! connections of their own: nothing here may take one from callers or workers.
 
 mod keeper;
