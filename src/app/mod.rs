@@ -288,6 +288,23 @@ impl App {
     }
 }
 
+/// At most so many connections of a part's own.
+fn connections(config: &Config, servers: &Servers, most: u32) -> Result<PgPool, AppError> {
+    ledger::pool(&servers.postgres_url, most, config.postgres.connect_timeout).map_err(AppError::Pool)
+}
+
+/// Runs a part that keeps its stand in Postgres: where one has panicked, a new one goes on.
+async fn again_after_panics<F>(name: &'static str, panics: prometheus::IntCounter, mut part: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while let Err(error) = tokio::spawn(part()).await {
+        panics.inc();
+        tracing::error!(%error, "the {name} has panicked, which is a fault of ours; it starts again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Connections of the observer, which must take none from routers and workers: one writes, one is for when that hangs.
 const OBSERVERS: u32 = 2;
 
@@ -308,8 +325,7 @@ struct Parts {
 
 impl Parts {
     async fn build(config: &Config, servers: &Servers) -> Result<Self, AppError> {
-        let connect =
-            |most| ledger::pool(&servers.postgres_url, most, config.postgres.connect_timeout).map_err(AppError::Pool);
+        let connect = |most| connections(config, servers, most);
         let most = config.postgres.max_connections;
         let (ledger, intake) = (Ledger::new(connect(most)?), Ledger::new(connect(most)?));
         // A database of our own has nobody else who could migrate it.
@@ -397,15 +413,9 @@ impl Parts {
         };
         let (schedules, metrics, stop) =
             (Schedules::new(self.intake.pool().clone()), self.metrics.clone(), stop.clone());
-        tasks.spawn(async move {
-            // All that it knows is in Postgres, so a new one goes on where one has panicked.
-            let ticker = || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options);
-            while let Err(error) = tokio::spawn(ticker().run(stop.clone())).await {
-                metrics.schedules.errors.inc();
-                tracing::error!(%error, "the scheduler has panicked, which is a fault of ours; it starts again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
+        let panics = metrics.schedules.errors.clone();
+        let ticker = move || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options).run(stop.clone());
+        tasks.spawn(again_after_panics("scheduler", panics, ticker));
     }
 
     fn spawn_workers(
@@ -514,8 +524,7 @@ impl Parts {
         servers: &Servers,
         (stop, tasks): &(CancellationToken, TaskTracker),
     ) -> Result<(), AppError> {
-        let patience = config.postgres.connect_timeout;
-        let pool = ledger::pool(&servers.postgres_url, KEEPERS, patience).map_err(AppError::Pool)?;
+        let pool = connections(config, servers, KEEPERS)?;
         let (ledger, log) = (self.ledger.clone(), self.log.clone());
         let keeper = Keeper::new(History::new(pool), ledger, log, config, self.metrics.clone());
         tasks.spawn(keeper.run(stop.clone()));
@@ -536,20 +545,12 @@ impl Parts {
         servers: &Servers,
         (stop, tasks): &(CancellationToken, TaskTracker),
     ) -> Result<(), AppError> {
-        let patience = config.postgres.connect_timeout;
-        let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
+        let pool = connections(config, servers, COMPARATORS)?;
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
         let options: ComparatorOptions = config.into();
-        tasks.spawn(async move {
-            // It keeps its stand in Postgres, so a new one goes on where one has panicked.
-            while let Err(error) =
-                tokio::spawn(Comparator::new(pool.clone(), options.clone(), metrics.clone()).run(stop.clone())).await
-            {
-                metrics.comparator.errors.with_label_values(&["panic"]).inc();
-                tracing::error!(%error, "the comparator has panicked, which is a fault of ours; it starts again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
+        let panics = metrics.comparator.errors.with_label_values(&["panic"]);
+        let comparator = move || Comparator::new(pool.clone(), options.clone(), metrics.clone()).run(stop.clone());
+        tasks.spawn(again_after_panics("comparator", panics, comparator));
         Ok(())
     }
 

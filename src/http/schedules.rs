@@ -151,7 +151,7 @@ pub(super) struct ScheduleList {
 )]
 pub(super) async fn create(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
@@ -165,7 +165,7 @@ pub(super) async fn create(
             return Err(Problem::invalid(vec![not_complete(stage)]));
         }
         let times = definition.times().map_err(Problem::invalid)?;
-        match schedules.create(&definition, &times, now, who(&token)).await.map_err(away)? {
+        match schedules.create(&definition, &times, now, who.name()).await.map_err(away)? {
             Made::Created(schedule) => {
                 tracing::info!(id = %schedule.id, account = definition.account, name = definition.name, "a schedule is made");
                 router.schedules_bell().notify_one();
@@ -265,7 +265,7 @@ pub(super) async fn show(
 )]
 pub(super) async fn change(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
@@ -278,7 +278,7 @@ pub(super) async fn change(
         // It is read here and written there: a change in between is not overwritten.
         let version = change.version.unwrap_or(before.version);
         let definition = before.definition.with(change, api.max_payload, now)?;
-        grant(&api, id, Some(version), Wish::Become(Box::new(definition)), who(&token)).await
+        grant(&api, id, Some(version), Wish::Become(Box::new(definition)), who.name()).await
     };
     answered.await.into_response()
 }
@@ -298,7 +298,7 @@ pub(super) async fn change(
 )]
 pub(super) async fn pause(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
@@ -309,7 +309,7 @@ pub(super) async fn pause(
         if let Some(message) = name_fault(&reason, 500) {
             return Err(Problem::invalid(vec![Fault { field: "reason".to_owned(), message }]));
         }
-        grant(&api, id, None, Wish::Pause(reason), who(&token)).await
+        grant(&api, id, None, Wish::Pause(reason), who.name()).await
     };
     answered.await.into_response()
 }
@@ -326,12 +326,8 @@ pub(super) async fn pause(
     ),
     security(("token" = ["operate"]))
 )]
-pub(super) async fn resume(
-    State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
-    Path(id): Path<String>,
-) -> Response {
-    let answered = async { grant(&api, id_of(&id)?, None, Wish::Resume, who(&token)).await };
+pub(super) async fn resume(State(api): Shared, Extension(who): Extension<Who>, Path(id): Path<String>) -> Response {
+    let answered = async { grant(&api, id_of(&id)?, None, Wish::Resume, who.name()).await };
     answered.await.into_response()
 }
 
@@ -392,17 +388,13 @@ pub(super) async fn trigger(State(api): Shared, Path(id): Path<String>, headers:
     ),
     security(("token" = ["operate"]))
 )]
-pub(super) async fn delete(
-    State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn delete(State(api): Shared, Extension(who): Extension<Who>, Path(id): Path<String>) -> Response {
     let answered = async {
         let id = id_of(&id)?;
         if !schedules(&api).delete(id).await.map_err(away)? {
             return Err(unknown(id));
         }
-        tracing::info!(schedule = %id, who = who(&token), "a schedule is deleted");
+        tracing::info!(schedule = %id, who = who.name(), "a schedule is deleted");
         Ok(StatusCode::NO_CONTENT)
     };
     answered.await.into_response()
@@ -435,10 +427,6 @@ async fn grant(api: &Api, id: Uuid, version: Option<i64>, wish: Wish, who: &str)
 
 fn schedules(api: &Api) -> Schedules {
     Schedules::new(api.ledger.pool().clone())
-}
-
-fn who(token: &Option<crate::config::tokens::Token>) -> &str {
-    token.as_ref().map_or("the API", |token| token.name.as_str())
 }
 
 fn away(error: LedgerError) -> Problem {

@@ -45,3 +45,4 @@ mod tasks;
 #[cfg(feature = "temporal")]
 mod temporal_side;
 mod unleash;
+mod wait;

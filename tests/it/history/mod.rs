@@ -18,6 +18,7 @@ use crossover::queue::{Claimed, Finish};
 use uuid::Uuid;
 
 use crate::servers;
+use crate::wait::until;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const ACCOUNT: &str = "a";
@@ -93,7 +94,7 @@ impl World {
     }
 
     async fn finish(&self, claimed: &[Claimed]) {
-        let ends: Vec<_> = claimed.iter().map(|claimed| end_of(claimed, Outcome::Succeeded)).collect();
+        let ends: Vec<_> = claimed.iter().map(|claimed| Finish::of(claimed, Some(Outcome::Succeeded))).collect();
         assert_eq!(self.tasks.finish(self.worker, &ends).await.unwrap().len(), claimed.len());
     }
 
@@ -170,23 +171,6 @@ fn days(ended: u32, kinds: &[(&str, u32)]) -> Retention {
     let kinds: BTreeMap<String, Duration> =
         kinds.iter().map(|(kind, days)| ((*kind).to_owned(), DAY * *days)).collect();
     Retention::new(DAY * ended, &kinds, DAY, DAY)
-}
-
-fn end_of(claimed: &Claimed, outcome: Outcome) -> Finish {
-    Finish {
-        id: claimed.envelope.id,
-        epoch: 1,
-        attempt: claimed.fence.attempt,
-        rehearsal: false,
-        ended_at: Utc::now(),
-        outcome: Some(outcome),
-        failure: None,
-        retry: None,
-        park: false,
-        result: None,
-        error: None,
-        task: claimed.task,
-    }
 }
 
 #[tokio::test]
