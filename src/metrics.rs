@@ -2,6 +2,7 @@
 
 mod arming;
 pub mod comparator;
+mod dependents;
 mod detached;
 mod flags;
 mod flips;
@@ -28,6 +29,7 @@ use prometheus::{
 };
 
 pub use arming::ArmingMetrics;
+pub use dependents::DependentMetrics;
 pub use detached::DetachedMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
@@ -112,6 +114,8 @@ pub struct Metrics {
     pub detached: DetachedMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
+    /// What waits for other work.
+    pub dependents: DependentMetrics,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
     /// Handovers.
@@ -323,6 +327,7 @@ impl Metrics {
             http: http::Http::new(&mut r)?,
             detached: DetachedMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
+            dependents: DependentMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,

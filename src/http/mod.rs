@@ -14,6 +14,7 @@ mod interactions;
 mod observe;
 mod openapi;
 mod problem;
+mod release;
 mod resolve;
 mod schedules;
 mod schema;
@@ -146,6 +147,7 @@ fn routes(api: Arc<Api>) -> Routes {
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
+        .routes(routes!(release::release))
         .routes(routes!(handover::hand_over))
         .routes(routes!(schedules::change))
         .routes(routes!(schedules::delete))

@@ -2,8 +2,10 @@
 //!
 //! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
-//! what a dead worker held; `detach` gives long runs to their runners; `tasks` are what only Postgres has.
+//! what a dead worker held; `detach` gives long runs to their runners; `dependents` lets go on what waited for
+//! others to end; `tasks` are what only Postgres has.
 
+mod dependents;
 mod detach;
 mod faulty;
 mod finisher;

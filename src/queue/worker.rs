@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
+use super::dependents::{self, Dependents};
 use super::detach::{self, Taken};
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
@@ -64,6 +65,8 @@ pub(super) struct Shared {
     pub room: Notify,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
+    /// Whether anything waits for ends.
+    pub dependents: Dependents,
     /// When Postgres last did not answer this worker, or it began.
     pub trouble: Mutex<Instant>,
 }
@@ -81,7 +84,21 @@ impl Worker {
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
         let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
         Self {
-            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, overflow, room, vt, trouble },
+            shared: Shared {
+                id,
+                queue,
+                tasks,
+                held,
+                options,
+                metrics,
+                observer,
+                wake,
+                overflow,
+                room,
+                vt,
+                dependents: Dependents::default(),
+                trouble,
+            },
             executor,
         }
     }
@@ -112,6 +129,7 @@ impl Worker {
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(dependents::settle(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
         parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));

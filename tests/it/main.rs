@@ -17,6 +17,7 @@ mod config;
 #[cfg(feature = "temporal")]
 mod dashboards;
 mod demo;
+mod dependencies;
 mod docs;
 #[cfg(feature = "temporal")]
 mod fences;

@@ -52,6 +52,7 @@ impl World {
             kind: "k".to_owned(),
             key: "first".to_owned(),
             key_made: false,
+            after: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: None,
             group: None,
