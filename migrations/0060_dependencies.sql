@@ -9,8 +9,8 @@
 --
 -- All edges lead to what was pinned before, so there is no circle, and none through a series either: a member waits for lower numbers.
 --
--- Lock order: what is waited for is never waited for itself (nowait); then series, as everywhere. A settlement has the lock of
--- settlements, then pins, series, and the rows here.
+-- Lock order: what is waited for is never waited for itself (nowait); then series, as everywhere. A settlement waits for nobody: what
+-- another transaction has, it leaves for the next look.
 
 create table crossover.dependents (
     id             uuid primary key,
@@ -39,12 +39,16 @@ comment on table crossover.dependencies is 'Who waits (id) for whom (upstream), 
 create index dependencies_of on crossover.dependencies (id);
 
 create table crossover.ended_upstreams (
-    upstream uuid primary key,
-    ended_at timestamptz not null default clock_timestamp(),
-    outcome  text not null
+    upstream   uuid primary key,
+    ended_at   timestamptz not null default clock_timestamp(),
+    look_at    timestamptz not null default clock_timestamp(),
+    settled_to uuid,
+    outcome    text not null
 );
-comment on table crossover.ended_upstreams is 'Work that has ended and was waited for, until that is settled with everyone who waits.';
-create index ended_upstreams_at on crossover.ended_upstreams (ended_at);
+comment on table crossover.ended_upstreams is 'Notes of work that has ended and was waited for, until that is settled with everyone who waits.';
+comment on column crossover.ended_upstreams.look_at is 'The longest not looked at is looked at next.';
+comment on column crossover.ended_upstreams.settled_to is 'How far the last look came among those that wait for it, by their ids.';
+create index ended_upstreams_look on crossover.ended_upstreams (look_at);
 
 alter table crossover.payloads add column after json;
 comment on column crossover.payloads.after is 'What it was to wait for, as it was asked.';
@@ -67,40 +71,46 @@ language sql immutable as $$
 $$;
 
 -- How work stands that may be waited for, locked until the end of the transaction where it has not ended. Nothing is waited for:
--- 55P03 where somebody else has it just now. No row: there is no such work.
+-- 55P03 where somebody else has it just now, or has moved it in between. No row: the account has no such work.
+--
+-- Of a task the place is locked, and so that a claim may still take it: what must not happen is that the place goes.
 create function crossover.lock_upstreams(p_account text, p_ids uuid[])
 returns table (id uuid, outcome text) language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
-    v_tasks uuid[] := array(select u.id from unnest(p_ids) u (id) where crossover.named_at(u.id) is not null);
+    v_tasks  uuid[] := array(select u.id from unnest(p_ids) u (id) where crossover.named_at(u.id) is not null order by u.id);
+    v_locked uuid[] := array(
+        select p.id from crossover.pins p where p.id = any (p_ids) and p.account = p_account and p.ended_at is null
+        order by p.id for share nowait);
+    v_ids      uuid[];
+    v_outcomes text[];
 begin
-    perform from crossover.pins p where p.id = any (p_ids) and p.ended_at is null order by p.id for share nowait;
-    return query select p.id, p.outcome from crossover.pins p where p.id = any (p_ids) and p.account = p_account;
-    if v_tasks = '{}' then return; end if;
-
-    perform from unnest(v_tasks) u (id)
-    join crossover.tasks t on t.id = u.id and t.created_at = crossover.named_at(u.id)
-    join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
-    order by u.id for share of r nowait;
-    perform from crossover.tasks_scheduled s where s.id = any (v_tasks) order by s.id for share nowait;
-    return query
+    if v_tasks <> '{}' then
+        v_locked := v_locked || array(
+            select r.id from unnest(v_tasks) u (id)
+            join crossover.tasks t on t.id = u.id and t.created_at = crossover.named_at(u.id) and t.account = p_account
+            join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
+            order by u.id for key share of r nowait);
+        v_locked := v_locked || array(
+            select s.id from crossover.tasks_scheduled s where s.id = any (v_tasks) and s.account = p_account
+            order by s.id for key share nowait);
+    end if;
+    select array_agg(f.id), array_agg(f.outcome) into v_ids, v_outcomes from (
+        select p.id, p.outcome from crossover.pins p where p.id = any (p_ids) and p.account = p_account
+        union all
         select t.id, e.outcome from unnest(v_tasks) u (id)
         join crossover.tasks t on t.id = u.id and t.created_at = crossover.named_at(u.id) and t.account = p_account
         left join lateral (
             select a.outcome from crossover.attempts a
-            where a.id = t.id and a.ended_at >= t.created_at - interval '1 hour' and a.retry_ms is null
-            order by a.ended_at desc limit 1) e on true;
-    -- A task is in one place; one that moved to another between the two looks was not locked.
-    if exists (
-        select from unnest(v_tasks) u (id) join crossover.tasks t on t.id = u.id and t.created_at = crossover.named_at(u.id)
-        where not exists (select from crossover.tasks_ready r where r.rank = t.rank and r.vt = t.vt and r.id = t.id)
-            and not exists (select from crossover.tasks_scheduled s where s.id = t.id)
-            and not exists (
-                select from crossover.attempts a
-                where a.id = t.id and a.ended_at >= t.created_at - interval '1 hour' and a.retry_ms is null)) then
-        raise exception using errcode = '55P03', message = 'a task moves from one place to another';
+            where a.id = t.id and a.id <> all (v_locked) and a.retry_ms is null
+                and a.ended_at >= t.created_at - interval '1 hour' and a.ended_at < statement_timestamp() + interval '1 hour'
+            order by a.ended_at desc limit 1) e on true) f;
+    -- What came, or moved from one place to another, between the looks was not locked.
+    if exists (select from unnest(v_ids, v_outcomes) f (id, outcome) where f.outcome is null and f.id <> all (v_locked)) then
+        raise exception using errcode = '55P03', message = 'what is waited for moves just now';
     end if;
+    return query select f.id, f.outcome from unnest(v_ids, v_outcomes) f (id, outcome);
 end $$;
 
 -- Pins an interaction that runs after others; see crossover.pin. Nothing is written where `fault` is not null:
@@ -134,7 +144,7 @@ begin
             begin
                 select array_agg(l.id), array_agg(l.id order by l.id) filter (where l.outcome is null),
                     count(*) filter (where l.outcome = 'succeeded'), count(*) filter (where l.outcome <> 'succeeded'),
-                    min(l.id::text) filter (where l.outcome <> 'succeeded')::uuid
+                    (min(l.id::text) filter (where l.outcome <> 'succeeded'))::uuid
                 into v_found, v_open, v_succeeded, v_lost, v_first
                 from crossover.lock_upstreams(p_account, v_ids) l;
                 exit;
@@ -155,6 +165,10 @@ begin
             values (v_id, p_any, p_run_on_failure, cardinality(v_ids), coalesce(cardinality(v_open), 0), v_succeeded, v_lost, v_first)
             on conflict do nothing;
             v_mine := found;
+        end if;
+        if v_mine then
+            -- What was cancelled or released under this key before it was forgotten may have left some.
+            delete from crossover.dependencies d where d.id = v_id;
         end if;
         if v_mine and v_verdict = 'wait' then
             insert into crossover.dependencies (upstream, id) select u.id, v_id from unnest(v_open) u (id);
@@ -212,57 +226,80 @@ begin
     select w.id, a.outcome from (
         select distinct e.id from unnest(p_ids) as e (id) join crossover.dependencies d on d.upstream = e.id) w
     cross join lateral (
-        select a.outcome, a.retry_ms from crossover.attempts a
-        where a.id = w.id and a.ended_at >= crossover.named_at(w.id) - interval '1 hour' order by a.ended_at desc, a.attempt desc limit 1) a
-    where a.retry_ms is null
+        select a.outcome from crossover.attempts a
+        where a.id = w.id and a.retry_ms is null
+            and a.ended_at >= crossover.named_at(w.id) - interval '1 hour' and a.ended_at < statement_timestamp() + interval '1 hour'
+        order by a.ended_at desc limit 1) a
     on conflict do nothing;
 end $$;
 
--- Settles what has ended with what waits for it, at most p_limit edges. One at a time: whoever comes meanwhile leaves it to that one.
--- waiting: whether anything waits at all;   more: whether there is more to settle now.
+-- Settles what has ended with what waits for it, at most p_limit edges, those of many notes in turn. One at a time: whoever comes
+-- meanwhile leaves it to that one.
+-- waiting: whether anything waits at all;   more: whether it is worth looking again at once.
 create function crossover.settle_dependents(p_limit integer, out released integer, out skipped integer, out waiting boolean, out more boolean)
 language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
+    v_notes     uuid[];
     v_upstreams uuid[];
     v_outcomes  text[];
     v_ids       uuid[];
+    v_pins      uuid[];
+    v_series    uuid[];
+    v_left      uuid[];
     v_run       uuid[];
     v_skip      uuid[];
     v_reasons   text[];
+    v_each      integer;
 begin
     released := 0; skipped := 0; more := false;
     waiting := exists (select from crossover.dependents);
     if not exists (select from crossover.ended_upstreams)
         or not pg_try_advisory_xact_lock(hashtextextended('crossover.dependents', 0)) then return; end if;
 
+    v_notes := array(select u.upstream from crossover.ended_upstreams u order by u.look_at limit p_limit);
+    v_each := greatest(1, p_limit / least(10, cardinality(v_notes)));
     select array_agg(e.upstream), array_agg(e.outcome), array_agg(e.id) into v_upstreams, v_outcomes, v_ids from (
         select u.upstream, u.outcome, d.id
-        from (select * from crossover.ended_upstreams order by ended_at limit p_limit) u
-        cross join lateral (select d.id from crossover.dependencies d where d.upstream = u.upstream limit p_limit) d
-        limit p_limit) e;
+        from unnest(v_notes) with ordinality n (upstream, n)
+        join crossover.ended_upstreams u on u.upstream = n.upstream
+        cross join lateral (
+            select d.id from crossover.dependencies d
+            where d.upstream = u.upstream and d.id > coalesce(u.settled_to, '00000000-0000-0000-0000-000000000000')
+            order by d.id limit v_each) d
+        order by n.n limit p_limit) e;
 
     if v_ids is not null then
-        perform from crossover.pins p where p.id = any (v_ids) order by p.id for no key update;
-        perform from crossover.series s
-        where s.series_id in (select p.series_id from crossover.pins p where p.id = any (v_ids))
-        order by s.series_id for update;
-        delete from crossover.dependencies d using unnest(v_upstreams, v_ids) as e (upstream, id)
-        where d.upstream = e.upstream and d.id = e.id;
+        -- What does not wait any longer (it was cancelled or released) needs no lock: its edges just go.
+        v_pins := array(
+            select p.id from crossover.pins p
+            where p.id = any (v_ids) and exists (select from crossover.dependents d where d.id = p.id)
+            order by p.id for no key update skip locked);
+        v_series := array(
+            select s.series_id from crossover.series s
+            where s.series_id in (select p.series_id from crossover.pins p where p.id = any (v_pins))
+            order by s.series_id for update skip locked);
+        v_left := array(
+            select d.id from crossover.dependents d join crossover.pins p on p.id = d.id
+            where d.id = any (v_ids) and (p.id <> all (v_pins) or p.series_id is not null and p.series_id <> all (v_series)));
+        with gone as (
+            delete from crossover.dependencies d using unnest(v_upstreams, v_ids) as e (upstream, id)
+            where d.upstream = e.upstream and d.id = e.id and e.id <> all (v_left) returning 1)
+        select exists (select from gone) into more;
         with settled as (
             update crossover.dependents d set unended = d.unended - e.ended, succeeded = d.succeeded + e.succeeded,
                 lost = d.lost + e.ended - e.succeeded, first_lost = coalesce(d.first_lost, e.first_lost)
             from (
                 select e.id, count(*)::integer as ended, (count(*) filter (where e.outcome = 'succeeded'))::integer as succeeded,
-                    min(e.upstream::text) filter (where e.outcome <> 'succeeded')::uuid as first_lost
-                from unnest(v_upstreams, v_outcomes, v_ids) as e (upstream, outcome, id) group by e.id) e
+                    (min(e.upstream::text) filter (where e.outcome <> 'succeeded'))::uuid as first_lost
+                from unnest(v_upstreams, v_outcomes, v_ids) as e (upstream, outcome, id) where e.id <> all (v_left) group by e.id) e
             where d.id = e.id
             returning d.id, crossover.after_verdict(d.any_of, d.run_on_failure, d.unended, d.succeeded, d.lost) as verdict,
                 crossover.skip_reason(d.any_of, d.named, d.first_lost) as reason)
         select array_agg(s.id) filter (where s.verdict = 'run'), array_agg(s.id) filter (where s.verdict = 'skip'),
             array_agg(s.reason) filter (where s.verdict = 'skip')
         into v_run, v_skip, v_reasons from settled s;
+        -- Edges to what has not ended stay until it has, or until the key is used again.
         delete from crossover.dependents d where d.id = any (v_run || v_skip);
-        delete from crossover.dependencies d where d.id = any (v_run || v_skip);
         perform crossover.place_released(v_run);
         if v_skip is not null then
             perform crossover.end_pins('postgres', v_skip,
@@ -272,10 +309,55 @@ begin
         released := coalesce(cardinality(v_run), 0);
         skipped := coalesce(cardinality(v_skip), 0);
     end if;
+
+    -- A note goes when nobody waits for it any longer. Others take their turn behind those that wait for theirs; one that came to its
+    -- end with something left over begins anew.
     delete from crossover.ended_upstreams u
-    where u.upstream in (select t.upstream from crossover.ended_upstreams t order by t.ended_at limit p_limit)
-        and not exists (select from crossover.dependencies d where d.upstream = u.upstream);
-    more := exists (select from crossover.ended_upstreams);
+    where u.upstream = any (v_notes) and not exists (select from crossover.dependencies d where d.upstream = u.upstream);
+    update crossover.ended_upstreams u set look_at = clock_timestamp(), settled_to = (
+            -- Null where that was the last of them.
+            select case when count(*) = v_each then max(e.id::text)::uuid end
+            from unnest(v_upstreams, v_ids) as e (upstream, id) where e.upstream = u.upstream)
+    where u.upstream = any (v_notes) and (u.settled_to is not null or u.upstream = any (v_upstreams));
+    more := more and exists (select from crossover.ended_upstreams);
+end $$;
+
+-- After a settlement that failed: what it began with takes its turn behind the others.
+create function crossover.put_settlement_off() returns void
+language sql as $$
+    update crossover.ended_upstreams u set look_at = clock_timestamp()
+    where u.upstream = (select n.upstream from crossover.ended_upstreams n order by n.look_at limit 1)
+$$;
+
+-- Looks whether ends were overlooked that something waits for, among at most p_limit of what waits, behind p_from by id. None is by any
+-- sequence of steps that is known; this is the net. Returns how many, and where the next look begins (null: at the start).
+create function crossover.find_overlooked(p_from uuid, p_limit integer, out overlooked integer, out next_from uuid)
+language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_ids uuid[] := array(
+        select d.id from crossover.dependents d where d.id > coalesce(p_from, '00000000-0000-0000-0000-000000000000')
+        order by d.id limit p_limit);
+begin
+    insert into crossover.ended_upstreams (upstream, outcome)
+    select distinct e.upstream, coalesce(p.outcome, a.outcome, 'forgotten')
+    from unnest(v_ids) i (id)
+    join crossover.dependents w on w.id = i.id and w.since < clock_timestamp() - interval '1 minute'
+    join crossover.dependencies e on e.id = i.id
+    left join crossover.pins p on p.id = e.upstream
+    left join crossover.tasks t on t.id = e.upstream and t.created_at = crossover.named_at(e.upstream)
+    left join lateral (
+        select a.outcome, a.ended_at from crossover.attempts a where a.id = e.upstream and a.retry_ms is null
+            and a.ended_at >= coalesce(p.created_at, crossover.named_at(e.upstream)) - interval '1 hour'
+            and a.ended_at < statement_timestamp() + interval '1 hour'
+        order by a.ended_at desc limit 1) a on p.id is null
+    -- What has ended just now has its note, or is about to have it.
+    where case when p.id is not null then p.ended_at < clock_timestamp() - interval '1 minute'
+        else coalesce(a.ended_at, '-infinity') < clock_timestamp() - interval '1 minute'
+            and not exists (select from crossover.tasks_ready r where r.rank = t.rank and r.vt = t.vt and r.id = t.id)
+            and not exists (select from crossover.tasks_scheduled s where s.id = e.upstream) end
+    on conflict do nothing;
+    get diagnostics overlooked = row_count;
+    next_from := case when cardinality(v_ids) = p_limit then v_ids[p_limit] end;
 end $$;
 
 -- Puts what need not wait for others any longer where it belongs; of a series, what is its head: the others are placed when their
@@ -285,7 +367,9 @@ language plpgsql as $$
 begin
     perform from crossover.series s
     where s.series_id in (select p.series_id from crossover.pins p where p.id = any (p_ids)) order by s.series_id for update;
-    perform crossover.place(p.id, greatest(p.run_at, clock_timestamp()), 1, p.priority, true, p.grp)
+    -- It could not have run before: its policy's time begins now.
+    update crossover.pins p set run_at = clock_timestamp() where p.id = any (p_ids) and p.ended_at is null and p.run_at < clock_timestamp();
+    perform crossover.place(p.id, p.run_at, 1, p.priority, true, p.grp)
     from crossover.pins p left join crossover.series s on s.series_id = p.series_id
     where p.id = any (p_ids) and p.ended_at is null and p.owner = 'postgres' and p.conflict is null
         and (p.series_id is null or s.head_no = p.series_no);
@@ -506,3 +590,53 @@ begin
     raise exception using errcode = '40001', message = format('task %s moves all the time; try again', p_id);
 end $$;
 
+
+-- As before, but what waits for others stays: Temporal's copy could not.
+create or replace function crossover.to_rehearsal(p_id uuid, p_behind boolean) returns text
+language plpgsql as $$
+declare
+    v_waits crossover.scheduled;
+    v_ready crossover.ready;
+begin
+    if exists (select from crossover.dependents d where d.id = p_id) then return 'waits'; end if;
+    select * into v_waits from crossover.scheduled s where s.id = p_id for update skip locked;
+    if found then
+        if v_waits.attempt > 1 then return 'claimed'; end if;
+        delete from crossover.scheduled s where s.id = p_id;
+        insert into crossover.scheduled (id, due_at, attempt, rank, execute, grp)
+        values (p_id, v_waits.due_at, 1, v_waits.rank, false, v_waits.grp);
+        return 'moved';
+    end if;
+    select * into v_ready from crossover.ready r where r.id = p_id for update skip locked;
+    if found then
+        if v_ready.attempt > 1 then return 'claimed'; end if;
+        delete from crossover.ready r where r.id = p_id;
+        insert into crossover.ready (seq, id, due_at, attempt, rank, execute, grp) overriding system value
+        values (v_ready.seq, p_id, v_ready.due_at, 1, v_ready.rank, false, v_ready.grp);
+        return 'moved';
+    end if;
+    if exists (select from crossover.running r where r.id = p_id) then return 'claimed'; end if;
+    return case when p_behind then 'moved' else 'busy' end;
+end $$;
+
+-- As before, but it passes those who share a task's place because they wait for its end: a claim does not change its key.
+create or replace function crossover.claim_tasks(p_worker uuid, p_limit integer)
+returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
+    account text, kind text, grp text, policy text, payload text, wish text)
+language plpgsql
+-- The plan is kept while the table grows from nothing to millions.
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+#variable_conflict use_column
+begin
+    perform from crossover.workers w where w.worker = p_worker for key share;
+    if not found then return; end if;
+    return query with head as materialized (
+        select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
+        order by r.rank, r.vt, r.id limit p_limit for no key update skip locked),
+    taken as (
+        update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from head h
+        where r.rank = h.rank and r.vt = h.vt and r.id = h.id
+        returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish)
+    select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text, t.wish
+    from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
+end $$;

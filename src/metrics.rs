@@ -417,6 +417,10 @@ fn float_gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) ->
     register(r, GaugeVec::new(Opts::new(name, help), labels)?)
 }
 
+fn counter(r: &mut Registering, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    register(r, IntCounter::new(name, help)?)
+}
+
 fn gauge(r: &mut Registering, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     register(r, IntGauge::new(name, help)?)
 }

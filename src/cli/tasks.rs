@@ -136,18 +136,23 @@ struct Release<'a> {
 }
 
 async fn release(ledger: &Ledger, id: Uuid, yes: bool, context: &Context) -> Outcome {
-    let waits = ledger.waits(id).await?.filter(|waits| waits.named > 0);
-    // Without any, the answer says why.
-    if yes || waits.is_none() {
-        match ledger.release(id).await? {
-            Some(Releasing::Released { .. }) => {}
-            Some(Releasing::Behind(head)) => return Err(format!("{id} {}", Releasing::behind(head)).into()),
-            Some(Releasing::NotWaiting) => return Err(format!("{id} {}", Releasing::NOT_WAITING).into()),
-            Some(Releasing::Ended) => return Err(format!("{id} {}", Releasing::ENDED).into()),
-            None => return Err(format!("nothing is pinned of {id}").into()),
-        }
+    let waits = ledger.waits(id).await?.unwrap_or_default();
+    let answer = match (yes, waits.named, &waits.behind) {
+        (true, ..) => ledger.release(id).await?,
+        (false, 0, Some(head)) => Some(Releasing::Behind(head.id)),
+        (false, 0, None) => match ledger.story(id).await? {
+            Some(story) if story.pin.outcome.is_some() => Some(Releasing::Ended),
+            story => story.map(|_| Releasing::NotWaiting),
+        },
+        (false, ..) => Some(Releasing::Released { behind: None }),
+    };
+    match answer {
+        Some(Releasing::Released { .. }) => {}
+        Some(Releasing::Behind(head)) => return Err(format!("{id} {}", Releasing::behind(head)).into()),
+        Some(Releasing::NotWaiting) => return Err(format!("{id} {}", Releasing::NOT_WAITING).into()),
+        Some(Releasing::Ended) => return Err(format!("{id} {}", Releasing::ENDED).into()),
+        None => return Err(format!("nothing is pinned of {id}").into()),
     }
-    let waits = waits.unwrap_or_default();
     if context.json {
         print_json(&Release { id, waits: &waits, released: yes })?;
     } else {

@@ -1,6 +1,6 @@
 //! `POST /v1/interactions/batch`: many at once, each for itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -56,10 +56,11 @@ async fn all(api: &Api, items: &[Box<RawValue>], began: Instant) -> Vec<ItemAnsw
     let names: Vec<Option<Names>> = items.iter().map(|item| request::names_of(item)).collect();
     let mut answers: BTreeMap<usize, Answered> = BTreeMap::new();
     for wave in waves(&names) {
-        // Only what was not accepted can hold anything back.
-        let refused: HashMap<usize, bool> = answers
+        // What was refused for good holds nobody back: those behind it are answered by what is there without it.
+        let refused: HashSet<usize> = answers
             .iter()
-            .filter_map(|(n, answer)| Some((*n, answer.as_ref().err()?.status().is_server_error())))
+            .filter(|(_, answer)| answer.as_ref().is_err_and(|problem| problem.status().is_server_error()))
+            .map(|(n, _)| *n)
             .collect();
         let answered = stream::iter(wave).map(|step| one(api, items, step, &refused, began)).buffer_unordered(AT_ONCE);
         answers.extend(answered.collect::<Vec<_>>().await);
@@ -73,21 +74,22 @@ async fn one(
     api: &Api,
     items: &[Box<RawValue>],
     step: Step,
-    refused: &HashMap<usize, bool>,
+    refused: &HashSet<usize>,
     began: Instant,
 ) -> (usize, Answered) {
     let n = step.item;
-    let stuck = step.behind.iter().find(|before| refused.get(before) == Some(&true));
-    let upstream = step.after.iter().find(|before| refused.contains_key(before));
-    let answered = match (stuck, upstream) {
+    let not_tried = |before: &&usize| refused.contains(before);
+    let answered = match (step.behind.iter().find(not_tried), step.after.iter().find(not_tried)) {
         (Some(before), _) => Err(Problem::unavailable(format!(
             "not tried: interactions[{before}] of the same series or key was not accepted; send both again, in this order"
         ))),
-        (_, Some(before)) if refused.get(before) == Some(&true) => Err(Problem::unavailable(format!(
+        (_, Some(before)) => Err(Problem::unavailable(format!(
             "not tried: interactions[{before}], which it is to run after, was not accepted; send both again"
         ))),
-        (_, Some(before)) => Err(not_after(format!("interactions[{before}], which it names, was refused"))),
-        _ if step.circle => Err(not_after("it would wait for itself, by way of others of the batch".to_owned())),
+        _ if step.circle => Err(Problem::invalid(vec![Fault {
+            field: "after".to_owned(),
+            message: "it would wait for itself, by way of others of the batch".to_owned(),
+        }])),
         _ if began.elapsed() > api.request_timeout => Err(Problem::unavailable(format!(
             "not tried: the batch took longer than {:?}; send it again",
             api.request_timeout
@@ -95,10 +97,6 @@ async fn one(
         _ => accept(api, items[n].get().as_bytes(), Vec::new()).await,
     };
     (n, answered)
-}
-
-fn not_after(message: String) -> Problem {
-    Problem::invalid(vec![Fault { field: "after".to_owned(), message }])
 }
 
 /// One item, and the items that it comes after: those of its series or key, and those that it waits for.
@@ -110,7 +108,7 @@ struct Step {
     circle: bool,
 }
 
-/// The items in waves, each of which needs only those before it. What waits for itself by way of others comes last.
+/// The items in waves, each of which needs only those before it, but for circles: these are a wave each.
 fn waves(names: &[Option<Names>]) -> Vec<Vec<Step>> {
     let (mut last, mut places): (HashMap<&str, usize>, HashMap<Uuid, usize>) = Default::default();
     let mut steps: Vec<Step> = Vec::with_capacity(names.len());
@@ -126,21 +124,48 @@ fn waves(names: &[Option<Names>]) -> Vec<Vec<Step>> {
         let after = names.iter().flat_map(|names| &names.after);
         step.after = after.filter_map(|id| places.get(id)).copied().collect();
     }
-    let mut waves: Vec<Vec<Step>> = Vec::new();
+    let mut followers: Vec<Vec<usize>> = vec![Vec::new(); steps.len()];
+    let mut missing: Vec<usize> = steps.iter().map(|step| step.behind.len() + step.after.len()).collect();
+    for step in &steps {
+        step.behind.iter().chain(&step.after).for_each(|before| followers[*before].push(step.item));
+    }
+    let (mut waves, mut left) = (Vec::new(), steps.len());
+    let mut free: Vec<usize> = (0..steps.len()).filter(|n| missing[*n] == 0).collect();
     let mut done = vec![false; steps.len()];
-    while !steps.is_empty() {
-        let free = |step: &Step| step.behind.iter().chain(&step.after).all(|before| done[*before]);
-        let (wave, rest): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(free);
-        if wave.is_empty() {
-            // Those of a circle, and those behind them, one after the other.
-            waves.extend(rest.into_iter().map(|step| vec![Step { circle: !step.after.is_empty(), ..step }]));
-            break;
+    while left > 0 {
+        if free.is_empty() {
+            free = one_circle(&mut steps, &done);
         }
-        wave.iter().for_each(|step| done[step.item] = true);
-        waves.push(wave);
-        steps = rest;
+        let wave = std::mem::take(&mut free);
+        left -= wave.len();
+        wave.iter().for_each(|n| done[*n] = true);
+        for follower in wave.iter().flat_map(|n| &followers[*n]) {
+            missing[*follower] -= 1;
+            if missing[*follower] == 0 && !done[*follower] {
+                free.push(*follower);
+            }
+        }
+        waves.push(wave.into_iter().map(|n| steps[n].clone()).collect());
     }
     waves
+}
+
+/// The members of a circle among what is not done: from any of these each way back leads into one. Those that name others are told so.
+fn one_circle(steps: &mut [Step], done: &[bool]) -> Vec<usize> {
+    let Some(mut at) = done.iter().position(|done| !done) else { return Vec::new() };
+    let (mut way, mut seen) = (Vec::new(), HashSet::new());
+    while seen.insert(at) {
+        way.push(at);
+        let before = steps[at].behind.iter().chain(&steps[at].after).find(|before| !done[**before]);
+        match before {
+            Some(before) => at = *before,
+            // What waits for nothing is free, and no circle.
+            None => return vec![at],
+        }
+    }
+    let circle = way.split_off(way.iter().position(|n| *n == at).unwrap_or(0));
+    circle.iter().for_each(|n| steps[*n].circle = !steps[*n].after.is_empty());
+    circle
 }
 
 #[cfg(test)]
@@ -197,8 +222,23 @@ mod tests {
             r#"{"account":"a","kind":"k","key":"4","after":{"keys":["4"]}}"#,
         ]);
         let waves = waves(&names);
-        assert_eq!(items(&waves), [vec![2], vec![0], vec![1], vec![3]]);
+        assert_eq!(items(&waves), [vec![2], vec![0, 1], vec![3]]);
         assert!(waves[1..].iter().flatten().all(|step| step.circle));
+    }
+
+    #[test]
+    fn what_only_waits_for_a_circle_or_stands_behind_it_is_not_of_it() {
+        let names = names(&[
+            r#"{"account":"a","kind":"k","key":"1","after":{"keys":["2"]},"series":"s"}"#,
+            r#"{"account":"a","kind":"k","key":"2","after":{"keys":["1"]}}"#,
+            r#"{"account":"a","kind":"k","key":"3","after":{"keys":["2"]}}"#,
+            r#"{"account":"a","kind":"k","key":"4","after":{"keys":["5"]},"series":"s"}"#,
+            r#"{"account":"a","kind":"k","key":"5"}"#,
+        ]);
+        let waves = waves(&names);
+        let of_it: Vec<usize> = waves.iter().flatten().filter(|step| step.circle).map(|step| step.item).collect();
+        assert_eq!(of_it, [0, 1]);
+        assert_eq!(waves.iter().map(Vec::len).sum::<usize>(), 5);
     }
 
     #[test]
@@ -209,7 +249,7 @@ mod tests {
             r#"{"account":"a","kind":"k","key":"2","series":"s"}"#,
         ]);
         let waves = waves(&names);
-        assert_eq!(items(&waves), [vec![0], vec![1]]);
-        assert!(waves[0][0].circle && !waves[1][0].circle);
+        assert_eq!(items(&waves), [vec![0, 1]]);
+        assert!(waves[0][0].circle && !waves[0][1].circle);
     }
 }

@@ -135,30 +135,21 @@ impl Ledger {
 
     /// What an unended interaction waits for; none where it waits for nothing.
     pub async fn waits(&self, id: Uuid) -> Result<Option<Waits>, LedgerError> {
-        let behind = sqlx::query_as(awaited(
-            "crossover.pins x join crossover.series s on s.series_id = x.series_id and s.head_no < x.series_no
-             join crossover.interactions h on h.id = (
-                select p.id from crossover.pins p where p.series_id = s.series_id and p.series_no = s.head_no)
+        let head = sqlx::query_scalar(
+            "select p.id from crossover.pins x
+             join crossover.series s on s.series_id = x.series_id and s.head_no < x.series_no
+             join crossover.pins p on p.series_id = s.series_id and p.series_no = s.head_no
              where x.id = $1 and x.ended_at is null",
-        ))
-        .bind(id)
-        .fetch_optional(&self.pool);
-        let behind: Option<Awaited> = within(behind).await?;
-        let row = sqlx::query(
-            "select d.named, d.unended, d.any_of, d.run_on_failure from crossover.dependents d where d.id = $1",
         );
+        let head: Option<Uuid> = within(head.bind(id).fetch_optional(&self.pool)).await?;
+        let behind = self.standing(head.as_slice()).await?.pop();
+        let row = sqlx::query("select named, unended, any_of, run_on_failure from crossover.dependents where id = $1");
         let Some(row) = within(row.bind(id).fetch_optional(&self.pool)).await? else {
             return Ok(behind.map(|behind| Waits { behind: Some(behind), ..Waits::default() }));
         };
-        let sqlx::AssertSqlSafe(pins) =
-            awaited("crossover.dependencies d join crossover.interactions h on h.id = d.upstream where d.id = $1");
-        let tasks = "select t.id, case when r.worker is not null then 'running' when r.id is not null then 'ready'
-                when s.id is not null then 'scheduled' else 'ended' end as state, null::text as reason
-             from crossover.dependencies d join crossover.tasks t on t.id = d.upstream and t.created_at = crossover.named_at(d.upstream)
-             left join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
-             left join crossover.tasks_scheduled s on s.id = t.id where d.id = $1";
-        let after = sqlx::query_as(sqlx::AssertSqlSafe(format!("{pins} union all {tasks} limit 100")));
-        let after = within(after.bind(id).fetch_all(&self.pool)).await?;
+        let upstreams =
+            sqlx::query_scalar("select upstream from crossover.dependencies where id = $1 order by upstream limit 100");
+        let upstreams: Vec<Uuid> = within(upstreams.bind(id).fetch_all(&self.pool)).await?;
         let (any, run): (bool, bool) = (row.try_get("any_of")?, row.try_get("run_on_failure")?);
         Ok(Some(Waits {
             behind,
@@ -166,8 +157,30 @@ impl Ledger {
             unended: row.try_get("unended")?,
             when: Some(if any { When::Any } else { When::All }),
             on_failure: Some(if run { OnFailure::Run } else { OnFailure::Skip }),
-            after,
+            after: self.standing(&upstreams).await?,
         }))
+    }
+
+    /// Where these stand. By their ids and not by a join, which the view would answer by reading everything.
+    async fn standing(&self, ids: &[Uuid]) -> Result<Vec<Awaited>, LedgerError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows =
+            sqlx::query_as("select id, state, reason from crossover.interactions where id = any ($1) order by id");
+        within(rows.bind(ids).fetch_all(&self.pool)).await
+    }
+
+    /// What failed to be settled takes its turn behind the others.
+    pub async fn put_settlement_off(&self) -> Result<(), LedgerError> {
+        within(sqlx::query("select crossover.put_settlement_off()").execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Notes ends that were overlooked, among the next `limit` of what waits behind `from`: how many, and where the next look begins.
+    pub async fn find_overlooked(&self, from: Option<Uuid>, limit: i32) -> Result<(i32, Option<Uuid>), LedgerError> {
+        let found = sqlx::query_as("select overlooked, next_from from crossover.find_overlooked($1, $2)");
+        within(found.bind(from).bind(limit).fetch_one(&self.pool)).await
     }
 
     /// Lets an interaction run without what it waits for; none where it was never pinned.
@@ -217,9 +230,4 @@ async fn pin_after(
         Some("unknown") => Ok(Err(AfterFault::Unknown(row.try_get("fault_ids")?))),
         Some(_) => Ok(Err(AfterFault::Stage)),
     }
-}
-
-/// Pins `h` of the view as [`Awaited`].
-fn awaited(from: &str) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(format!("select h.id, h.state, h.reason from {from}"))
 }

@@ -1,12 +1,14 @@
 //! What waits for other work to end.
 
-use prometheus::{Gauge, IntCounterVec, IntGauge};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge};
 
-use super::{Registering, counters, float_gauge, gauge};
+use super::{Registering, counter, counters, float_gauge, gauge};
 use crate::ledger::{Settled, WaitingCounts};
 
 /// The metrics of dependencies.
 pub struct DependentMetrics {
+    /// Ends that were found late.
+    pub overlooked: IntCounter,
     settled: IntCounterVec,
     waiting: IntGauge,
     oldest_seconds: Gauge,
@@ -16,6 +18,11 @@ pub struct DependentMetrics {
 impl DependentMetrics {
     pub(super) fn register(r: &mut Registering) -> Result<Self, prometheus::Error> {
         Ok(Self {
+            overlooked: counter(
+                r,
+                "crossover_dependents_overlooked_total",
+                "Ends that something waited for, and that were found only by a later search. Always 0; anything else is a fault of crossover, and its effect was a delay.",
+            )?,
             settled: counters(
                 r,
                 "crossover_dependents_settled_total",

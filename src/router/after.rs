@@ -6,7 +6,7 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::request::Fault;
-use super::{Accepted, EnqueueError, Router, not_pinned};
+use super::{Accepted, EnqueueError, How, Router, conflict, not_pinned};
 use crate::flags::Decision;
 use crate::interaction::{After, Interaction};
 use crate::ledger::{AfterFault, LedgerError, PinRequest, Releasing};
@@ -36,7 +36,11 @@ impl Router {
             false => telemetry::join(&Span::current(), pinned.pin.id),
         }
         let ticket = self.ticket(interaction, pinned)?;
-        Ok(self.deliver(ticket).await)
+        // A repeated key may lead to what Temporal has, of an earlier stage.
+        match self.deliver(ticket).await {
+            Accepted { how: How::Conflict, .. } => Err(conflict(interaction, "payload")),
+            accepted => Ok(accepted),
+        }
     }
 
     /// Lets `id` run without what it waits for. None: it was never pinned.

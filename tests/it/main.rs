@@ -41,6 +41,8 @@ mod provision;
 #[cfg(feature = "temporal")]
 mod schedules;
 mod servers;
+#[cfg(feature = "temporal")]
+mod soak;
 mod sql_face;
 mod tasks;
 #[cfg(feature = "temporal")]

@@ -45,7 +45,11 @@ pub(crate) fn read(raw: &RawValue, account: &str, faults: &mut Vec<Fault>) -> Op
         if let Some((key, message)) = keys.iter().find_map(|key| Some((key, name_fault(key, 400)?))) {
             reader.fault("keys", format!("`{}` {message}", crate::executor::clean(key)));
         }
-        ids.extend(keys.iter().map(|key| id_of_key(account, key)));
+        if ids.len() + keys.len() > MOST {
+            reader.fault("keys", too_many(ids.len() + keys.len()));
+        } else {
+            ids.extend(keys.iter().map(|key| id_of_key(account, key)));
+        }
         let (when, on_failure) = (reader.take("when"), reader.take("on_failure"));
         faults.append(&mut reader.faults);
         After { ids, when: when.unwrap_or_default(), on_failure: on_failure.unwrap_or_default() }
@@ -60,11 +64,13 @@ pub(crate) fn id_of_key(account: &str, key: &str) -> Uuid {
 
 /// What is wrong with what the interaction `id` waits for.
 pub(super) fn fault(after: &After, id: Uuid) -> Option<String> {
-    let most =
-        format!("names {} interactions, the limit is {MOST}; wait for a few that wait for the others", after.ids.len());
     (after.ids.len() > MOST)
-        .then_some(most)
+        .then(|| too_many(after.ids.len()))
         .or_else(|| after.ids.contains(&id).then(|| "names the interaction itself: it would wait for ever".to_owned()))
+}
+
+fn too_many(named: usize) -> String {
+    format!("names {named} interactions, the limit is {MOST}; wait for a few that wait for the others")
 }
 
 #[cfg(test)]

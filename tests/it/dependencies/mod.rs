@@ -6,7 +6,7 @@ mod programs;
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use crossover::interaction::{After, Interaction, OnFailure, Outcome, Payload, Stage, When, interaction_id};
 use crossover::ledger::{self, AfterFault, Cancelling, Ledger, PinRequest, Pinned, Releasing, Scope, Settled};
 use crossover::policy::{Failure, Policy};
@@ -73,12 +73,20 @@ impl World {
     }
 
     async fn task(&self) -> Uuid {
+        self.task_due(None).await
+    }
+
+    async fn task_at(&self, run_at: DateTime<Utc>) -> Uuid {
+        self.task_due(Some(run_at)).await
+    }
+
+    async fn task_due(&self, run_at: Option<DateTime<Utc>>) -> Uuid {
         let task = NewTask {
             id: tasks::new_id(Utc::now()),
             account: ACCOUNT.to_owned(),
             kind: "k".to_owned(),
             group: None,
-            run_at: None,
+            run_at,
             priority: 0,
             vt: 0,
             flag_revision: "test".to_owned(),
@@ -322,7 +330,7 @@ async fn what_waits_is_cancelled_at_once_and_its_series_goes_on() {
     assert_eq!(here.claimed().await, [next]);
     here.finish_running(one, Succeeded).await;
     assert_eq!(here.settle().await.released, 0);
-    assert_eq!(here.count("select count(*) from crossover.dependencies").await, 0);
+    assert_eq!(here.count("select count(*) from crossover.dependencies").await, 0, "the end took them along");
     assert_eq!(here.count("select count(*) from crossover.ended_upstreams").await, 0);
 }
 
@@ -431,6 +439,122 @@ async fn three_thousand_that_wait_for_one_go_on_in_bounded_steps() {
 }
 
 #[tokio::test]
+async fn a_note_with_many_that_wait_leaves_room_for_the_others() {
+    let here = World::new().await;
+    let (many, few) = (here.pin("many").await, here.pin("few").await);
+    for n in 0..60 {
+        here.after(&format!("m{n}"), &[many], All, Skip).await;
+    }
+    let one = here.after("one", &[few], All, Skip).await;
+    here.run(&[(many, Succeeded), (few, Succeeded)]).await;
+    let first = here.ledger.settle_dependents(10).await.unwrap();
+    assert_eq!((first.released, first.more), (6, true), "five of the many, and the one");
+    assert_eq!(here.state(one).await, "ready");
+    assert_eq!(here.settle().await.released, 55);
+}
+
+#[tokio::test]
+async fn what_another_transaction_holds_is_settled_later_and_holds_nobody_up() {
+    let here = World::new().await;
+    let upstream = here.pin("1").await;
+    let (held, free) = (here.after("2", &[upstream], All, Skip).await, here.after("3", &[upstream], All, Skip).await);
+    let member = Interaction { series: Some("s".to_owned()), ..interaction("4") };
+    let member = here.try_after(member, &[upstream], All, Skip).await.unwrap().pin.id;
+    here.run(&[(upstream, Succeeded)]).await;
+    // One transaction names the one in its own `after`, and has pinned into the series of the other.
+    let mut open = here.ledger.pool().begin().await.unwrap();
+    let (late, behind) = (interaction("5"), Interaction { series: Some("s".to_owned()), ..interaction("6") });
+    let after = After { ids: vec![held], when: All, on_failure: Skip };
+    here.ledger.pin_after_in(&mut open, request(&late), &after).await.unwrap().unwrap();
+    here.ledger.pin_in(&mut open, request(&behind)).await.unwrap();
+    assert_eq!(here.settle().await, Settled { released: 1, skipped: 0, waiting: true, more: false });
+    assert_eq!(here.claimed().await, [free]);
+    assert_eq!(here.settle().await, Settled { released: 0, skipped: 0, waiting: true, more: false });
+    open.commit().await.unwrap();
+    assert_eq!(here.settle().await.released, 2);
+    let mut both = [held, member];
+    both.sort();
+    assert_eq!(here.claimed().await, both);
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_again_waits_for_what_it_names_now() {
+    let here = World::new().await;
+    let (old, new) = (here.pin("old").await, here.pin("new").await);
+    let id = here.after("1", &[old], All, Skip).await;
+    here.ledger.cancel(id, "enough").await.unwrap();
+    // Its window has passed, and it was forgotten.
+    sqlx::query("delete from crossover.pins where id = $1").bind(id).execute(here.ledger.pool()).await.unwrap();
+    assert_eq!(here.after("1", &[old, new], All, Skip).await, id);
+    sqlx::query("delete from crossover.pins where id = $1").bind(id).execute(here.ledger.pool()).await.unwrap();
+    sqlx::query("delete from crossover.dependents").execute(here.ledger.pool()).await.unwrap();
+    assert_eq!(here.after("1", &[new], All, Skip).await, id);
+    let claimed = here.claim(1_000).await;
+    let of = |id: Uuid| claimed.iter().find(|claimed| claimed.envelope.id == id).unwrap();
+    here.finish(of(old), Succeeded).await;
+    here.settle().await;
+    assert_eq!(here.state(id).await, "waiting");
+    here.finish(of(new), Succeeded).await;
+    assert_eq!(here.settle().await.released, 1);
+}
+
+#[tokio::test]
+async fn an_end_that_was_overlooked_is_found() {
+    let here = World::new().await;
+    let (pin, task, open) = (here.pin("1").await, here.task().await, here.pin("open").await);
+    let (one, two) = (here.after("2", &[pin], All, Skip).await, here.after("3", &[task], All, Skip).await);
+    let three = here.after("4", &[open], All, Skip).await;
+    let claimed = here.claim(1).await;
+    here.finish(&claimed[0], Succeeded).await;
+    let held = here.tasks.claim(here.worker, 1).await.unwrap();
+    here.tasks.finish(here.worker, &[end(&held[0], Succeeded)]).await.unwrap();
+    // By nothing that is known.
+    let lost = "delete from crossover.ended_upstreams;
+        update crossover.dependents set since = since - interval '1 hour';
+        update crossover.attempts set ended_at = ended_at - interval '2 minutes';
+        update crossover.pins set ended_at = ended_at - interval '2 minutes'";
+    sqlx::raw_sql(lost).execute(here.ledger.pool()).await.unwrap();
+    assert_eq!(here.settle().await.released, 0);
+    let (found, mut from) = here.ledger.find_overlooked(None, 2).await.unwrap();
+    let (more, next) = here.ledger.find_overlooked(from.take(), 2).await.unwrap();
+    assert_eq!((found + more, next), (2, None));
+    assert_eq!(here.settle().await.released, 2);
+    let mut both = [one, two];
+    both.sort();
+    assert!(both.iter().all(|id| *id != three));
+    let ready: Vec<Uuid> = here.claimed().await.into_iter().filter(|id| *id != open).collect();
+    assert_eq!(ready, both);
+}
+
+#[tokio::test]
+async fn a_hot_task_is_claimed_while_others_come_to_wait_for_it() {
+    let here = World::new().await;
+    let task = here.task().await;
+    let mut open = here.ledger.pool().begin().await.unwrap();
+    let after = After { ids: vec![task], when: All, on_failure: Skip };
+    here.ledger.pin_after_in(&mut open, request(&interaction("1")), &after).await.unwrap().unwrap();
+    let held = here.tasks.claim(here.worker, 1).await.unwrap();
+    assert_eq!(held.len(), 1);
+    open.commit().await.unwrap();
+    here.tasks.finish(here.worker, &[end(&held[0], Succeeded)]).await.unwrap();
+    assert_eq!(here.settle().await.released, 1);
+}
+
+#[tokio::test]
+async fn what_waited_has_its_policys_time_from_when_it_may_run() {
+    let here = World::new().await;
+    let one = here.pin("1").await;
+    let after = here.after("2", &[one], All, Skip).await;
+    let long_ago = "update crossover.pins set run_at = run_at - interval '1 hour'";
+    sqlx::query(long_ago).execute(here.ledger.pool()).await.unwrap();
+    here.run(&[(one, Succeeded)]).await;
+    here.settle().await;
+    let claimed = here.claim(1).await;
+    assert_eq!(claimed[0].envelope.id, after);
+    assert!(claimed[0].age < Duration::from_secs(600), "{:?}", claimed[0].age);
+}
+
+#[tokio::test]
 async fn history_keeps_what_waits() {
     let here = World::new().await;
     let one = here.pin("1").await;
@@ -459,4 +583,12 @@ async fn what_waits_is_not_handed_over_and_says_why() {
     let of = |what: &str| candidates.iter().find(|c| c.what == what).map(|c| c.examples.clone());
     assert_eq!((of("moves"), of("waits")), (Some(vec![one]), Some(vec![after])));
     assert_eq!(here.ledger.to_hand_over(&scope, Utc::now() + TimeDelta::hours(1), 10).await.unwrap(), [one]);
+    // Nor by a process that does not know of such work.
+    let head = here.member("s", "3").await;
+    let member = Interaction { series: Some("s".to_owned()), ..interaction("4") };
+    let member = here.try_after(member, &[one], All, Skip).await.unwrap().pin.id;
+    let (handover, _) = here.ledger.begin_handover(&scope, "test").await.unwrap();
+    let answers = here.ledger.hand_over(handover, ACCOUNT, &[after, head, member]).await.unwrap();
+    let of = |id: Uuid| answers.iter().find(|one| one.id == id).unwrap().answer.as_str();
+    assert_eq!((of(after), of(head), of(member)), ("waits", "moved", "waits"));
 }

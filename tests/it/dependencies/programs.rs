@@ -237,6 +237,7 @@ async fn an_end_that_races_with_who_comes_to_wait_is_never_overlooked() {
                 }
                 let ends: Vec<Finish> = tasks.iter().map(|claimed| end(claimed, Succeeded)).collect();
                 here.tasks.finish(here.worker, &ends).await.unwrap();
+                here.tasks.promote_due(10).await.unwrap();
                 here.ledger.settle_dependents(7).await.unwrap();
             }
         })
@@ -247,7 +248,12 @@ async fn an_end_that_races_with_who_comes_to_wait_is_never_overlooked() {
         tokio::spawn(async move {
             let mut last = Vec::new();
             for n in 0..60 {
-                let task = here.task().await;
+                // Half of them move from one place to another in the middle of it.
+                let task = if n % 2 == 0 {
+                    here.task().await
+                } else {
+                    here.task_at(Utc::now() + TimeDelta::milliseconds(4)).await
+                };
                 let key = format!("{caller}.{n}");
                 let upstream = here.pin(&format!("up.{key}")).await;
                 last.push(here.after(&key, &[task, upstream], All, Skip).await);

@@ -1,5 +1,6 @@
 //! Tasks on a real Postgres: what a claim takes, what an end writes, what becomes of a dead worker's work.
 
+mod arrows;
 #[cfg(feature = "temporal")]
 mod faces;
 
