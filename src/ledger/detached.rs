@@ -237,6 +237,16 @@ impl Ledger {
             Ending::Done(result) => Some(result.get()),
             Ending::Failed { .. } => None,
         };
+        // Before its place is free.
+        if let Some(ms) = failure.and_then(Failure::retry_after_ms) {
+            let heeded = sqlx::query(
+                "select crossover.heed_retry_after(array[$1], array[(
+                    select t.created_at from crossover.tasks_ready t join crossover.detached d on t.rank = d.rank and t.vt = d.vt and t.id = d.id
+                    where d.id = $1 and d.epoch = $2 and d.attempt = $3)], array[$4])",
+            );
+            let heeded = heeded.bind(row.id).bind(row.fence.epoch).bind(row.fence.attempt).bind(ms);
+            within(heeded.execute(&self.pool)).await?;
+        }
         // What Temporal owns waits for another attempt from when Temporal hears of it.
         let ended = sqlx::query_scalar("select crossover.end_detached($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let ended = ended

@@ -15,6 +15,8 @@ use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
 use super::detach::{self, Taken};
+use super::gate::{self, Gate};
+use super::groups::Groups;
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
 use super::tasks::{self, Tasks};
@@ -52,6 +54,7 @@ pub(super) struct Shared {
     pub id: Uuid,
     pub queue: Queue,
     pub tasks: Tasks,
+    pub groups: Groups,
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
@@ -62,6 +65,8 @@ pub(super) struct Shared {
     pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// Groups with limits.
+    pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
     /// When Postgres last did not answer this worker, or it began.
@@ -80,10 +85,24 @@ impl Worker {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
         let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
-        Self {
-            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, overflow, room, vt, trouble },
-            executor,
-        }
+        let (groups, gate) = (queue.groups_with_limits(), Gate::default());
+        let shared = Shared {
+            id,
+            queue,
+            tasks,
+            groups,
+            options,
+            held,
+            metrics,
+            observer,
+            wake,
+            overflow,
+            room,
+            gate,
+            vt,
+            trouble,
+        };
+        Self { shared, executor }
     }
 
     /// The same, and `others` is rung when there is more to do than it has room for.
@@ -112,6 +131,7 @@ impl Worker {
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
         parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));
@@ -189,6 +209,11 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             biased;
             () = stop.cancelled() => break,
             () = shared.wake.notified() => {
+                pace.ring();
+                shared.gate.ring();
+                rung = true;
+            }
+            () = shared.gate.admitted.notified() => {
                 pace.ring();
                 rung = true;
             }

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::super::groups::Groups;
 use super::super::storage::{Claimed, Finish};
 use super::{NewTask, Place, key_of, named_at};
 use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
@@ -43,6 +44,11 @@ impl Tasks {
     /// The tasks of the database behind `pool`.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
+    }
+
+    /// The groups and weights beside them.
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.pool.clone())
     }
 
     /// Takes tasks in, in one statement. Answers those that are new now: neither one that is there already nor one of an
@@ -285,10 +291,11 @@ impl Tasks {
         let query = sqlx::query(
             "select t.run_at, t.account, t.kind, t.flag_revision, t.payload::text as payload,
                 case when s.id is not null then 'scheduled' when r.worker is not null then 'running'
-                     when r.id is not null then 'ready' end as state
+                     when r.id is not null then 'ready' when w.id is not null then 'waiting' end as state
              from crossover.tasks t
              left join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
              left join crossover.tasks_scheduled s on s.id = t.id
+             left join crossover.gate w on w.id = t.id
              where t.id = $1 and t.created_at = $2",
         );
         let Some(row) = within(query.bind(id).bind(created_at).fetch_optional(&self.pool)).await? else {
