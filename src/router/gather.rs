@@ -29,6 +29,8 @@ struct Waiting {
     shares: Shares,
     /// When virtual time was last asked for.
     asked: Option<Instant>,
+    /// When weights were.
+    weighed: Option<Instant>,
 }
 
 struct Item {
@@ -42,6 +44,8 @@ const STATEMENTS: usize = 2;
 const BATCH: usize = 500;
 /// Virtual time is asked for so often while tasks come.
 const ASK: Duration = Duration::from_millis(200);
+/// And weights so often, which are in force within a second.
+const WEIGH: Duration = Duration::from_millis(800);
 
 impl Gather {
     pub(super) fn new(tasks: Tasks) -> Self {
@@ -100,6 +104,13 @@ impl Inner {
         // Without an answer accounts share by what was known before.
         if let Ok(now) = self.tasks.virtual_time(0).await {
             self.lock().shares.advance(now);
+        }
+        if self.lock().weighed.is_some_and(|weighed| weighed.elapsed() < WEIGH) {
+            return;
+        }
+        self.lock().weighed = Some(Instant::now());
+        if let Ok(weights) = self.tasks.groups().weights().await {
+            self.lock().shares.weigh(weights.into_iter().map(|w| (w.account, w.weight)).collect());
         }
     }
 
