@@ -21,6 +21,7 @@ use crate::interaction::hex;
     tags(
         (name = "interactions", description = "Work in, results out."),
         (name = "work", description = "For runners that took an attempt away."),
+        (name = "groups", description = "Limits, pauses, weights."),
         (name = "health", description = "For balancers and Prometheus.")
     ),
     components(schemas(Problem))
@@ -43,7 +44,10 @@ pub(super) async fn openapi(State(api): Shared) -> Response {
 const GUARDED: [(&str, &str); 5] = [
     ("401", "A token is needed, or this one is not known."),
     ("403", "The token lacks the scope; `scope` names it."),
-    ("429", "More requests than http.rate allows; `Retry-After` says when to come back."),
+    (
+        "429",
+        "More requests than http.rate allows, or more work of a group waits than its max_waiting allows; `Retry-After` says when to come back.",
+    ),
     ("500", "A fault of crossover."),
     (
         "503",

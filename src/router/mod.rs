@@ -4,6 +4,7 @@
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
 pub mod breaker;
+mod caps;
 mod circuit;
 mod deliver;
 mod doubt;
@@ -38,12 +39,13 @@ pub use outage::{OutageOptions, Outages};
 pub use relay::{Relay, RelayOptions};
 pub use resolve::Resolver;
 
+use caps::{Caps, Full};
 use deliver::Settled;
 use doubt::Doubts;
 use gather::Gather;
 use outage::Pinless;
 
-use crate::arming::{Armed, Unpinned, UnpinnedStart};
+use crate::arming::{Armed, State, Unpinned, UnpinnedStart};
 use crate::faults::{self, Whether};
 use crate::flags::Decision;
 use crate::flips::Decider;
@@ -71,6 +73,8 @@ pub struct Router {
     doubts: Arc<Doubts>,
     /// Where tasks go in.
     gather: Gather,
+    /// What may wait.
+    caps: Arc<Caps>,
 }
 
 /// How a router routes.
@@ -132,6 +136,20 @@ pub enum EnqueueError {
         /// `account`, `kind` or `payload`.
         what: &'static str,
     },
+    /// As much of its group waits as may.
+    #[error(
+        "not accepted: {waiting} interactions of group `{group}` wait, and its max_waiting is {most}; come back when fewer do"
+    )]
+    Full {
+        /// The group.
+        group: String,
+        /// Its cap.
+        most: i64,
+        /// What waits, as of a second ago.
+        waiting: i64,
+        /// The key to repeat.
+        key: String,
+    },
     /// Nothing was written; try again.
     #[error("not accepted: {reason}")]
     Unavailable {
@@ -176,13 +194,44 @@ impl Router {
         let armed = outages.armed().clone();
         let [wake_queue, wake_relay] = wake;
         let gather = Gather::new(Tasks::new(ledger.pool().clone()));
-        Self { gather, ledger, decider, deliverer, outages, metrics, options, wake_queue, wake_relay, armed, doubts }
+        let caps = Arc::new(Caps::new(gather.tasks().groups(), metrics.clone()));
+        Self {
+            caps,
+            gather,
+            ledger,
+            decider,
+            deliverer,
+            outages,
+            metrics,
+            options,
+            wake_queue,
+            wake_relay,
+            armed,
+            doubts,
+        }
     }
 
     /// Repeats unpinned starts whose outcome is in doubt, until `stop`.
     pub fn repeat_what_is_in_doubt(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
         let doubts = self.doubts.clone();
         async move { doubts.repeat(stop).await }
+    }
+
+    /// Keeps in mind what waits in groups with a cap, until `stop`.
+    pub fn follow_caps(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        let caps = self.caps.clone();
+        async move { caps.follow(stop).await }
+    }
+
+    /// Refuses work that Postgres would own where too much of its group waits.
+    fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<(), EnqueueError> {
+        let owned = matches!(decision.stage, Stage::Live | Stage::Complete);
+        if !owned || self.armed.state(&interaction.account) != State::Armed {
+            return Ok(());
+        }
+        let Some(Full { most, waiting }) = self.caps.full(interaction.group.as_deref()) else { return Ok(()) };
+        let group = interaction.group.clone().unwrap_or_else(|| "default".to_owned());
+        Err(EnqueueError::Full { group, most, waiting, key: interaction.key.clone() })
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
@@ -205,6 +254,7 @@ impl Router {
         {
             return Ok(accepted);
         }
+        self.within_caps(interaction, &decision)?;
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }
