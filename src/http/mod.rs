@@ -7,6 +7,7 @@ mod auth;
 mod batch;
 mod body;
 mod connections;
+mod groups;
 mod guard;
 mod handover;
 mod health;
@@ -125,12 +126,19 @@ fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
     let room = from_fn_with_state(api.clone(), guard::room);
     let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
-    let read = OpenApiRouter::new().routes(routes!(interactions::look_up));
+    let read = OpenApiRouter::new()
+        .routes(routes!(interactions::look_up))
+        .routes(routes!(groups::list))
+        .routes(routes!(groups::weights));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
-        .routes(routes!(handover::hand_over));
+        .routes(routes!(handover::hand_over))
+        .routes(routes!(groups::set, groups::unset))
+        .routes(routes!(groups::pause))
+        .routes(routes!(groups::resume))
+        .routes(routes!(groups::weigh));
     let work = OpenApiRouter::new()
         .routes(routes!(work::heartbeat))
         .routes(routes!(work::complete))
