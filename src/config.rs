@@ -48,6 +48,8 @@ pub struct Config {
     pub router: Router,
     /// What comes in from SQL.
     pub intake: Intake,
+    /// Schedules.
+    pub schedules: Schedules,
     /// Delivery from the outbox.
     pub relay: Relay,
     /// The side that runs nothing.
@@ -62,6 +64,8 @@ pub struct Config {
     pub report: Report,
     /// How long keys are remembered.
     pub window: Window,
+    /// For how long what has ended is kept.
+    pub retention: Retention,
     /// What is logged, and how.
     pub log: Log,
     /// Traces.
@@ -234,6 +238,19 @@ pub struct Intake {
     pub batch: u32,
 }
 
+/// `[schedules]`
+#[derive(Debug, Clone)]
+pub struct Schedules {
+    /// How often a router looks for schedules that others made.
+    pub poll: Duration,
+    /// Schedules in one look.
+    pub batch: u32,
+    /// Looks under way at once.
+    pub parallel: u32,
+    /// What became of their times is kept so long.
+    pub keep: Duration,
+}
+
 /// `[relay]`
 #[derive(Debug, Clone)]
 pub struct Relay {
@@ -329,6 +346,15 @@ pub struct Report {
 pub struct Window {
     /// A caller may repeat a key for so long.
     pub idempotency: Duration,
+}
+
+/// `[retention]`
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// What has ended is kept for so long.
+    pub ended: Duration,
+    /// Instead, by kind.
+    pub kinds: BTreeMap<String, Duration>,
 }
 
 /// `[log]`
@@ -456,6 +482,12 @@ impl Config {
                 poll: r.duration("intake.poll", "200ms", "5ms", "1m"),
                 batch: r.integer("intake.batch", 500, 1..=10_000),
             },
+            schedules: Schedules {
+                poll: r.duration("schedules.poll", "500ms", "5ms", "1m"),
+                batch: r.integer("schedules.batch", 250, 1..=5_000),
+                parallel: r.integer("schedules.parallel", 2, 1..=16),
+                keep: r.duration("schedules.keep", "30days", "1m", "3650days"),
+            },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),
                 batch: r.integer("relay.batch", 100, 1..=10_000),
@@ -497,6 +529,10 @@ impl Config {
                 comparator_lag: r.duration("report.comparator_lag", "1m", "1s", "24h"),
             },
             window: Window { idempotency: r.duration("window.idempotency", "24h", "1s", "90days") },
+            retention: Retention {
+                ended: r.duration("retention.ended", "30days", "1s", "10years"),
+                kinds: kinds::durations(r, "retention.kinds"),
+            },
             log: Log {
                 filter: r
                     .name("log.filter", "info,temporalio_sdk_core=warn,temporalio_sdk=warn,temporalio_client=warn"),
@@ -547,6 +583,15 @@ impl Config {
         }
         if self.worker.poll >= self.worker.lease {
             r.fault("worker.poll", "must be shorter than worker.lease, or leases run out between two looks");
+        }
+        for (kind, keep) in &self.retention.kinds {
+            if *keep < self.window.idempotency {
+                r.push(
+                    format!("retention.kinds.{kind}"),
+                    None,
+                    "must be at least window.idempotency, or a key that is repeated within that time would run again",
+                );
+            }
         }
         if self.router.disk_valid <= self.postgres.connect_timeout {
             r.fault(

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod faults;
 pub mod flags;
 pub mod flips;
+pub mod history;
 pub mod http;
 pub mod interaction;
 pub mod ledger;
@@ -22,6 +23,7 @@ pub mod provision;
 pub mod queue;
 pub mod report;
 pub mod router;
+pub mod schedule;
 pub mod spool;
 pub mod telemetry;
 #[cfg(feature = "temporal")]

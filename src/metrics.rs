@@ -8,6 +8,7 @@ mod flips;
 mod groups;
 mod handover;
 mod intake;
+mod maintenance;
 pub mod observer;
 mod outage;
 mod parking;
@@ -15,6 +16,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
 
@@ -32,11 +34,13 @@ pub use flips::FlipMetrics;
 pub use groups::{GroupMetrics, OTHERS, SHOWN};
 pub use handover::HandoverMetrics;
 pub use intake::IntakeMetrics;
+pub use maintenance::MaintenanceMetrics;
 pub use outage::OutageMetrics;
 pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
 
@@ -116,6 +120,8 @@ pub struct Metrics {
     pub flags: FlagMetrics,
     /// Connections to Postgres.
     pub pools: PoolMetrics,
+    /// Upkeep.
+    pub maintenance: MaintenanceMetrics,
     /// The Temporal half of arming.
     pub reconciliation: ReconciliationMetrics,
     /// Temporal's own.
@@ -133,6 +139,8 @@ pub struct Metrics {
     pub outage: OutageMetrics,
     /// Arming.
     pub arming: ArmingMetrics,
+    /// Schedules.
+    pub schedules: ScheduleMetrics,
 }
 
 /// A metric as its documentation shows it.
@@ -306,6 +314,7 @@ impl Metrics {
             )?,
             flags: FlagMetrics::new(&mut r)?,
             pools: PoolMetrics::register(&mut r)?,
+            maintenance: MaintenanceMetrics::register(&mut r)?,
             reconciliation: ReconciliationMetrics::register(&mut r)?,
             #[cfg(feature = "temporal")]
             temporal: TemporalMetrics::register(&mut r)?,
@@ -319,6 +328,7 @@ impl Metrics {
             flips: FlipMetrics::new(&mut r)?,
             outage: OutageMetrics::register(&mut r)?,
             arming: ArmingMetrics::new(&mut r)?,
+            schedules: ScheduleMetrics::register(&mut r)?,
             registry: r.registry,
             documented: r.documented,
         })

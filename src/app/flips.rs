@@ -13,7 +13,6 @@ use crate::arming::{Armed, ArmingStore, Driver, DriverOptions, Keeper, KeeperOpt
 use crate::config::{Config, FlagSource, machine};
 use crate::flags::Flags;
 use crate::flips::{Decider, FlipStore, Overrides, Presence, Recorder, SILENT_AFTER};
-use crate::ledger;
 use crate::metrics::Metrics;
 
 /// Beats must not wait for callers or workers.
@@ -34,8 +33,7 @@ pub(super) struct Registered {
 
 /// Takes up the registration of this process's state_dir.
 pub(super) async fn open(config: &Config, servers: &Servers, metrics: &Arc<Metrics>) -> Result<Registered, AppError> {
-    let pool =
-        ledger::pool(&servers.postgres_url, CONNECTIONS, config.postgres.connect_timeout).map_err(AppError::Pool)?;
+    let pool = super::connections(config, servers, CONNECTIONS)?;
     let (flips, arming) = (FlipStore::new(pool.clone()), ArmingStore::new(pool));
     let armed = Armed::new(config.router.fail_open);
     let options = KeeperOptions { echo: config.temporal.start_timeout * 2, disk_valid: config.router.disk_valid };
@@ -117,8 +115,7 @@ pub(super) fn drive(
     metrics: &Arc<Metrics>,
     (stop, tasks): &(CancellationToken, TaskTracker),
 ) -> Result<(), AppError> {
-    let pool =
-        ledger::pool(&servers.postgres_url, CONNECTIONS, config.postgres.connect_timeout).map_err(AppError::Pool)?;
+    let pool = super::connections(config, servers, CONNECTIONS)?;
     let store = ArmingStore::new(pool);
     let options = DriverOptions { window: config.window.idempotency, every: DRIVE };
     tasks.spawn(Driver::new(store.clone(), reconcile, options, metrics.clone()).run(stop.clone()));

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
 use crate::flags::{Flags, FlagsError};
 use crate::flips::Decider;
+use crate::history::{History, Keeper, Search};
 use crate::http::{self, Api};
 use crate::ledger::{self, Ledger, SchemaError, is_outage};
 use crate::metrics::Metrics;
@@ -34,6 +35,7 @@ use crate::queue::{Queue, Wake, Worker, WorkerOptions};
 use crate::router::{
     Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
 };
+use crate::schedule::{Schedules, Ticker, TickerOptions};
 use crate::spool::SpoolError;
 
 /// What a process does.
@@ -43,7 +45,7 @@ pub struct Roles {
     pub router: bool,
     /// Runs and rehearses them, on both sides.
     pub worker: bool,
-    /// Delivers what routers left behind, and keeps house.
+    /// Delivers what routers left behind.
     pub relay: bool,
 }
 
@@ -168,6 +170,7 @@ impl App {
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
                 working.1.spawn(router.follow_caps(working.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
+                parts.spawn_ticker(config, router.clone(), &incoming);
                 (Some(router), Some(last))
             }
             (_, Some(registration)) => {
@@ -182,7 +185,9 @@ impl App {
         }
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
-        let api = Api::new(router.clone(), flags.clone(), armed, ledger, metrics, &config.http, incoming.0.clone());
+        let search = search(config, &servers)?;
+        let api =
+            Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, &config.http, incoming.0.clone());
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if roles.worker || roles.relay {
@@ -196,6 +201,9 @@ impl App {
         if roles.relay {
             parts.spawn_relay(config, &working);
             parts.spawn_comparator(config, &servers, &working)?;
+        }
+        if roles.worker || roles.relay {
+            parts.spawn_keeper(config, &servers, &working)?;
         }
         parts.spawn_gauges(flags.clone(), &working);
         #[cfg(feature = "temporal")]
@@ -281,6 +289,23 @@ impl App {
     }
 }
 
+/// At most so many connections of a part's own.
+fn connections(config: &Config, servers: &Servers, most: u32) -> Result<PgPool, AppError> {
+    ledger::pool(&servers.postgres_url, most, config.postgres.connect_timeout).map_err(AppError::Pool)
+}
+
+/// Runs a part that keeps its stand in Postgres: where one has panicked, a new one goes on.
+async fn again_after_panics<F>(name: &'static str, panics: prometheus::IntCounter, mut part: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while let Err(error) = tokio::spawn(part()).await {
+        panics.inc();
+        tracing::error!(%error, "the {name} has panicked, which is a fault of ours; it starts again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Connections of the observer, which must take none from routers and workers: one writes, one is for when that hangs.
 const OBSERVERS: u32 = 2;
 
@@ -301,8 +326,7 @@ struct Parts {
 
 impl Parts {
     async fn build(config: &Config, servers: &Servers) -> Result<Self, AppError> {
-        let connect =
-            |most| ledger::pool(&servers.postgres_url, most, config.postgres.connect_timeout).map_err(AppError::Pool);
+        let connect = |most| connections(config, servers, most);
         let most = config.postgres.max_connections;
         let (ledger, intake) = (Ledger::new(connect(most)?), Ledger::new(connect(most)?));
         // A database of our own has nobody else who could migrate it.
@@ -341,6 +365,7 @@ impl Parts {
             pin_timeout: config.postgres.connect_timeout,
             grace: config.relay.grace,
             tasks: config.router.tasks,
+            window: config.window.idempotency,
         };
         Router::new(
             self.intake.clone(),
@@ -378,6 +403,20 @@ impl Parts {
         let options = IntakeOptions { poll: config.intake.poll, batch: i64::from(config.intake.batch), parallel };
         let intake = Intake::new(self.intake.clone(), router, self.metrics.clone(), options);
         tasks.spawn(intake.run(stop.clone()));
+    }
+
+    fn spawn_ticker(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
+        let options = TickerOptions {
+            poll: config.schedules.poll,
+            batch: config.schedules.batch as i32,
+            parallel: config.schedules.parallel as usize,
+            keep: config.schedules.keep,
+        };
+        let (schedules, metrics, stop) =
+            (Schedules::new(self.intake.pool().clone()), self.metrics.clone(), stop.clone());
+        let panics = metrics.schedules.errors.clone();
+        let ticker = move || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options).run(stop.clone());
+        tasks.spawn(again_after_panics("scheduler", panics, ticker));
     }
 
     fn spawn_workers(
@@ -480,6 +519,19 @@ impl Parts {
         [("work", self.ledger.pool().clone()), ("intake", self.intake.pool().clone())]
     }
 
+    fn spawn_keeper(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        let pool = connections(config, servers, KEEPERS)?;
+        let (ledger, log) = (self.ledger.clone(), self.log.clone());
+        let keeper = Keeper::new(History::new(pool), ledger, log, config, self.metrics.clone());
+        tasks.spawn(keeper.run(stop.clone()));
+        Ok(())
+    }
+
     fn spawn_gauges(&self, flags: Option<Arc<Flags>>, (stop, tasks): &(CancellationToken, TaskTracker)) {
         tasks.spawn(upkeep::gauge(self.clone(), flags, stop.clone()));
         tasks.spawn(upkeep::gauge_postgres(self.clone(), stop.clone()));
@@ -494,20 +546,12 @@ impl Parts {
         servers: &Servers,
         (stop, tasks): &(CancellationToken, TaskTracker),
     ) -> Result<(), AppError> {
-        let patience = config.postgres.connect_timeout;
-        let pool = ledger::pool(&servers.postgres_url, COMPARATORS, patience).map_err(AppError::Pool)?;
+        let pool = connections(config, servers, COMPARATORS)?;
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
         let options: ComparatorOptions = config.into();
-        tasks.spawn(async move {
-            // It keeps its stand in Postgres, so a new one goes on where one has panicked.
-            while let Err(error) =
-                tokio::spawn(Comparator::new(pool.clone(), options.clone(), metrics.clone()).run(stop.clone())).await
-            {
-                metrics.comparator.errors.with_label_values(&["panic"]).inc();
-                tracing::error!(%error, "the comparator has panicked, which is a fault of ours; it starts again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        });
+        let panics = metrics.comparator.errors.with_label_values(&["panic"]);
+        let comparator = move || Comparator::new(pool.clone(), options.clone(), metrics.clone()).run(stop.clone());
+        tasks.spawn(again_after_panics("comparator", panics, comparator));
         Ok(())
     }
 
@@ -528,16 +572,26 @@ impl Parts {
         tasks.spawn(relay.run(stop.clone()));
         let resolver = Resolver::new(self.ledger.clone(), self.deliverer.clone(), self.metrics.clone(), options);
         tasks.spawn(resolver.run(stop.clone()));
-        tasks.spawn(upkeep::keep_house(self.clone(), config.observer.keep, stop.clone()));
-        tasks.spawn(upkeep::forget_latencies(self.clone(), config.latency.keep, stop.clone()));
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
         tasks.spawn(upkeep::bound_rehearsals(self.clone(), config.relay.rehearsal_backlog, stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
     }
 }
 
+/// Connections of the keeper.
+const KEEPERS: u32 = 1;
+
 /// Connections of the comparator: one holds its rows, one reads.
 const COMPARATORS: u32 = 3;
+
+/// Connections of searches. Who comes when all are busy waits, and is then told so.
+const SEARCHES: u32 = 2;
+
+fn search(config: &Config, servers: &Servers) -> Result<Search, AppError> {
+    let pool =
+        ledger::pool(&servers.postgres_url, SEARCHES, config.postgres.connect_timeout).map_err(AppError::Pool)?;
+    Ok(Search::new(pool))
+}
 
 fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, AppError> {
     match &config.runner.url {

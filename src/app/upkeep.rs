@@ -1,4 +1,4 @@
-//! What a process does beside its work: partitions ahead and behind, the sweep, a look whether both sides answer, gauges.
+//! What a process does beside its work: the sweep, a look whether both sides answer, gauges.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,48 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Parts;
-use crate::comparator::latency;
 use crate::flags::Flags;
 use crate::interaction::Side;
 use crate::ledger::LedgerError;
 use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::observer::NO_ANSWER;
 use crate::queue::Queue;
-
-/// A runner that repeats its last report is known for so long.
-const REPEATED_FOR: Duration = Duration::from_secs(86_400);
-
-/// Makes partitions ahead and drops sightings that are older than `keep`, and again every hour.
-pub(super) async fn keep_house(parts: Parts, keep: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let Some(made) = stop.run_until_cancelled(parts.ledger.make_partitions()).await else { return };
-        match made {
-            Ok(made) => info!(made, "partitions are made ahead"),
-            Err(error) => {
-                parts.metrics.queue_errors.with_label_values(&["make_partitions"]).inc();
-                warn!(%error, "partitions can't be made ahead; rows go to the default partition meanwhile");
-                tick.reset_after(Duration::from_secs(60));
-            }
-        }
-        let Some(forgotten) = stop.run_until_cancelled(parts.ledger.forget_detached(REPEATED_FOR)).await else {
-            return;
-        };
-        if let Err(error) = forgotten {
-            parts.metrics.ledger_errors.with_label_values(&["forget_detached"]).inc();
-            warn!(%error, "what runners ended long ago can't be forgotten; it stays for another hour");
-        }
-        let Some(dropped) = stop.run_until_cancelled(parts.log.retain(keep)).await else { return };
-        match dropped {
-            Ok(0) => {}
-            Ok(days) => info!(days, "old sightings are dropped"),
-            Err(error) => {
-                parts.metrics.queue_errors.with_label_values(&["drop_sightings"]).inc();
-                warn!(%error, "old sightings can't be dropped; they stay for another hour");
-            }
-        }
-    }
-}
+use crate::schedule::Schedules;
 
 /// A side that takes longer to answer can't work as it should.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -164,6 +129,7 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
 /// Keeps the gauges current that Postgres is asked for. While it gives no answer they keep their values, and their age grows.
 pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
     let queue = Queue::new(parts.ledger.pool().clone());
+    let schedules = Schedules::new(parts.ledger.pool().clone());
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
@@ -172,6 +138,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
             let handovers = parts.ledger.handover_counts().await?;
             parts.metrics.parking.show(&parts.ledger.parked_counts().await?);
             parts.metrics.detached.show(&parts.ledger.detached_counts().await?);
+            parts.metrics.schedules.show(&schedules.counts().await?);
             Ok::<_, LedgerError>((
                 queues,
                 parts.ledger.outbox_depth().await?,
@@ -248,20 +215,5 @@ pub(super) async fn unrecorded_gauges(
         let lost = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed) as i64;
         metrics.unrecorded.with_label_values(&["attempts"]).set(lost(&unrecorded.lost_attempts));
         metrics.unrecorded.with_label_values(&["rehearsals"]).set(lost(&unrecorded.lost_rehearsals));
-    }
-}
-
-/// Forgets latencies of days that are older than `keep`, every hour.
-pub(super) async fn forget_latencies(parts: Parts, keep: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(3_600));
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match stop.run_until_cancelled(latency::storage::forget(&parts.ledger, keep)).await {
-            None => return,
-            Some(Ok(rows)) => info!(rows, "old latencies are forgotten"),
-            Some(Err(error)) => {
-                parts.metrics.ledger_errors.with_label_values(&["forget_latencies"]).inc();
-                warn!(%error, "old latencies can't be forgotten; it comes again in an hour");
-            }
-        }
     }
 }

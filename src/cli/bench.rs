@@ -3,6 +3,7 @@
 #[cfg(feature = "temporal")]
 mod outage;
 mod queue;
+mod schedules;
 
 use clap::Subcommand;
 use queue::Work;
@@ -30,6 +31,7 @@ enum What {
     Backlog(queue::Args),
     /// Run no-ops that are pinned, as those of accounts that migrate are
     Pinned(queue::Args),
+    Schedules(schedules::Args),
     #[cfg(feature = "temporal")]
     Outage(outage::Args),
 }
@@ -43,6 +45,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         What::Latency(args) => queue::run(Work::Latency, args, context).await,
         What::Backlog(args) => queue::run(Work::Backlog, args, context).await,
         What::Pinned(args) => queue::run(Work::Pinned, args, context).await,
+        What::Schedules(args) => schedules::run(args, context).await,
         #[cfg(feature = "temporal")]
         What::Outage(args) => outage::run(args, context).await,
     }

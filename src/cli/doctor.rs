@@ -1,6 +1,7 @@
 //! `crossover doctor`: whether everything that a run needs is there, and what to do where it isn't.
 
 mod checks;
+mod database;
 #[cfg(feature = "temporal")]
 mod temporal;
 

@@ -221,6 +221,23 @@ async fn way_back(config: &Config, flip: &Flip, record: &Result<Record, String>)
     looked.ok()?.ok()?.warning()
 }
 
+/// The stage in which an account's kind stands now, by the override in force, else by the flags.
+pub(super) async fn stage_now(
+    config: &Config,
+    account: &str,
+    kind: &str,
+) -> Result<Stage, Box<dyn std::error::Error + Send + Sync>> {
+    let ledger = super::migrate::known_ledger(config)?;
+    let overrides = FlipStore::new(ledger.pool().clone()).overrides().await?;
+    let of_kind = |o: &&OverrideRow| o.account == account && o.kind.as_deref() == Some(kind);
+    let of_all = |o: &&OverrideRow| o.account == account && o.kind.is_none();
+    if let Some(found) = overrides.iter().find(of_kind).or_else(|| overrides.iter().find(of_all)) {
+        return Ok(found.stage);
+    }
+    let wish = Wish { account: account.to_owned(), kind: Some(kind.to_owned()), stage: Stage::Complete };
+    Ok(Place::of(&config.flags)?.plan(&wish, &Known::default()).await?.plan.from)
+}
+
 fn wish(order: &Order, stage: Stage) -> Wish {
     Wish { account: order.account.clone(), kind: order.kind.clone(), stage }
 }

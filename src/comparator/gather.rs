@@ -65,6 +65,9 @@ impl Sources {
 
     async fn snapshot(&self, ids: &[Uuid], gathered: &mut Gathered) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.pool().begin_with("begin isolation level repeatable read read only").await?;
+        // Before the snapshot is taken: upkeep puts a copy in the place of a partition, and a snapshot that is older than the copy
+        // sees none of it. Whoever has this lock first is waited for.
+        sqlx::query("lock table only crossover.attempts in access share mode").execute(&mut *tx).await?;
         for pin in compared_pins(&mut tx, ids).await? {
             if let Some(place) = pin.series_id.zip(pin.pin.series_no) {
                 gathered.members.insert(place, pin.pin.id);

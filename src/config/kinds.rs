@@ -42,6 +42,29 @@ pub(super) fn read(r: &mut Reader, key: &'static str) -> BTreeMap<String, Kind> 
     kinds
 }
 
+/// Reads a table of durations by kind under `key`, and notes every fault of every entry.
+pub(super) fn durations(r: &mut Reader, key: &'static str) -> BTreeMap<String, Duration> {
+    let mut kinds = BTreeMap::new();
+    let Some(found) = r.value(key) else { return kinds };
+    let Raw::Table(entries) = found.raw else {
+        r.push(key, Some(found.origin), "must be a table of kinds in the file, like { webhook = \"7days\" }");
+        return kinds;
+    };
+    for (name, Found { raw, origin }) in entries {
+        let problem = match &raw {
+            Raw::Text(text) => {
+                humantime::parse_duration(text).map_err(|_| format!("`{text}` is no duration; write it like \"7days\""))
+            }
+            _ => Err("must be a string in quotes, like \"7days\"".to_owned()),
+        };
+        match problem {
+            Ok(keep) => drop(kinds.insert(name, keep)),
+            Err(problem) => r.push(format!("{key}.{name}"), Some(origin), problem),
+        }
+    }
+    kinds
+}
+
 fn kind(r: &mut Reader, path: &str, settings: Vec<(String, Found)>) -> Kind {
     let mut kind = Kind::default();
     for (name, Found { raw, origin }) in settings {

@@ -186,3 +186,20 @@ fn a_share_is_a_plain_number_in_its_range() {
     );
     assert_eq!(faults("", &[("CROSSOVER_LATENCY_QUANTILE", "NaN")]).len(), 1);
 }
+
+#[test]
+fn a_retention_is_read_by_kind_and_none_is_shorter_than_the_window() {
+    let text = "[retention]\nended = \"7days\"\nkinds = { webhook = \"2days\", audit = \"1year\" }";
+    let config = load(text, &[]).unwrap();
+    assert_eq!(config.retention.ended, Duration::from_secs(7 * 86_400));
+    assert_eq!(config.retention.kinds["webhook"], Duration::from_secs(2 * 86_400));
+    let text = "[retention.kinds]\nshort = \"1h\"\nodd = \"soon\"\nbare = 5\n[window]\nidempotency = \"24h\"";
+    let found = faults(text, &[]);
+    for wanted in [
+        "retention.kinds.odd (line 3): `soon` is no duration",
+        "retention.kinds.bare (line 4): must be a string in quotes",
+        "retention.kinds.short: must be at least window.idempotency",
+    ] {
+        assert!(found.iter().any(|fault| fault.starts_with(wanted)), "{wanted}: {found:?}");
+    }
+}

@@ -37,6 +37,13 @@ pub(super) enum Caller {
 #[derive(Debug, Clone)]
 pub(super) struct Who(pub(super) Option<Token>);
 
+impl Who {
+    /// As records name who asked.
+    pub(super) fn name(&self) -> &str {
+        self.0.as_ref().map_or("the API", |token| token.name.as_str())
+    }
+}
+
 /// Callers that are remembered before those that have long been silent are forgotten.
 const CALLERS: usize = 10_000;
 

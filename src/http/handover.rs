@@ -25,13 +25,8 @@ use crate::router::handover::{Handing, stays};
     ),
     security(("token" = ["operate"]))
 )]
-pub(super) async fn hand_over(
-    State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
-    Path(id): Path<String>,
-) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
-    answer(&api, &id, who).await.map(Json).into_response()
+pub(super) async fn hand_over(State(api): Shared, Extension(who): Extension<Who>, Path(id): Path<String>) -> Response {
+    answer(&api, &id, who.name()).await.map(Json).into_response()
 }
 
 async fn answer(api: &Api, id: &str, who: &str) -> Result<HandoverAnswer, Problem> {

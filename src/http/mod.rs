@@ -16,7 +16,9 @@ mod observe;
 mod openapi;
 mod problem;
 mod resolve;
+mod schedules;
 mod schema;
+mod search;
 mod wait;
 mod work;
 
@@ -36,6 +38,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use problem::Problem;
+pub(crate) use schedules::not_complete;
 
 use guard::Guard;
 use wait::Waiters;
@@ -44,6 +47,7 @@ use crate::arming::Armed;
 use crate::config;
 use crate::config::tokens::Scope;
 use crate::flags::Flags;
+use crate::history::Search;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::router::Router;
@@ -57,6 +61,7 @@ pub struct Api {
     /// What this process holds of the accounts' states, where it needs to.
     armed: Option<Armed>,
     ledger: Ledger,
+    search: Search,
     metrics: Arc<Metrics>,
     /// Once cancelled, nothing new is taken in and nobody waits any longer.
     stop: CancellationToken,
@@ -74,12 +79,14 @@ pub struct Api {
 type Shared = State<Arc<Api>>;
 
 impl Api {
+    #[allow(clippy::too_many_arguments, reason = "they are what the routes need")]
     /// The API of a process; `router` and `flags` are absent where it has no such role. `stop` drains it.
     pub fn new(
         router: Option<Arc<Router>>,
         flags: Option<Arc<Flags>>,
         armed: Option<Armed>,
         ledger: Ledger,
+        search: Search,
         metrics: Arc<Metrics>,
         http: &config::Http,
         stop: CancellationToken,
@@ -92,6 +99,7 @@ impl Api {
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
             connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
+            search,
             metrics,
             stop,
             max_payload: http.max_payload_bytes,
@@ -125,9 +133,16 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
 fn routes(api: Arc<Api>) -> Routes {
     let with = |scope| from_fn_with_state((api.clone(), scope), guard::guard);
     let room = from_fn_with_state(api.clone(), guard::room);
-    let enqueue = OpenApiRouter::new().routes(routes!(interactions::enqueue)).routes(routes!(batch::batch));
+    let enqueue = OpenApiRouter::new()
+        .routes(routes!(interactions::enqueue))
+        .routes(routes!(batch::batch))
+        .routes(routes!(schedules::create))
+        .routes(routes!(schedules::trigger));
     let read = OpenApiRouter::new()
         .routes(routes!(interactions::look_up))
+        .routes(routes!(search::search))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::show))
         .routes(routes!(groups::list))
         .routes(routes!(groups::weights));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
@@ -135,6 +150,10 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
         .routes(routes!(handover::hand_over))
+        .routes(routes!(schedules::change))
+        .routes(routes!(schedules::delete))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume))
         .routes(routes!(groups::set, groups::unset))
         .routes(routes!(groups::pause))
         .routes(routes!(groups::resume))

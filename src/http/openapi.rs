@@ -20,6 +20,7 @@ use crate::interaction::hex;
     ),
     tags(
         (name = "interactions", description = "Work in, results out."),
+        (name = "schedules", description = "Work that comes again and again."),
         (name = "work", description = "For runners that took an attempt away."),
         (name = "groups", description = "Limits, pauses, weights."),
         (name = "health", description = "For balancers and Prometheus.")

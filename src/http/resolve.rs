@@ -39,14 +39,14 @@ const FIELDS: [&str; 3] = ["as", "result", "reason"];
 )]
 pub(super) async fn resolve(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let answered = async {
         let body = body::read(&headers, body, BODY_BYTES, api.request_timeout).await?;
-        answer(&api, &id, &body, token.as_ref().map_or("the API", |token| token.name.as_str())).await
+        answer(&api, &id, &body, who.name()).await
     };
     answered.await.map(|(status, answer)| (status, Json(answer))).into_response()
 }

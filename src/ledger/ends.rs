@@ -239,7 +239,7 @@ impl Ledger {
                 a.result::text as result, coalesce(a.error, d.reason) as error,
                 d.final is not null and d.attempt >= d.made as last, y.policy::text as policy,
                 extract(epoch from coalesce(a.ended_at, clock_timestamp()) - d.run_at)::float8 as age
-             from done d join crossover.payloads y on y.id = d.id and y.created_at = d.created_at
+             from done d left join crossover.payloads y on y.id = d.id and y.created_at = d.created_at
              left join lateral (
                 select * from crossover.attempts a
                 where a.id = d.id and a.ended_at >= d.created_at and a.side = 'postgres' and not a.rehearsal
@@ -334,7 +334,9 @@ pub(super) fn open_of(row: &sqlx::postgres::PgRow) -> Result<OpenRehearsal, sqlx
 }
 
 fn finished_of(row: &sqlx::postgres::PgRow) -> Result<FinishedRehearsal, sqlx::Error> {
-    let policy: &str = row.try_get("policy")?;
+    // Of what ended so long ago that its payload has gone, only the end is left to be told.
+    let policy: Option<&str> = row.try_get("policy")?;
+    let policy = policy.map(serde_json::from_str).transpose().map_err(|e| sqlx::Error::Decode(e.into()))?;
     Ok(FinishedRehearsal {
         rehearsal: open_of(row)?,
         outcome: named(row, "outcome")?.unwrap_or(Outcome::Failed),
@@ -342,7 +344,7 @@ fn finished_of(row: &sqlx::postgres::PgRow) -> Result<FinishedRehearsal, sqlx::E
         result: payload(row, "result")?,
         error: row.try_get("error")?,
         last: row.try_get("last")?,
-        policy: serde_json::from_str(policy).map_err(|e| sqlx::Error::Decode(e.into()))?,
+        policy: policy.unwrap_or_default(),
         age: Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default(),
     })
 }

@@ -139,6 +139,8 @@ pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Err
         ("statement_timeout", "30s"),
         ("lock_timeout", "2s"),
         ("idle_in_transaction_session_timeout", "60s"),
+        // Short statements with disabled plans look dear enough to be compiled, which takes longer than they do.
+        ("jit", "off"),
     ]);
     Ok(PgPoolOptions::new().max_connections(max).acquire_timeout(patience).connect_lazy_with(options))
 }

@@ -142,6 +142,15 @@ impl Ledger {
         within(pin(connection, request)).await
     }
 
+    /// Pins many in the caller's transaction, all or none. Of one series, they are pinned in the order given.
+    pub async fn pin_many_in(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        requests: &[PinRequest<'_>],
+    ) -> Result<Vec<Pinned>, LedgerError> {
+        within(pin_many(connection, requests)).await
+    }
+
     /// Asks to start work of `account` without a pin. False: its work must be pinned.
     pub async fn mark_unpinned(&self, account: &str) -> Result<bool, LedgerError> {
         let allowed = sqlx::query_scalar("select crossover.mark_unpinned($1)").bind(account).fetch_one(&self.pool);
@@ -282,8 +291,44 @@ async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<P
     .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
     .fetch_one(executor)
     .await?;
+    pinned_of(&row)
+}
+
+/// Pins many, all or none, in their order.
+async fn pin_many(executor: impl PgExecutor<'_>, requests: &[PinRequest<'_>]) -> Result<Vec<Pinned>, sqlx::Error> {
+    let policies = requests.iter().map(|r| serde_json::to_string(&r.interaction.policy));
+    let policies: Vec<String> = policies.collect::<Result<_, _>>().map_err(|e| sqlx::Error::Encode(e.into()))?;
+    let of = |name: fn(&Interaction) -> &str| requests.iter().map(|r| name(r.interaction)).collect::<Vec<_>>();
+    let series: Vec<Option<&str>> = requests.iter().map(|r| r.interaction.series.as_deref()).collect();
+    let series_ids: Vec<Option<Uuid>> = requests.iter().map(|r| r.interaction.series_id()).collect();
+    let weights = requests.iter().zip(&policies).map(|(r, policy)| weight(&r.interaction.payload, policy));
+    let grace = requests.first().map_or(Duration::ZERO, |r| r.grace);
+    let rows = sqlx::query(
+        "select (f.pin).*, f.created, f.direct, f.behind
+         from crossover.pin_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) f",
+    )
+    .bind(of(|i| &i.account))
+    .bind(of(|i| &i.key))
+    .bind(of(|i| &i.kind))
+    .bind(requests.iter().map(|r| r.stage.as_str()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|r| r.revision).collect::<Vec<_>>())
+    .bind(series)
+    .bind(series_ids)
+    .bind(of(|i| group_of(i.group.as_deref())))
+    .bind(requests.iter().map(|r| r.interaction.priority).collect::<Vec<_>>())
+    .bind(requests.iter().map(|r| r.interaction.payload.hash().to_vec()).collect::<Vec<_>>())
+    .bind(of(|i| i.payload.get()))
+    .bind(&policies)
+    .bind(weights.collect::<Vec<_>>())
+    .bind(PgInterval { months: 0, days: 0, microseconds: grace.as_micros() as i64 })
+    .fetch_all(executor)
+    .await?;
+    rows.iter().map(pinned_of).collect()
+}
+
+fn pinned_of(row: &sqlx::postgres::PgRow) -> Result<Pinned, sqlx::Error> {
     Ok(Pinned {
-        pin: pin_of(&row)?,
+        pin: pin_of(row)?,
         created: row.try_get("created")?,
         direct: row.try_get("direct")?,
         behind: row.try_get("behind")?,

@@ -155,7 +155,7 @@ impl Claimed {
 
 impl Finish {
     /// The end of `claimed`, now and with nothing to tell.
-    pub(super) fn of(claimed: &Claimed, outcome: Option<Outcome>) -> Self {
+    pub fn of(claimed: &Claimed, outcome: Option<Outcome>) -> Self {
         Self {
             id: claimed.envelope.id,
             epoch: claimed.fence.epoch,

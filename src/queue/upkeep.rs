@@ -10,14 +10,14 @@ use super::storage::{Claimed, Finish};
 use super::worker::Shared;
 use super::{faulty, finisher};
 use crate::interaction::Outcome;
-use crate::ledger::{SILENT, TOO_LONG};
+use crate::ledger::{LedgerError, SILENT, TOO_LONG};
 use crate::policy::{Doubt, Failure};
 
 /// The error of an attempt that was taken over from a dead worker. The other side's attempt of the same number need not
 /// have failed: it is no divergence of the queue.
 pub const LOST: &str = "its worker stopped reporting; whether it had an effect is unknown";
 
-const BATCH: i32 = 1_000;
+pub(super) const BATCH: i32 = 1_000;
 
 /// Makes due work ready: when the next is due, and at the latest every poll, for what others have scheduled since.
 pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
@@ -29,20 +29,25 @@ pub(super) async fn promote(shared: Arc<Shared>, stop: CancellationToken) {
         }
         faulty::hasten(&shared).await;
         let Some(promoted) = stop.run_until_cancelled(shared.queue.promote_due(BATCH)).await else { return };
-        wait = match promoted {
-            Ok((promoted, next)) => {
-                if promoted > 0 {
-                    shared.wake.notify_one();
-                }
-                if promoted == i64::from(BATCH) { Duration::ZERO } else { next.unwrap_or(shared.options.poll) }
+        wait = until_next(&shared, promoted);
+    }
+}
+
+/// How long to wait after so many of [`BATCH`] were made ready, and before the next is due.
+pub(super) fn until_next(shared: &Shared, promoted: Result<(i64, Option<Duration>), LedgerError>) -> Duration {
+    let poll = shared.options.poll;
+    match promoted {
+        Ok((promoted, next)) => {
+            if promoted > 0 {
+                shared.wake.notify_one();
             }
-            Err(error) => {
-                shared.failed("promote", &error);
-                warn!(%error, "due work can't be made ready; trying again");
-                shared.options.poll
-            }
+            if promoted == i64::from(BATCH) { Duration::ZERO } else { next.unwrap_or(poll).min(poll) }
         }
-        .clamp(Duration::ZERO, shared.options.poll);
+        Err(error) => {
+            shared.failed("promote", &error);
+            warn!(%error, "due work can't be made ready; trying again");
+            poll
+        }
     }
 }
 

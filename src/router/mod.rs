@@ -24,7 +24,7 @@ mod task;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info_span};
@@ -75,6 +75,8 @@ pub struct Router {
     gather: Gather,
     /// What may wait.
     caps: Arc<Caps>,
+    /// Rung when a schedule may be due earlier than its scheduler knows.
+    schedules_bell: Arc<Notify>,
 }
 
 /// How a router routes.
@@ -86,6 +88,8 @@ pub struct RouterOptions {
     pub grace: Duration,
     /// Whether work in `complete` that only its caller can name becomes a task.
     pub tasks: bool,
+    /// A key may be repeated for so long: what it led to may be cleared away after that.
+    pub window: Duration,
 }
 
 /// The answer to an enqueue.
@@ -195,6 +199,7 @@ impl Router {
         let [wake_queue, wake_relay] = wake;
         let gather = Gather::new(Tasks::new(ledger.pool().clone()));
         let caps = Arc::new(Caps::new(gather.tasks().groups(), metrics.clone()));
+        let schedules_bell = Arc::default();
         Self {
             caps,
             gather,
@@ -208,6 +213,7 @@ impl Router {
             wake_relay,
             armed,
             doubts,
+            schedules_bell,
         }
     }
 
@@ -350,6 +356,60 @@ impl Router {
         let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
         self.outages.in_doubt(interaction);
         self.ticket(interaction, pinned)
+    }
+
+    /// Pins runs of schedules in the scheduler's transaction, all or none: one answer each, in the order given. Pass the
+    /// tickets to [`Router::deliver_runs`] after the commit.
+    pub async fn pin_runs(
+        &self,
+        connection: &mut PgConnection,
+        runs: &[Interaction],
+    ) -> Result<Vec<Result<Ticket, EnqueueError>>, LedgerError> {
+        let now = chrono::Utc::now();
+        let checked: Vec<_> = runs.iter().map(|run| valid(run, now)).collect();
+        // In one order everywhere, so that two schedulers never wait for each other's series.
+        let mut order: Vec<usize> = (0..runs.len()).filter(|n| checked[*n].is_ok()).collect();
+        order.sort_by_key(|n| runs[*n].series_id());
+        let decisions: Vec<_> = order.iter().map(|n| self.decider.decide(&runs[*n].account, &runs[*n].kind)).collect();
+        let requests = order.iter().zip(&decisions).map(|(n, decision)| {
+            let interaction = &runs[*n];
+            // Its Temporal copy may wait in the outbox for a while, and nothing of its series may overtake it.
+            self.armed.forget_mark(&interaction.account);
+            PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace }
+        });
+        let requests: Vec<_> = requests.collect();
+        let pinned = match requests.is_empty() {
+            true => Vec::new(),
+            false => self.ledger.pin_many_in(connection, &requests).await.inspect_err(|error| self.disturbed(error))?,
+        };
+        let mut answers: Vec<Option<Result<Ticket, EnqueueError>>> =
+            checked.into_iter().map(|c| c.err().map(Err)).collect();
+        for (n, pinned) in order.into_iter().zip(pinned) {
+            // Of what is on Postgres alone no series waits for Temporal, and it must take no room from those that do.
+            let alone = pinned.pin.stage == Stage::Complete && pinned.pin.owner == Side::Postgres;
+            if let Some(series) = runs[n].series_id().filter(|_| !alone) {
+                self.outages.order.will_wait(series);
+            }
+            self.outages.in_doubt(&runs[n]);
+            answers[n] = Some(self.ticket(&runs[n], pinned));
+        }
+        // Postgres answers each run that it is asked for.
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Delivers what was pinned for schedules behind their backs; the relay does what finds no room.
+    pub fn deliver_runs(&self, tickets: Vec<Ticket>) {
+        tickets.into_iter().for_each(|ticket| self.deliver_later(ticket));
+    }
+
+    /// The stage in which work of an account and kind is taken in now.
+    pub fn stage(&self, account: &str, kind: &str) -> Stage {
+        self.decider.decide(account, kind).stage
+    }
+
+    /// Rung when a schedule was made, changed or triggered.
+    pub fn schedules_bell(&self) -> &Arc<Notify> {
+        &self.schedules_bell
     }
 
     /// What this router goes by while Postgres is away.

@@ -171,7 +171,7 @@ pub fn check(interaction: &Interaction, now: DateTime<Utc>) -> Vec<Fault> {
     faults
 }
 
-fn name_fault(name: &str, most: usize) -> Option<String> {
+pub(crate) fn name_fault(name: &str, most: usize) -> Option<String> {
     match name.chars().count() {
         0 => Some("is empty".to_owned()),
         n if n > most => Some(format!("has {n} characters, the limit is {most}")),
@@ -180,7 +180,7 @@ fn name_fault(name: &str, most: usize) -> Option<String> {
 }
 
 /// Reads a policy; what is wrong with it is pushed to `faults`.
-pub(super) fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
+pub(crate) fn policy(raw: &RawValue, faults: &mut Vec<Fault>) -> Policy {
     let fields = match serde_json::from_str(raw.get()) {
         Ok(fields) => fields,
         Err(error) => {
@@ -209,7 +209,7 @@ fn null() -> Payload {
 }
 
 /// The fields of an object in their order, doubles and all, their values as they were written.
-struct Fields(Vec<(String, Box<RawValue>)>);
+pub(crate) struct Fields(Vec<(String, Box<RawValue>)>);
 
 impl<'de> serde::Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -234,19 +234,19 @@ impl<'de> serde::Deserialize<'de> for Fields {
 }
 
 /// Takes fields out of an object and gathers what is wrong with them.
-struct Reader {
-    prefix: &'static str,
-    fields: Fields,
-    faults: Vec<Fault>,
+pub(crate) struct Reader {
+    pub(crate) prefix: &'static str,
+    pub(crate) fields: Fields,
+    pub(crate) faults: Vec<Fault>,
 }
 
 impl Reader {
-    fn fault(&mut self, field: &str, message: String) {
+    pub(crate) fn fault(&mut self, field: &str, message: String) {
         self.faults.push(Fault { field: format!("{}{field}", self.prefix), message });
     }
 
     /// Reports fields that there are not, and those that come twice.
-    fn known(&mut self, names: &[&str]) {
+    pub(crate) fn known(&mut self, names: &[&str]) {
         let found: Vec<String> = self.fields.0.iter().map(|(name, _)| name.clone()).collect();
         for (i, name) in found.iter().enumerate() {
             if !names.contains(&name.as_str()) {
@@ -258,13 +258,13 @@ impl Reader {
         }
     }
 
-    fn raw(&mut self, name: &str) -> Option<Box<RawValue>> {
+    pub(crate) fn raw(&mut self, name: &str) -> Option<Box<RawValue>> {
         let at = self.fields.0.iter().position(|(field, _)| field == name)?;
         Some(self.fields.0.swap_remove(at).1)
     }
 
     /// The value of an optional field; `null` is as good as absent.
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
         let raw = self.raw(name)?;
         match serde_json::from_str::<Option<T>>(raw.get()) {
             Ok(value) => value,
@@ -275,7 +275,7 @@ impl Reader {
         }
     }
 
-    fn required(&mut self, name: &str) -> String {
+    pub(crate) fn required(&mut self, name: &str) -> String {
         let before = self.faults.len();
         let value = self.take(name);
         if value.is_none() && self.faults.len() == before {
@@ -286,7 +286,7 @@ impl Reader {
 }
 
 /// serde's words without the place, which would count from the value's own start.
-fn plain(error: &serde_json::Error) -> String {
+pub(crate) fn plain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.split(" at line ").next().unwrap_or(&text).to_owned()
 }

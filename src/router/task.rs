@@ -14,7 +14,7 @@ use crate::policy::OnUnknown;
 use crate::queue::tasks::{self, NewTask};
 use crate::telemetry;
 
-/// A key that a router made is repeated within this time, or by a router whose clock is this far off.
+/// A key that a router made leads to its task for at most this time, and may be made by a router whose clock is this far off.
 const KEYS_LAST: TimeDelta = TimeDelta::days(30);
 const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
 /// No statement takes longer, clocks that differ a little included.
@@ -62,7 +62,12 @@ impl Router {
             return Err(not_a_callers_key());
         }
         telemetry::join(&Span::current(), id);
-        if self.armed.state(&interaction.account) == State::Armed && self.put(interaction, id, decision).await? {
+        // After that it may have ended and been cleared away: it would run again.
+        let may_be_new = TimeDelta::from_std(self.options.window).is_ok_and(|window| named_at >= now - window);
+        if may_be_new
+            && self.armed.state(&interaction.account) == State::Armed
+            && self.put(interaction, id, decision).await?
+        {
             return Ok(Some(accepted(id, How::Created)));
         }
         let before = self.bounded(self.gather.tasks().recorded(id)).await;
@@ -71,6 +76,7 @@ impl Router {
             Some(before) if before.kind != interaction.kind => Err(conflict(interaction, "kind")),
             Some(before) if before.payload.get() != interaction.payload.get() => Err(conflict(interaction, "payload")),
             Some(_) => Ok(Some(accepted(id, How::Repeated))),
+            None if !may_be_new => Err(not_a_callers_key()),
             // The first try may still be on its way.
             None if named_at > now - IN_DOUBT => Err(EnqueueError::InDoubt {
                 reason: "its first try may not have come to anything yet".to_owned(),
@@ -124,7 +130,7 @@ impl Router {
 /// Why a key that looks like a task's can't be.
 pub(super) fn not_a_callers_key() -> EnqueueError {
     let message = "keys that begin with `task_` are made by routers, for work without a series or `on_unknown`, and are repeated \
-                   as the work was sent, within 30 days; give new work a key of your own, or none";
+                   as the work was sent, within window.idempotency; give new work a key of your own, or none";
     EnqueueError::Invalid(vec![Fault { field: "key".to_owned(), message: message.to_owned() }])
 }
 

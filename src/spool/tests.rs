@@ -69,6 +69,8 @@ async fn what_is_kept_is_there_after_a_restart_byte_for_byte_and_what_is_done_is
     assert!(!spool.holds("b") && !spool.is_empty());
     spool.done(vec![1, 3]).await.unwrap();
     assert!(spool.is_empty() && !spool.holds("a") && !spool.holds_series(series));
+    // Its file is made smaller after the answer, and before the next question is looked at.
+    assert!(spool.read(1).await.unwrap().is_none());
     assert_eq!(std::fs::read(file(dir.path())).unwrap(), record::OPENING, "an empty spool takes no room");
     assert_eq!(keep(&spool, "four").await, 4, "a number is never given twice");
 }

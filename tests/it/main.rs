@@ -26,6 +26,7 @@ mod flips_by_command;
 mod guards;
 #[cfg(feature = "temporal")]
 mod handover;
+mod history;
 mod latency;
 #[cfg(feature = "temporal")]
 mod long_work;
@@ -36,9 +37,12 @@ mod observer;
 #[cfg(feature = "temporal")]
 mod outages_temporal;
 mod provision;
+#[cfg(feature = "temporal")]
+mod schedules;
 mod servers;
 mod sql_face;
 mod tasks;
 #[cfg(feature = "temporal")]
 mod temporal_side;
 mod unleash;
+mod wait;

@@ -19,9 +19,10 @@ static TEMPORAL: OnceCell<provision::Temporal> = OnceCell::const_new();
 static UNLEASH: OnceCell<Unleash> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// How tests start servers of their own.
+/// How tests start servers of their own. `TEST_POSTGRES_BIN_DIR` names another Postgres, like Debian's 15.
 pub fn options() -> Options {
-    Options::throwaway(cache_dir())
+    let postgres_bin_dir = std::env::var_os("TEST_POSTGRES_BIN_DIR").map(PathBuf::from);
+    Options { postgres_bin_dir, ..Options::throwaway(cache_dir()) }
 }
 
 /// The cache of every day, so that a run fetches nothing twice.

@@ -13,7 +13,9 @@ use serde::Serialize;
 
 use super::super::proof::{number, numbers};
 use super::super::{Context, Outcome, print_json};
-use ground::{Cost, Ground};
+use ground::Cost;
+pub(super) use ground::Ground;
+pub(super) use ours::{interaction, router};
 
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 

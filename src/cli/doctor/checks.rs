@@ -32,6 +32,7 @@ pub(super) async fn all(context: &Context) -> Vec<Check> {
     checks.push(Check::new("flags", flags(&config).await));
     checks.push(Check::new("postgres binaries", postgres_binaries(&config).await));
     checks.push(Check::new("postgres", check_postgres(&config, &throwaway).await));
+    checks.extend(super::database::checks(&config).await);
     #[cfg(feature = "temporal")]
     {
         checks.push(Check::new("temporal binaries", temporal_binaries(&config).await));

@@ -22,6 +22,10 @@ pub(super) async fn retention(address: &str, config: &Config) -> Result<String, 
         let window = humantime::format_duration(window);
         return Err(format!("closed workflows are kept for {shown}, shorter than window.idempotency ({window}); raise the namespace's retention"));
     }
+    if kept > config.retention.ended {
+        let ended = humantime::format_duration(config.retention.ended);
+        return Err(format!("closed workflows are kept for {shown}, longer than pins (retention.ended, {ended}): a key that is used again in between would meet its old workflow; raise retention.ended, or lower the namespace's retention"));
+    }
     let listed = attribute(address, config).await?;
     Ok(format!("closed workflows are kept for {shown}; {listed}"))
 }

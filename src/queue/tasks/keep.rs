@@ -9,12 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::super::finisher;
+use super::super::upkeep::{self, BATCH};
 use super::super::worker::Shared;
-use super::super::{finisher, upkeep};
 use crate::interaction::Side;
 use crate::ledger::LedgerError;
-
-const BATCH: i32 = 1_000;
 
 /// Keeps the worker's lease until `stop`, calls off what somebody asked to cancel, and gives up what another has taken
 /// over. While no heartbeat gets through, what runs runs on: should another take it over, its result is late.
@@ -94,20 +93,7 @@ pub(in super::super) async fn promote(shared: Arc<Shared>, stop: CancellationTok
     let mut wait = Duration::ZERO;
     while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
         let Some(promoted) = stop.run_until_cancelled(shared.tasks.promote_due(BATCH)).await else { return };
-        wait = match promoted {
-            Ok((promoted, next)) => {
-                if promoted > 0 {
-                    shared.wake.notify_one();
-                }
-                if promoted == i64::from(BATCH) { Duration::ZERO } else { next.unwrap_or(shared.options.poll) }
-            }
-            Err(error) => {
-                shared.failed("promote", &error);
-                warn!(%error, "due tasks can't be made ready; trying again");
-                shared.options.poll
-            }
-        }
-        .min(shared.options.poll);
+        wait = upkeep::until_next(&shared, promoted);
     }
 }
 

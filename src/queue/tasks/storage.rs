@@ -11,7 +11,7 @@ use super::super::groups::Groups;
 use super::super::storage::{Claimed, Finish};
 use super::{NewTask, Place, key_of, named_at};
 use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
-use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, within};
+use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, transient, within};
 use crate::policy::{Failure, Policy};
 
 /// The storage of tasks. Cheap to clone.
@@ -93,7 +93,7 @@ impl Tasks {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2)");
         let rows = within(query.bind(worker).bind(limit).fetch_all(&self.pool)).await?;
-        let mut claimed = self.readable(worker, &rows).await;
+        let mut claimed = self.readable(worker, &rows).await?;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
         Ok(claimed)
     }
@@ -104,7 +104,7 @@ impl Tasks {
             "select *, null::text as lapsed from crossover.take_over_tasks($1, $2, $3 * interval '1 millisecond')",
         );
         let rows = within(query.bind(reaper).bind(limit).bind(lease.as_millis() as i64).fetch_all(&self.pool)).await?;
-        Ok(self.readable(reaper, &rows).await)
+        self.readable(reaper, &rows).await
     }
 
     /// Takes over at most `limit` attempts whose runner took them away and has fallen silent, or took too long, for `reaper`,
@@ -118,7 +118,7 @@ impl Tasks {
         let query =
             sqlx::query("select * from crossover.take_over_lapsed_tasks($1, $2, $3 * interval '1 millisecond')");
         let rows = within(query.bind(reaper).bind(limit).bind(calm.as_millis() as i64).fetch_all(&self.pool)).await?;
-        Ok(self.readable(reaper, &rows).await)
+        self.readable(reaper, &rows).await
     }
 
     /// Gives a task's attempt to its runner, who is silent for `silence` at most and may take `left`. False: `worker` has
@@ -141,8 +141,9 @@ impl Tasks {
         within(given.fetch_one(&self.pool)).await
     }
 
-    /// Reads what was claimed. One that can't be read fails for itself and leaves the others alone.
-    async fn readable(&self, worker: Uuid, rows: &[PgRow]) -> Vec<Claimed> {
+    /// Reads what was claimed. One that can't be read fails for itself and leaves the others alone. Where that end does not get
+    /// through, the whole claim is as good as lost: nobody would know of what it took.
+    async fn readable(&self, worker: Uuid, rows: &[PgRow]) -> Result<Vec<Claimed>, LedgerError> {
         let (mut good, mut broken) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             match claimed_of(row) {
@@ -150,12 +151,17 @@ impl Tasks {
                 Err(error) => broken.extend(unreadable(row, &error)),
             }
         }
-        if !broken.is_empty()
-            && let Err(error) = self.finish(worker, &broken).await
-        {
-            tracing::warn!(%error, "tasks that can't be read can't be ended either; they come again when this worker ends");
+        if broken.is_empty() {
+            return Ok(good);
         }
-        good
+        match self.finish(worker, &broken).await {
+            Ok(_) => Ok(good),
+            Err(LedgerError::Refused(error)) if !transient(&error) => {
+                tracing::error!(%error, "tasks that can't be read can't be ended either; they wait until this worker ends");
+                Ok(good)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends attempts. Answers which of them this worker still held; the others' results are late and were refused.

@@ -104,6 +104,9 @@ async fn what_is_really_answered_has_the_described_shape() {
         described.answers("get", one, &node.get(&format!("{enqueue}/{}", world.id(key))).await);
     }
     described.answers("get", one, &node.get(&format!("{enqueue}/7")).await);
+    for query in ["account=nobody", "limit=2", "limit=0&acount=a"] {
+        described.answers("get", enqueue, &node.get(&format!("{enqueue}?{query}")).await);
+    }
     for key in ["later", "one", "none"] {
         described.answers("post", "/v1/interactions/{id}/cancel", &cancel(&node, &world, key).await);
     }
@@ -123,6 +126,40 @@ async fn what_is_really_answered_has_the_described_shape() {
         one,
         &until("it is found", async || Some(node.get(&path).await).filter(|a| a.status == 200)).await,
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schedules_are_answered_in_the_described_shape() {
+    let world = World::new(Stage::Complete).await;
+    let node = world.node().await;
+    let described = Described::by(&node).await;
+    let (all, one) = ("/v1/schedules", "/v1/schedules/{id}");
+    let of = |spec: Value| json!({ "account": world.account, "name": spec.to_string(), "kind": "sync", "payload": { "n": 1 }, "spec": spec });
+    let mut path = String::new();
+    for spec in [json!({ "every_ms": 1_000 }), json!({ "cron": "@daily" }), json!({ "at": "2100-01-01T00:00:00Z" })] {
+        let made = node.call("POST", all, Some(&of(spec))).await;
+        described.answers("post", all, &made);
+        path = format!("{all}/{}", made.body["id"].as_str().unwrap());
+    }
+    described.answers("post", all, &node.call("POST", all, Some(&json!({}))).await);
+    let trigger = node.call("POST", &format!("{path}/trigger"), Some(&json!({}))).await;
+    described.answers("post", "/v1/schedules/{id}/trigger", &trigger);
+    until("it has run", async || Some(node.get(&path).await).filter(|one| one.body["runs"][0].is_object())).await;
+    let pause = json!({ "reason": "why not" });
+    described.answers(
+        "post",
+        "/v1/schedules/{id}/pause",
+        &node.call("POST", &format!("{path}/pause"), Some(&pause)).await,
+    );
+    described.answers("get", one, &node.get(&path).await);
+    described.answers("get", all, &node.get(all).await);
+    described.answers("get", all, &node.get(&format!("{all}?limit=0")).await);
+    described.answers("post", "/v1/schedules/{id}/resume", &node.call("POST", &format!("{path}/resume"), None).await);
+    described.answers("patch", one, &node.call("PATCH", &path, Some(&json!({ "priority": 3 }))).await);
+    described.answers("patch", one, &node.call("PATCH", &path, Some(&json!({ "priority": 3, "version": 1 }))).await);
+    assert_eq!(node.call("DELETE", &path, None).await.status, 204);
+    described.answers("delete", one, &node.call("DELETE", &path, None).await);
     node.stop().await;
 }
 

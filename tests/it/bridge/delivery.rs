@@ -31,8 +31,12 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let target = Arc::new(Delivers(TemporalClient::lazy(settings).unwrap()));
     let metrics = Arc::new(Metrics::new().unwrap());
     let deliverer = Deliverer::new(target, world.ledger.clone(), metrics.clone());
-    let options =
-        RouterOptions { pin_timeout: Duration::from_secs(5), grace: Duration::from_millis(500), tasks: false };
+    let options = RouterOptions {
+        pin_timeout: Duration::from_secs(5),
+        grace: Duration::from_millis(500),
+        tasks: false,
+        window: Duration::from_secs(86_400),
+    };
     let flags = node.flags.clone().unwrap();
     let (decider, _) = crossover::flips::Decider::new(flags, Arc::default(), metrics.clone());
     let armed = crossover::arming::Armed::all_open();

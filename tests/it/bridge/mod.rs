@@ -24,20 +24,5 @@ use std::time::Duration;
 use crossover::interaction::Stage;
 use serde_json::{Value, json};
 
+pub use crate::wait::{PATIENCE, until};
 use world::{ALL, Answer, Node, ROUTER, WORKER, World};
-
-/// Nothing here takes so long unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Looks again and again, for nothing rings where the condition is another process's or a database's.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let wait = async {
-        loop {
-            match look().await {
-                Some(found) => return found,
-                None => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited too long until {what}"))
-}

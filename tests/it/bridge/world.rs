@@ -312,6 +312,16 @@ impl Node {
         answer(self.http.get(format!("{}{path}", self.base)).send().await.unwrap()).await
     }
 
+    /// Any other call.
+    pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let call = self.http.request(method.parse().unwrap(), format!("{}{path}", self.base));
+        let call = match body {
+            Some(body) => call.body(body.to_string()),
+            None => call,
+        };
+        answer(call.send().await.unwrap()).await
+    }
+
     pub async fn stop(mut self) {
         self.flags = None;
         self.app.take().unwrap().stop().await;

@@ -26,7 +26,7 @@ fn keyless(world: &World, name: &str) -> Value {
 async fn work_without_a_key_in_complete_is_a_task_and_its_key_leads_back_to_it() {
     let (world, node) = complete().await;
     let request = keyless(&world, "one");
-    let answer = super::until("the router knows that the account is armed", async || {
+    let answer = crate::wait::until("the router knows that the account is armed", async || {
         let answer = node.accepts(&request, 201).await;
         answer.body["key"].as_str().unwrap().starts_with("task_").then_some(answer)
     })
@@ -34,7 +34,7 @@ async fn work_without_a_key_in_complete_is_a_task_and_its_key_leads_back_to_it()
     let (id, key) = (answer.body["id"].as_str().unwrap().to_owned(), answer.body["key"].clone());
     assert!(tasks::named_at(id.parse().unwrap()).is_some());
     assert_eq!((answer.owner().as_str(), &answer.body["stage"]), ("postgres", &json!("complete")));
-    let found = super::until("it has run", async || {
+    let found = crate::wait::until("it has run", async || {
         Some(node.get(&format!("/v1/interactions/{id}")).await).filter(|found| found.body["state"] == "succeeded")
     })
     .await;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use crossover::queue::Claim;
 use crossover::queue::groups::{Group, Groups};
+use crossover::queue::{Claim, Claimed};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -371,7 +371,7 @@ async fn what_was_ready_before_its_group_had_limits_is_not_claimed_beyond_them()
         let (tasks, copies) = (here.tasks.claim(worker, 10).await.unwrap(), here.claim_copies(worker, 10).await);
         assert_eq!(tasks.len() + copies.len(), 2);
         seen.extend(tasks.iter().chain(&copies).map(|claimed| claimed.envelope.id));
-        let end = |claimed: &Claimed| Finish { task: claimed.task, ..end_of(claimed, Outcome::Succeeded) };
+        let end = |claimed: &Claimed| Finish::of(claimed, Some(Outcome::Succeeded));
         here.tasks.finish(worker, &tasks.iter().map(end).collect::<Vec<_>>()).await.unwrap();
         let queue = Queue::new(here.ledger.pool().clone());
         queue.finish(worker, &copies.iter().map(end).collect::<Vec<_>>()).await.unwrap();
@@ -511,7 +511,7 @@ async fn random_programs_keep_to_the_model() {
                 let (task, claimed) = model.running.swap_remove(random.random_range(0..model.running.len()));
                 let retry = random.random_bool(0.3).then_some(Duration::ZERO);
                 let outcome = if retry.is_some() { Outcome::Failed } else { Outcome::Succeeded };
-                let end = Finish { retry, task: claimed.task, ..end_of(&claimed, outcome) };
+                let end = Finish { retry, ..Finish::of(&claimed, Some(outcome)) };
                 let ended =
                     if task { here.tasks.finish(worker, &[end]).await } else { queue.finish(worker, &[end]).await };
                 assert_eq!(ended.unwrap(), [claimed.envelope.id], "step {step}");
@@ -554,7 +554,7 @@ async fn random_programs_keep_to_the_model() {
     // In the end all of it runs.
     here.groups().unset(GROUP).await.unwrap();
     for (task, claimed) in std::mem::take(&mut model.running) {
-        let end = Finish { task: claimed.task, ..end_of(&claimed, Outcome::Succeeded) };
+        let end = Finish::of(&claimed, Some(Outcome::Succeeded));
         let ended = if task { here.tasks.finish(worker, &[end]).await } else { queue.finish(worker, &[end]).await };
         assert_eq!(ended.unwrap().len(), 1);
     }
@@ -645,7 +645,7 @@ async fn an_account_has_a_rate_of_its_own() {
     assert_eq!((here.admit().await, here.admit().await), (4, 0));
     let claimed = here.tasks.claim(worker, 10).await.unwrap();
     assert_eq!(claimed.iter().filter(|c| c.envelope.account == "b").count(), 2);
-    let ends: Vec<Finish> = claimed.iter().map(|c| end_of(c, Outcome::Succeeded)).collect();
+    let ends: Vec<Finish> = claimed.iter().map(|c| Finish::of(c, Some(Outcome::Succeeded))).collect();
     here.tasks.finish(worker, &ends).await.unwrap();
     assert_eq!(here.admit().await, 0, "a place that is free is not a start that is due");
     let story = here.groups().list(None).await.unwrap();

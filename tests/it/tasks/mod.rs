@@ -15,7 +15,7 @@ use crossover::ledger::{self, Beat, Cancelling, Ending, Ledger, PinRequest, Repo
 use crossover::metrics::Metrics;
 use crossover::policy::{Backoff, Failure, Listed, Policy};
 use crossover::queue::tasks::{self, NewTask, Place, Tasks};
-use crossover::queue::{Claimed, Finish, Queue, Worker, WorkerOptions};
+use crossover::queue::{Finish, Queue, Worker, WorkerOptions};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::servers;
+use crate::wait::{PATIENCE, until};
 
 /// A database of a test's own, with one account that is armed.
 struct World {
@@ -35,7 +36,6 @@ struct World {
 const ACCOUNT: &str = "a";
 /// Longer than anything waits on a busy machine.
 const LEASE: Duration = Duration::from_millis(2_400);
-const PATIENCE: Duration = Duration::from_secs(60);
 
 impl World {
     async fn new() -> Self {
@@ -124,18 +124,6 @@ impl Working {
     }
 }
 
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let waited = async {
-        loop {
-            match look().await {
-                Some(found) => return found,
-                None => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
-}
-
 fn task(payload: Value) -> NewTask {
     NewTask {
         id: tasks::new_id(Utc::now()),
@@ -153,23 +141,6 @@ fn task(payload: Value) -> NewTask {
 
 fn echo() -> Handlers {
     Handlers::new().register("k", |payload: Value, _| async move { Ok(json!({ "got": payload })) })
-}
-
-fn end_of(claimed: &Claimed, outcome: Outcome) -> Finish {
-    Finish {
-        id: claimed.envelope.id,
-        epoch: 1,
-        attempt: claimed.fence.attempt,
-        rehearsal: false,
-        ended_at: Utc::now(),
-        outcome: Some(outcome),
-        failure: None,
-        retry: None,
-        park: false,
-        result: None,
-        error: None,
-        task: claimed.task,
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -275,7 +246,7 @@ async fn a_cancel_wins_over_the_retry_that_is_on_its_way() {
     let worker = here.claimer(PATIENCE).await;
     let claimed = here.tasks.claim(worker, 1).await.unwrap().remove(0);
     assert_eq!(here.tasks.cancel(id, "enough").await.unwrap(), Some(Cancelling::Asked));
-    let end = Finish { retry: Some(Duration::ZERO), ..end_of(&claimed, Outcome::Failed) };
+    let end = Finish { retry: Some(Duration::ZERO), ..Finish::of(&claimed, Some(Outcome::Failed)) };
     assert_eq!(here.tasks.finish(worker, &[end]).await.unwrap(), [id]);
     let story = here.story(id).await;
     assert_eq!((story.state.as_str(), story.pin.reason.as_deref()), ("cancelled", Some("enough")));
@@ -297,7 +268,7 @@ async fn a_dead_workers_task_runs_again_and_its_late_result_is_refused() {
         [Outcome::Failed, Outcome::Succeeded]
     );
     assert_eq!(story.attempts[1].fence.attempt, 2);
-    assert!(here.tasks.finish(dead, &[end_of(&late, Outcome::Succeeded)]).await.unwrap().is_empty());
+    assert!(here.tasks.finish(dead, &[Finish::of(&late, Some(Outcome::Succeeded))]).await.unwrap().is_empty());
     assert_eq!(here.story(id).await.attempts.len(), 2, "nothing of it is written");
     assert_eq!(here.metrics.taken_over.get(), 1);
 }
@@ -337,7 +308,7 @@ async fn workers_that_claim_at_once_share_no_task_and_leave_none() {
             if claimed.is_empty() {
                 return mine;
             }
-            let ends: Vec<Finish> = claimed.iter().map(|c| end_of(c, Outcome::Succeeded)).collect();
+            let ends: Vec<Finish> = claimed.iter().map(|c| Finish::of(c, Some(Outcome::Succeeded))).collect();
             assert_eq!(here.tasks.finish(worker, &ends).await.unwrap().len(), claimed.len());
             mine.extend(claimed.into_iter().map(|c| c.envelope.id));
         }
@@ -402,7 +373,7 @@ async fn a_task_is_found_in_the_views_wherever_it_is() {
     assert_eq!((state().await.as_str(), running().await), ("running", 1));
     let depth = Queue::new(here.ledger.pool().clone()).depth().await.unwrap();
     assert_eq!((depth.ready, depth.running, depth.scheduled), (0, 1, 0));
-    here.tasks.finish(worker, &[end_of(&claimed[0], Outcome::Succeeded)]).await.unwrap();
+    here.tasks.finish(worker, &[Finish::of(&claimed[0], Some(Outcome::Succeeded))]).await.unwrap();
     assert_eq!((state().await.as_str(), running().await), ("succeeded", 0));
 }
 
@@ -543,4 +514,23 @@ async fn a_wish_to_cancel_outlives_that_its_claim_is_undone() {
     assert_eq!(here.tasks.release_unknown(worker, &[]).await.unwrap(), 1);
     let again = here.tasks.claim(worker, 1).await.unwrap();
     assert_eq!(again[0].called_off.as_deref(), Some("enough"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_what_is_due_reads_nothing_of_what_is_due_later() {
+    let world = World::new().await;
+    let mut one = world.ledger.pool().begin().await.unwrap();
+    let later = "insert into crossover.scheduled (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp() + interval '1 day', 1, 0, true, 'g' from generate_series(1, 5000);
+        insert into crossover.tasks_scheduled (id, due_at, created_at, vt, rank, attempt, account, kind, grp)
+        select gen_random_uuid(), clock_timestamp() + interval '1 day', clock_timestamp(), 1, 0, 1, 'a', 'k', 'g' from generate_series(1, 5000);
+        analyze crossover.scheduled, crossover.tasks_scheduled";
+    sqlx::raw_sql(later).execute(&mut *one).await.unwrap();
+    for look in ["select crossover.promote_due(100)", "select crossover.promote_due_tasks(100)"] {
+        assert_eq!(sqlx::query_scalar::<_, i64>(look).fetch_one(&mut *one).await.unwrap(), 0);
+    }
+    let read = "select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+        from pg_stat_xact_user_tables where relname in ('scheduled', 'tasks_scheduled')";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *one).await.unwrap();
+    assert!(read < 100, "{read} rows were read to find none");
 }

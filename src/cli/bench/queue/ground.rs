@@ -10,7 +10,7 @@ use crate::config::{Config, temp_dir};
 use crate::provision::{self, Progress};
 
 /// A Postgres of its own, and where it lies.
-pub(super) struct Ground {
+pub(in super::super) struct Ground {
     pub config: Config,
     pub url: String,
     pub pool: PgPool,
@@ -20,7 +20,7 @@ pub(super) struct Ground {
 
 /// What the server wrote.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cost {
+pub(in super::super) struct Cost {
     pub wal_bytes: f64,
     pub commits: f64,
 }
@@ -29,7 +29,7 @@ pub(super) struct Cost {
 const ACCOUNTS: u32 = 1_000;
 
 impl Ground {
-    pub(super) async fn prepare(mut config: Config, progress: &Progress) -> Result<Self, Failure> {
+    pub(in super::super) async fn prepare(mut config: Config, progress: &Progress) -> Result<Self, Failure> {
         let dir = temp_dir().join(format!("crossover-bench-{}", uuid::Uuid::new_v4().simple()));
         std::fs::create_dir_all(&dir)?;
         config.state_dir = dir.join("state");
@@ -61,17 +61,17 @@ impl Ground {
     }
 
     /// The account of the n-th task.
-    pub(super) fn account(n: u32) -> String {
+    pub(in super::super) fn account(n: u32) -> String {
         format!("account-{}", n % ACCOUNTS)
     }
 
     /// A JSON text of 200 bytes.
-    pub(super) fn payload(n: u32) -> String {
+    pub(in super::super) fn payload(n: u32) -> String {
         format!("\"{n:0>198}\"")
     }
 
     /// Empties the tables of both sides, and leaves nothing to write back.
-    pub(super) async fn sweep(&self) -> Result<(), Failure> {
+    pub(in super::super) async fn sweep(&self) -> Result<(), Failure> {
         for sql in [
             "truncate floor.jobs, floor.history",
             "truncate crossover.tasks, crossover.tasks_ready, crossover.tasks_scheduled, crossover.attempts, crossover.pins, crossover.payloads, crossover.ready, crossover.running, crossover.scheduled, crossover.gate, crossover.outbox",
@@ -83,7 +83,7 @@ impl Ground {
     }
 
     /// As autovacuum leaves tables that have stood for a while.
-    pub(super) async fn settle(&self, tables: &[&str]) -> Result<(), Failure> {
+    pub(in super::super) async fn settle(&self, tables: &[&str]) -> Result<(), Failure> {
         for table in tables {
             sqlx::raw_sql(sqlx::AssertSqlSafe(format!("vacuum analyze {table}"))).execute(&self.pool).await?;
         }
@@ -92,7 +92,7 @@ impl Ground {
     }
 
     /// What the server has written so far.
-    pub(super) async fn cost(&self) -> Result<Cost, Failure> {
+    pub(in super::super) async fn cost(&self) -> Result<Cost, Failure> {
         let (wal_bytes, commits) = sqlx::query_as(
             "select (pg_current_wal_lsn() - '0/0')::float8, (select sum(xact_commit)::float8 from pg_stat_database)",
         )
@@ -101,7 +101,7 @@ impl Ground {
         Ok(Cost { wal_bytes, commits })
     }
 
-    pub(super) async fn clear(self) {
+    pub(in super::super) async fn clear(self) {
         self.pool.close().await;
         drop(self._postgres);
         // What can't be removed lies in the system's folder for such things.
@@ -110,7 +110,7 @@ impl Ground {
 }
 
 impl Cost {
-    pub(super) fn since(self, before: Cost) -> Cost {
+    pub(in super::super) fn since(self, before: Cost) -> Cost {
         Cost { wal_bytes: self.wal_bytes - before.wal_bytes, commits: self.commits - before.commits }
     }
 }

@@ -121,7 +121,7 @@ fn task(n: u32) -> Result<NewTask, Failure> {
     })
 }
 
-fn interaction(n: u32) -> Result<Interaction, Failure> {
+pub(in super::super) fn interaction(n: u32) -> Result<Interaction, Failure> {
     Ok(Interaction {
         account: Ground::account(n),
         kind: KIND.to_owned(),
@@ -181,7 +181,7 @@ fn worker_of(ground: &Ground, handlers: Handlers, wake: Arc<Notify>) -> Result<W
 }
 
 /// A router of a process whose accounts are all in complete.
-async fn router(ground: &Ground) -> Result<App, Failure> {
+pub(in super::super) async fn router(ground: &Ground) -> Result<App, Failure> {
     let flags = DocumentBuilder::default().everybody(Stage::Complete).build();
     flags
         .map_err(|faults| format!("the bench's flags are not right: {faults:?}"))?

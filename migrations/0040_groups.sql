@@ -653,13 +653,15 @@ end $$;
 
 -- Moves what is due from scheduled to ready, oldest first, or to the gate. Returns how many.
 create or replace function crossover.promote_due(p_limit integer) returns bigint
-language plpgsql as $$
+language plpgsql
+-- By the index, whatever the planner thinks of how many are due.
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_gates boolean := exists (select from crossover.groups g where g.gated);
     v_moved bigint;
 begin
     with due as materialized (
-        select id from crossover.scheduled where due_at <= clock_timestamp() order by due_at limit p_limit for update skip locked),
+        select id from crossover.scheduled where due_at <= statement_timestamp() order by due_at limit p_limit for update skip locked),
     moved as (delete from crossover.scheduled s using due where s.id = due.id
         returning s.*, case when v_gates then exists (select from crossover.groups g where g.grp = s.grp and g.gated) else false end as gated),
     placed as (
@@ -707,13 +709,14 @@ begin
 end $$;
 
 create or replace function crossover.promote_due_tasks(p_limit integer) returns bigint
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_gates boolean := exists (select from crossover.groups g where g.gated);
     v_moved bigint;
 begin
     with due as materialized (
-        select id from crossover.tasks_scheduled where due_at <= clock_timestamp() order by due_at limit p_limit for update skip locked),
+        select id from crossover.tasks_scheduled where due_at <= statement_timestamp() order by due_at limit p_limit for update skip locked),
     moved as (delete from crossover.tasks_scheduled s using due where s.id = due.id
         returning s.*, case when v_gates then exists (select from crossover.groups g where g.grp = s.grp and g.gated) else false end as gated),
     placed as (
