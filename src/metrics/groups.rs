@@ -22,6 +22,7 @@ pub struct GroupMetrics {
     waiting: IntGaugeVec,
     admitted: IntCounter,
     strays: IntCounter,
+    gave_way: IntCounter,
     /// Work refused because too much of its group waits.
     pub refused: IntCounter,
     shown: Mutex<HashSet<String>>,
@@ -62,6 +63,13 @@ impl GroupMetrics {
                     "Copies that were ready before their group had limits, and that passes of this worker took to the gate.",
                 )?,
             )?,
+            gave_way: register(
+                r,
+                IntCounter::new(
+                    "crossover_group_gave_way_total",
+                    "Rehearsals whose real run had not begun, and that gave their place in a full group to an execution. Rising: Temporal runs late, and its rehearsals would hold up what Postgres owns.",
+                )?,
+            )?,
             refused: register(
                 r,
                 IntCounter::new(
@@ -94,6 +102,7 @@ impl GroupMetrics {
     pub fn passed(&self, pass: &Pass) {
         self.admitted.inc_by(pass.admitted.unsigned_abs());
         self.strays.inc_by(pass.strays.unsigned_abs());
+        self.gave_way.inc_by(pass.gave_way.unsigned_abs());
     }
 }
 

@@ -10,6 +10,7 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::faulty;
+use super::groups::Told;
 use super::held::Key;
 use super::storage::Finish;
 use super::worker::Shared;
@@ -38,7 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
 
 /// Reports what `worker` holds, copies or tasks, until Postgres has taken it.
 pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
-    heed(shared, batch).await;
+    heed(shared, worker, batch).await;
     // Whether an earlier answer was lost: then it may be this very report that took them.
     let mut in_doubt = false;
     loop {
@@ -62,15 +63,17 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
 }
 
 /// Holds back accounts that were told to come back later, before the places of those that were told so are free.
-async fn heed(shared: &Shared, batch: &[Finish]) {
+async fn heed(shared: &Shared, worker: Uuid, batch: &[Finish]) {
     if !shared.gate.is_needed() {
         return;
     }
-    let wait = |end: &Finish| end.failure.as_ref().and_then(Failure::retry_after_ms);
-    let told: Vec<(Uuid, i64)> =
-        batch.iter().filter(|end| !end.rehearsal).filter_map(|end| Some((end.id, wait(end)?))).collect();
+    let told = |end: &Finish| {
+        let wait_ms = end.failure.as_ref().and_then(Failure::retry_after_ms)?;
+        Some(Told { id: end.id, attempt: end.attempt, task: end.task, wait_ms })
+    };
+    let told: Vec<Told> = batch.iter().filter(|end| !end.rehearsal).filter_map(told).collect();
     if !told.is_empty()
-        && let Err(error) = shared.groups.heed_retry_after(&told).await
+        && let Err(error) = shared.groups.heed_retry_after(worker, &told).await
     {
         shared.failed("heed_retry_after", &error);
         warn!(%error, "what was said of coming back later can't be kept; more of these accounts may start before");

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::groups::Pass;
+use super::groups::{Asked, Pass};
 use super::worker::Shared;
 
 /// What a worker's parts and its passes tell each other.
@@ -47,13 +47,16 @@ const IDLE: Duration = Duration::from_millis(400);
 const BUSY: Duration = Duration::from_millis(3);
 /// Ends come in handfuls.
 const FEW: Duration = Duration::from_millis(1);
+/// What rates and holds no longer need is forgotten so often.
+const TIDY: Duration = Duration::from_secs(5);
 /// The pause after a failed call.
 const TROUBLE: Duration = Duration::from_millis(250);
 
 /// Admits until `stop`.
 pub(super) async fn admit(shared: Arc<Shared>, stop: CancellationToken) {
     let mut pause = Duration::ZERO;
-    let mut looked: Option<Instant> = None;
+    let (mut looked, mut tidied): (Option<Instant>, Option<Instant>) = (None, None);
+    let mut from = None;
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
         let rung = tokio::select! {
@@ -63,13 +66,20 @@ pub(super) async fn admit(shared: Arc<Shared>, stop: CancellationToken) {
             () = tokio::time::sleep(nap) => false,
         };
         let look = looked.is_none_or(|at| at.elapsed() >= POLL);
-        let Some(pass) = stop.run_until_cancelled(shared.groups.admit(MOST, look)).await else { return };
+        let tidy = tidied.is_none_or(|at| at.elapsed() >= TIDY);
+        let asked = Asked { most: MOST, look, tidy, from: from.take() };
+        let Some(pass) = stop.run_until_cancelled(shared.groups.admit(asked)).await else { return };
         pause = match pass {
             Ok(pass) => {
                 if look && !pass.busy {
                     looked = (pass.strays == 0).then(Instant::now);
                 }
-                after(&shared, pass, rung)
+                if tidy && !pass.busy {
+                    tidied = Some(Instant::now());
+                }
+                let pause = after(&shared, &pass, rung);
+                from = pass.go_on;
+                pause
             }
             Err(error) => {
                 shared.failed("admit", &error);
@@ -84,15 +94,17 @@ pub(super) async fn admit(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 /// When to come again.
-fn after(shared: &Shared, pass: Pass, rung: bool) -> Duration {
+fn after(shared: &Shared, pass: &Pass, rung: bool) -> Duration {
     shared.gate.limits.store(pass.gates, Ordering::Relaxed);
-    shared.metrics.groups.passed(&pass);
-    if pass.admitted > 0 {
+    shared.metrics.groups.passed(pass);
+    // What strays were in front of may have been out of a claim's reach.
+    if pass.admitted > 0 || pass.strays > 0 {
         shared.gate.admitted.notify_one();
     }
-    match pass {
+    match *pass {
         Pass { busy: true, .. } if rung => BUSY,
         Pass { strays, admitted, .. } if strays > 0 || admitted >= i64::from(MOST) => Duration::ZERO,
+        Pass { go_on: Some(_), .. } => Duration::ZERO,
         Pass { gates: true, wait_ms: Some(ms), .. } => POLL.min(Duration::from_secs_f64(ms.clamp(0.0, 1e6) / 1_000.0)),
         Pass { gates: true, .. } => POLL,
         _ => IDLE,

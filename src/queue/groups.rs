@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::tasks::named_at;
+use super::tasks::Place;
 use crate::ledger::{LedgerError, within};
 
 /// Groups and their gate. Cheap to clone.
@@ -64,8 +64,21 @@ pub struct Weight {
     pub changed_by: String,
 }
 
+/// What a pass at the gate is to do.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// It admits at most so many of a group.
+    pub most: i32,
+    /// It looks for what goes by its group's limits, too.
+    pub look: bool,
+    /// It forgets what rates and holds no longer need.
+    pub tidy: bool,
+    /// It goes on behind this group, which an earlier one came to.
+    pub from: Option<String>,
+}
+
 /// What a pass at the gate came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, Default, PartialEq, sqlx::FromRow)]
 pub struct Pass {
     /// Somebody else is at it; nothing was done.
     pub busy: bool,
@@ -75,8 +88,25 @@ pub struct Pass {
     pub admitted: i64,
     /// What was ready though its group has limits, and was taken to the gate.
     pub strays: i64,
+    /// Of what was admitted, in the place of a rehearsal whose real run had not begun.
+    pub gave_way: i64,
     /// By a rate, more may be let in after so many milliseconds.
     pub wait_ms: Option<f64>,
+    /// It took long enough; another one goes on behind this group.
+    pub go_on: Option<String>,
+}
+
+/// An attempt that was told to come back later.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    /// The interaction.
+    pub id: Uuid,
+    /// The attempt.
+    pub attempt: i32,
+    /// Where its row is, of a task.
+    pub task: Option<Place>,
+    /// In so many milliseconds.
+    pub wait_ms: i64,
 }
 
 /// A group with a cap on what may wait.
@@ -118,18 +148,22 @@ impl Groups {
         Self { pool }
     }
 
-    /// Admits what there is room for, at most `most` of each group; `look`: for what goes by its limits, too.
-    pub async fn admit(&self, most: i32, look: bool) -> Result<Pass, LedgerError> {
-        let pass = sqlx::query_as("select * from crossover.admit($1, $2)");
-        within(pass.bind(most).bind(look).fetch_one(&self.pool)).await
+    /// Admits what there is room for.
+    pub async fn admit(&self, asked: Asked) -> Result<Pass, LedgerError> {
+        let pass = sqlx::query_as("select * from crossover.admit($1, $2, $3, $4)");
+        within(pass.bind(asked.most).bind(asked.look).bind(asked.tidy).bind(asked.from).fetch_one(&self.pool)).await
     }
 
-    /// Before attempts are reported that were told to come back later, by id and time of it in milliseconds: where their group
-    /// heeds it, the rest of their account is held back.
-    pub async fn heed_retry_after(&self, told: &[(Uuid, i64)]) -> Result<(), LedgerError> {
-        let (ids, waits): (Vec<Uuid>, Vec<i64>) = told.iter().copied().unzip();
-        let named: Vec<Option<DateTime<Utc>>> = ids.iter().map(|id| named_at(*id)).collect();
-        let heeded = sqlx::query("select crossover.heed_retry_after($1, $2, $3)").bind(ids).bind(named).bind(waits);
+    /// Before `worker` reports ends of attempts that were told to come back later: where their group heeds it, the rest of their
+    /// account is held back.
+    pub async fn heed_retry_after(&self, worker: Uuid, told: &[Told]) -> Result<(), LedgerError> {
+        let heeded = sqlx::query("select crossover.heed_retry_after($1, $2, $3, $4, $5, $6)")
+            .bind(worker)
+            .bind(told.iter().map(|told| told.id).collect::<Vec<_>>())
+            .bind(told.iter().map(|told| told.attempt).collect::<Vec<_>>())
+            .bind(told.iter().map(|told| told.task.map(|place| place.rank)).collect::<Vec<_>>())
+            .bind(told.iter().map(|told| told.task.map(|place| place.vt)).collect::<Vec<_>>())
+            .bind(told.iter().map(|told| told.wait_ms).collect::<Vec<_>>());
         within(heeded.execute(&self.pool)).await.map(drop)
     }
 

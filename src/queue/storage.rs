@@ -187,6 +187,16 @@ impl Finish {
     }
 }
 
+/// What a claim of copies takes.
+const HEAD: &str = "picked as materialized (select * from head),";
+const LOW_AND_HEAD: &str = "low as materialized (
+        select rank, seq from crossover.ready where rank = (
+                select rank from crossover.ready where true {only} order by rank desc, seq desc limit 1)
+            and rank > (select max(rank) from head) {only}
+        order by rank, seq limit $4 for update skip locked),
+     picked as materialized (
+        select * from low union all (select * from head order by rank, seq limit $1 - (select count(*) from low))),";
+
 impl Queue {
     /// The queue of the database behind `pool`.
     pub fn new(pool: PgPool) -> Self {
@@ -213,26 +223,28 @@ impl Queue {
         Groups::new(self.pool.clone())
     }
 
-    /// Takes the head of the ready set: by priority, then in order; one row in twenty is of the lowest priority that waits, where
-    /// the head has none of it. What came to be ready before its group had limits goes to the gate. Reads as many rows as it
-    /// takes.
+    /// Takes the head of the ready set: by priority, then in order. What came to be ready before its group had limits goes to the
+    /// gate. Reads as many rows as it takes.
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, LedgerError> {
-        let only = if claim.executions_only { "where execute" } else { "where true" };
+        self.claim_sharing(claim, 0).await
+    }
+
+    /// The same; `low` of it are of the lowest priority that waits, where the head has none of it.
+    pub async fn claim_sharing(&self, claim: Claim, low: usize) -> Result<Vec<Claimed>, LedgerError> {
+        let only = if claim.executions_only { "and execute" } else { "" };
+        let picked = if low > 0 { LOW_AND_HEAD } else { HEAD };
+        // Whether there are limits is asked before a row is locked, and not in the snapshot of this statement: one that is older than a
+        // group's first limit, and came to its end after it, would start more than the limit.
         let sql = format!(
-            "with head as materialized (
-                select rank, seq from crossover.ready {only} order by rank, seq limit $1 for update skip locked),
-             low as materialized (
-                select rank, seq from crossover.ready {only} and rank = (
-                        select rank from crossover.ready {only} and $4 > 0 order by rank desc, seq desc limit 1)
-                    and rank > (select max(rank) from head)
-                order by rank, seq limit $4 for update skip locked),
-             picked as materialized (
-                select * from low
-                union all (select * from head order by rank, seq limit $1 - (select count(*) from low))),
+            "with gates as materialized (select crossover.begin_claim() as are),
+             head as materialized (
+                select rank, seq from crossover.ready where (select are from gates) is not null {only}
+                order by rank, seq limit $1 for update skip locked),
+             {picked}
              taken as (
                 delete from crossover.ready r using picked h where r.rank = h.rank and r.seq = h.seq
-                returning r.*, r.gated_for is null and case when (select exists (select from crossover.groups g where g.gated))
-                    then exists (select from crossover.groups g where g.grp = r.grp and g.gated) else false end as stray),
+                returning r.*, r.gated_for is null
+                    and case when (select are from gates) then crossover.is_gated_now(r.grp) else false end as stray),
              stopped as (
                 insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
                 select t.grp, false, t.rank, t.seq, t.id, t.due_at, t.attempt, t.execute, p.account
@@ -249,16 +261,16 @@ impl Queue {
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
              order by h.rank, h.due_at"
-        );
-        let rows = within(
-            sqlx::query(sqlx::AssertSqlSafe(sql))
-                .bind(claim.limit)
-                .bind(claim.worker)
-                .bind(claim.lease.as_millis() as i64)
-                .bind(share_of_the_lowest(claim.limit))
-                .fetch_all(&self.pool),
         )
-        .await?;
+        .replace("{only}", only);
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(claim.limit)
+            .bind(claim.worker)
+            .bind(claim.lease.as_millis() as i64);
+        if low > 0 {
+            query = query.bind(low as i64);
+        }
+        let rows = within(query.fetch_all(&self.pool)).await?;
         Ok(self.readable(claim.worker, &rows).await)
     }
 
@@ -307,7 +319,10 @@ impl Queue {
     pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
         let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
         let back = sqlx::query_scalar::<_, i64>(
-            "with back as (delete from crossover.running where worker = $1 and id <> all ($2) returning *),
+            // In one order, as heartbeats and ends do.
+            "with mine as materialized (
+                select id from crossover.running where worker = $1 and id <> all ($2) order by id for update),
+             back as (delete from crossover.running r using mine where r.id = mine.id returning r.*),
              stopped as (
                 insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
                 select grp, false, rank, nextval('crossover.ready_seq_seq'), id, due_at, attempt, execute, gated_for
@@ -520,11 +535,6 @@ impl Queue {
         );
         within(groups.bind(most).bind(others).fetch_all(&self.pool)).await
     }
-}
-
-/// How much of a claim of `limit` is for the lowest priority: one in twenty, on average.
-fn share_of_the_lowest(limit: i64) -> i64 {
-    (limit as f64 / 20.0 + rand::random::<f64>()).floor() as i64
 }
 
 async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {

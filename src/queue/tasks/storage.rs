@@ -90,9 +90,14 @@ impl Tasks {
 
     /// Takes the head of what is ready, by priority and then in virtual time. Nothing for a worker without a lease.
     pub async fn claim(&self, worker: Uuid, limit: usize) -> Result<Vec<Claimed>, LedgerError> {
-        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2)");
-        let rows = within(query.bind(worker).bind(limit).fetch_all(&self.pool)).await?;
+        self.claim_sharing(worker, limit, 0).await
+    }
+
+    /// The same; `low` of it are of the lowest priority that waits, where the head has none of it.
+    pub async fn claim_sharing(&self, worker: Uuid, limit: usize, low: usize) -> Result<Vec<Claimed>, LedgerError> {
+        let [limit, low] = [limit, low].map(|many| i32::try_from(many).unwrap_or(i32::MAX));
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2, $3)");
+        let rows = within(query.bind(worker).bind(limit).bind(low).fetch_all(&self.pool)).await?;
         let mut claimed = self.readable(worker, &rows).await?;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
         Ok(claimed)

@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use crossover::queue::groups::{Group, Groups};
+use crossover::queue::groups::{Asked, Group, Groups, Pass, Told};
 use crossover::queue::{Claim, Claimed};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 
 use super::*;
+
+mod changes;
+mod giving_way;
+mod races;
+mod random;
+mod rates;
 
 const GROUP: &str = "mail";
 
@@ -27,7 +31,12 @@ impl World {
 
     /// A pass that looks everywhere; how much it admitted.
     async fn admit(&self) -> i64 {
-        self.groups().admit(1_000, true).await.unwrap().admitted
+        self.pass().await.admitted
+    }
+
+    async fn pass(&self) -> Pass {
+        let asked = Asked { most: 1_000, look: true, tidy: true, from: None };
+        self.groups().admit(asked).await.unwrap()
     }
 
     /// A pinned interaction of the group.
@@ -63,6 +72,13 @@ impl World {
     async fn standing(&self, id: Uuid) -> (String, Option<String>) {
         let asked = sqlx::query_as("select state, reason from crossover.interactions where id = $1");
         asked.bind(id).fetch_one(self.ledger.pool()).await.unwrap()
+    }
+
+    /// The real run of what is rehearsed here was seen to begin.
+    async fn real_run_begins(&self, id: Uuid) {
+        let seen = "insert into crossover.sightings (side_at, id, observer, epoch, attempt, rehearsal, side, what)
+            values (clock_timestamp(), $1, gen_random_uuid(), 1, 1, false, 'temporal', 'dequeued')";
+        sqlx::query(seen).bind(id).execute(self.ledger.pool()).await.unwrap();
     }
 
     async fn unended(&self) -> i64 {
@@ -244,7 +260,7 @@ async fn a_group_that_gets_its_first_limit_while_it_runs_counts_what_runs() {
     let worker = here.worker_of(Arc::new(Held { watch: watch.clone(), go_on: go_on.clone() }));
     until("all slots are taken", async || (watch.running() == 10).then_some(())).await;
     here.set(json!({ "max_running": 3 })).await;
-    assert_eq!(here.group().await.held, 10);
+    until("what runs is counted in", async || (here.group().await.held == 10).then_some(())).await;
     go_on.cancel();
     // What runs after those ten is let through one by one, and so at most three at a time.
     let seen = watch.clone();
@@ -323,6 +339,7 @@ async fn a_rehearsal_takes_a_place_of_its_group_until_its_real_run_has_ended() {
     let worker = here.worker(echo());
     until("it is rehearsed", async || (here.count("select count(*) from crossover.running").await == 1).then_some(()))
         .await;
+    here.real_run_begins(rehearsed).await;
     let id = here.enqueue(mail(1)).await;
     assert_eq!((here.admit().await, here.story(id).await.state.as_str()), (0, "waiting"));
     let end = "select crossover.end_pins('temporal', array[$1], array[1], array[1], array['succeeded'], array[null])";
@@ -430,7 +447,7 @@ async fn an_account_that_floods_a_group_leaves_places_to_the_others() {
 }
 
 #[tokio::test]
-async fn one_in_twenty_of_what_is_claimed_is_of_the_lowest_priority_that_waits() {
+async fn what_a_claim_asks_of_the_lowest_priority_that_waits_it_gets() {
     let here = World::new().await;
     let of = |n, priority| NewTask { priority, vt: n as i64, ..task(json!(n)) };
     let tasks: Vec<NewTask> = (0..400).map(|n| of(n, 5)).chain((0..100).map(|n| of(n, -5))).collect();
@@ -447,207 +464,39 @@ async fn one_in_twenty_of_what_is_claimed_is_of_the_lowest_priority_that_waits()
         claimed.iter().filter(|c| all.iter().any(|t| t.id == c.envelope.id && t.priority < 0)).count()
     };
     for _ in 0..5 {
-        let claimed = here.tasks.claim(worker, 40).await.unwrap();
+        let claimed = here.tasks.claim_sharing(worker, 40, 2).await.unwrap();
         assert_eq!((claimed.len(), low(&claimed, &tasks)), (40, 2));
-        let claimed = here.claim_copies(worker, 20).await;
+        let claim = Claim { worker, limit: 20, executions_only: false, lease: PATIENCE };
+        let claimed = Queue::new(here.ledger.pool().clone()).claim_sharing(claim, 1).await.unwrap();
         let of_the_lowest = claimed.iter().filter(|c| c.envelope.key.parse::<usize>().unwrap() >= 200).count();
         assert_eq!((claimed.len(), of_the_lowest), (20, 1));
     }
-    let rest = here.tasks.claim(worker, 1_000).await.unwrap();
+    let rest = here.tasks.claim_sharing(worker, 1_000, 50).await.unwrap();
     assert_eq!(rest.len(), 300, "a claim that can have all has all");
-}
-
-/// What a small model knows of the group.
-#[derive(Default)]
-struct Model {
-    limit: Option<usize>,
-    per_account: Option<usize>,
-    paused: bool,
-    waiting: Vec<Uuid>,
-    running: Vec<(bool, Claimed)>,
-}
-
-impl Model {
-    /// Whether one more of `account` may run.
-    fn has_room(&self, account: &str) -> bool {
-        let of = self.running.iter().filter(|(_, claimed)| claimed.envelope.account == account).count();
-        !self.paused
-            && self.limit.is_none_or(|limit| self.running.len() < limit)
-            && self.per_account.is_none_or(|limit| of < limit)
-    }
-
-    fn began(&mut self, task: bool, claimed: Claimed, step: usize) {
-        assert!(
-            self.has_room(&claimed.envelope.account),
-            "step {step}: {} begins beyond the limits",
-            claimed.envelope.id
-        );
-        let place = self.waiting.iter().position(|id| *id == claimed.envelope.id);
-        self.waiting.remove(place.unwrap_or_else(|| panic!("step {step}: {} does not wait", claimed.envelope.id)));
-        self.running.push((task, claimed));
+    for _ in 0..3 {
+        here.tasks.enqueue(&[NewTask { vt: 1, ..task(json!(1)) }, NewTask { vt: 2, ..task(json!(2)) }]).await.unwrap();
+        let claimed = here.tasks.claim_sharing(worker, 1, 1).await.unwrap();
+        assert_eq!(claimed[0].task.unwrap().vt, 1, "among equals the order is kept");
+        here.tasks.claim(worker, 10).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn random_programs_keep_to_the_model() {
+async fn a_flood_of_urgent_work_leaves_the_lowest_priority_its_share() {
     let here = World::new().await;
-    here.arm("b").await;
-    let (seed, queue) = (rand::random::<u64>(), Queue::new(here.ledger.pool().clone()));
-    println!("seed {seed}");
-    let (mut random, mut model) = (StdRng::seed_from_u64(seed), Model::default());
-    let worker = here.claimer(PATIENCE * 10).await;
-    for step in 0..400 {
-        let account = if random.random_bool(0.5) { ACCOUNT } else { "b" };
-        match random.random_range(0..14) {
-            0..=2 => model.waiting.push(here.enqueue(NewTask { account: account.to_owned(), ..mail(step) }).await),
-            3 | 4 => model.waiting.push(here.pin(account, &step.to_string(), Stage::Complete, Policy::default()).await),
-            5 | 6 => {
-                here.admit().await;
-                let (tasks, copies) = (here.tasks.claim(worker, 4).await.unwrap(), here.claim_copies(worker, 4).await);
-                tasks.into_iter().for_each(|claimed| model.began(true, claimed, step));
-                copies.into_iter().for_each(|claimed| model.began(false, claimed, step));
-            }
-            7 | 8 if !model.running.is_empty() => {
-                let (task, claimed) = model.running.swap_remove(random.random_range(0..model.running.len()));
-                let retry = random.random_bool(0.3).then_some(Duration::ZERO);
-                let outcome = if retry.is_some() { Outcome::Failed } else { Outcome::Succeeded };
-                let end = Finish { retry, ..Finish::of(&claimed, Some(outcome)) };
-                let ended =
-                    if task { here.tasks.finish(worker, &[end]).await } else { queue.finish(worker, &[end]).await };
-                assert_eq!(ended.unwrap(), [claimed.envelope.id], "step {step}");
-                if retry.is_some() {
-                    model.waiting.push(claimed.envelope.id);
-                }
-            }
-            9 => drop((here.tasks.promote_due(100).await.unwrap(), queue.promote_due(100).await.unwrap())),
-            10 if !model.waiting.is_empty() => {
-                let id = model.waiting.swap_remove(random.random_range(0..model.waiting.len()));
-                let task = tasks::named_at(id).is_some();
-                let answer = if task { here.tasks.cancel(id, "x").await } else { here.ledger.cancel(id, "x").await };
-                assert_eq!(answer.unwrap(), Some(Cancelling::Cancelled), "step {step}");
-            }
-            11 => {
-                model.limit = random.random_bool(0.7).then(|| random.random_range(1..6));
-                model.per_account = random.random_bool(0.5).then(|| random.random_range(1..4));
-                here.set(json!({ "max_running": model.limit, "max_per_account": model.per_account })).await;
-            }
-            12 => {
-                model.paused = random.random_bool(0.4);
-                match model.paused {
-                    true => here.groups().pause(GROUP, "x", "test").await.unwrap(),
-                    false => here.groups().resume(GROUP, "test").await.unwrap(),
-                }
-            }
-            13 if random.random_bool(0.3) => {
-                here.groups().unset(GROUP).await.unwrap();
-                (model.limit, model.per_account, model.paused) = (None, None, false);
-            }
-            _ => {}
-        }
-        let there = here.count(
-            "select (select count(*) from crossover.gate) + (select count(*) from crossover.ready) + (select count(*) from crossover.running)
-                + (select count(*) from crossover.scheduled) + (select count(*) from crossover.tasks_ready)
-                + (select count(*) from crossover.tasks_scheduled)",
-        );
-        assert_eq!(there.await, (model.waiting.len() + model.running.len()) as i64, "step {step}: one place each");
-    }
-    // In the end all of it runs.
-    here.groups().unset(GROUP).await.unwrap();
-    for (task, claimed) in std::mem::take(&mut model.running) {
-        let end = Finish::of(&claimed, Some(Outcome::Succeeded));
-        let ended = if task { here.tasks.finish(worker, &[end]).await } else { queue.finish(worker, &[end]).await };
-        assert_eq!(ended.unwrap().len(), 1);
-    }
-    let last = here.worker(echo());
-    until("all have ended", async || (here.unended().await == 0).then_some(())).await;
-    last.drain().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_more_start_than_the_rate_lets_in_any_stretch_of_time() {
-    const RATE: f64 = 40.0;
-    const BURST: usize = 4;
-    let here = World::new().await;
-    here.set(json!({ "rate": RATE, "burst": BURST })).await;
-    for n in 0..30 {
-        here.enqueue(mail(n)).await;
-        here.pinned(&n.to_string()).await;
-    }
-    let workers = [here.worker(echo()), here.worker(echo())];
-    until("all have ended", async || (here.unended().await == 0).then_some(())).await;
-    for worker in workers {
-        worker.drain().await;
-    }
-    // By the clock of the database, which lets in and says when a claim was. What is let in may be claimed with the next: a burst more.
-    let starts =
-        "select extract(epoch from started_at)::float8 from crossover.attempts where outcome = 'succeeded' order by 1";
-    let starts: Vec<f64> = sqlx::query_scalar(starts).fetch_all(here.ledger.pool()).await.unwrap();
-    assert_eq!(starts.len(), 60);
-    for (n, from) in starts.iter().enumerate() {
-        for (m, to) in starts.iter().enumerate().skip(n) {
-            let most = 2.0 * BURST as f64 + RATE * (to - from) + 0.5;
-            assert!((m - n + 1) as f64 <= most, "{} starts within {} s", m - n + 1, to - from);
-        }
-    }
-}
-
-/// Fails the first call of one account, with a time to come back that nobody waits for, and notes all of them.
-#[derive(Default)]
-struct Throttling(Mutex<Vec<String>>);
-
-#[async_trait::async_trait]
-impl Executor for Throttling {
-    async fn execute(&self, call: &Call) -> Answer {
-        let mut calls = self.0.lock().unwrap();
-        calls.push(call.account.clone());
-        match call.account == ACCOUNT && calls.iter().filter(|account| *account == ACCOUNT).count() == 1 {
-            true => Answer::Failed {
-                failure: Failure::Retryable { retry_after: Some(Duration::from_secs(3_600)) },
-                error: "too much at once".to_owned(),
-            },
-            false => Answer::Done(Payload::parse("1".to_owned()).unwrap()),
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_is_told_to_come_back_later_is_held_back_and_no_other_is() {
-    let here = World::new().await;
-    here.arm("b").await;
-    here.set(json!({ "max_running": 1, "heed_retry_after": true })).await;
-    let policy = Policy { max_attempts: 1, ..Policy::default() };
-    let held: Vec<NewTask> = (0..4).map(|n| NewTask { policy: policy.clone(), ..mail(n) }).collect();
-    let others: Vec<NewTask> = (0..4).map(|n| NewTask { account: "b".to_owned(), ..mail(10 + n) }).collect();
-    here.tasks.enqueue(&[held.clone(), others.clone()].concat()).await.unwrap();
-    let calls = Arc::new(Throttling::default());
-    let worker = here.worker_of(calls.clone());
-    for task in &others {
-        here.ended(task.id).await;
-    }
-    assert_eq!(here.admit().await, 0);
-    assert_eq!(*calls.0.lock().unwrap(), ["a", "b", "b", "b", "b"], "the first was told for all of its account");
-    let over = sqlx::query("update crossover.group_holds set until = clock_timestamp()");
-    over.execute(here.ledger.pool()).await.unwrap();
-    until("all have ended", async || (here.unended().await == 0).then_some(())).await;
+    let of = |n: usize, priority| NewTask { priority, vt: n as i64, ..task(json!(n)) };
+    let urgent: Vec<NewTask> = (0..2_000).map(|n| of(n, 5)).collect();
+    let low: Vec<NewTask> = (0..20).map(|n| of(n, -5)).collect();
+    here.tasks.enqueue(&[urgent, low].concat()).await.unwrap();
+    let worker = here.worker(echo());
+    let ran = "select count(*) from crossover.attempts a join crossover.tasks t using (id) where t.rank = ";
+    until("the last of the lowest has run", async || {
+        let low: i64 =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("{ran} 5"))).fetch_one(here.ledger.pool()).await.unwrap();
+        (low == 20).then_some(())
+    })
+    .await;
+    let waits = here.count("select count(*) from crossover.tasks_ready where rank = -5 and worker is null").await;
+    assert!(waits > 500, "{waits} of the urgent ones wait, and they come first");
     worker.drain().await;
-}
-
-#[tokio::test]
-async fn an_account_has_a_rate_of_its_own() {
-    let here = World::new().await;
-    here.arm("b").await;
-    here.set(json!({ "account_rate": 0.01, "account_burst": 2 })).await;
-    for n in 0..5 {
-        here.enqueue(mail(n)).await;
-        here.enqueue(NewTask { account: "b".to_owned(), ..mail(n) }).await;
-    }
-    let worker = here.claimer(PATIENCE).await;
-    assert_eq!((here.admit().await, here.admit().await), (4, 0));
-    let claimed = here.tasks.claim(worker, 10).await.unwrap();
-    assert_eq!(claimed.iter().filter(|c| c.envelope.account == "b").count(), 2);
-    let ends: Vec<Finish> = claimed.iter().map(|c| Finish::of(c, Some(Outcome::Succeeded))).collect();
-    here.tasks.finish(worker, &ends).await.unwrap();
-    assert_eq!(here.admit().await, 0, "a place that is free is not a start that is due");
-    let story = here.groups().list(None).await.unwrap();
-    assert_eq!((story[0].held, story[0].waiting), (0, 6));
 }

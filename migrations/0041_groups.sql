@@ -19,7 +19,7 @@ create table crossover.groups (
     max_waiting      integer check (max_waiting >= 1),
     paused_since     timestamptz,
     paused_reason    text,
-    gated_since      timestamptz,
+    counted          boolean not null default false,
     turn             text not null default '',
     changed_at       timestamptz not null default clock_timestamp(),
     changed_by       text not null,
@@ -37,7 +37,7 @@ comment on column crossover.groups.burst is 'So many may start at once after a q
 comment on column crossover.groups.account_rate is 'The same for each account.';
 comment on column crossover.groups.heed_retry_after is 'A failure that says when to come back holds the rest of its account back until then.';
 comment on column crossover.groups.max_waiting is 'Routers refuse more work of it while so much waits.';
-comment on column crossover.groups.gated_since is 'Since when its work waits at the gate.';
+comment on column crossover.groups.counted is 'What ran when it got its first limit holds places. Before that nothing more of it is admitted.';
 comment on column crossover.groups.turn is 'Where the next pass goes on, among more accounts than one pass looks at.';
 
 -- What may start as soon as its group has a free place.
@@ -59,6 +59,8 @@ comment on column crossover.gate.ord is 'The order within a rank: seq of a copy 
 comment on column crossover.gate.kind is 'With created_at: of a task.';
 create unique index gate_id on crossover.gate (id);
 create index gate_accounts on crossover.gate (grp, account, task, rank, ord, id);
+-- Who may take the place of a rehearsal.
+create index gate_executions on crossover.gate (grp, rank, ord, id) where execute and not task;
 
 -- What may still start by a rate: so many, as of `at`. Changed by passes alone. No row: all of the burst.
 create table crossover.group_tokens (
@@ -78,19 +80,10 @@ create table crossover.group_holds (
     primary key (grp, account)
 ) with (fillfactor = 70);
 
-alter table crossover.ready add column gated_for text;
-alter table crossover.running add column gated_for text;
-alter table crossover.tasks_ready add column gated boolean not null default false;
-comment on column crossover.ready.gated_for is 'The account for which it holds a place of its group. Null: it holds none.';
-comment on column crossover.running.gated_for is 'The account for which it holds a place of its group. Null: it holds none.';
-comment on column crossover.tasks_ready.gated is 'It holds a place of its group.';
--- Small. The indexes on the other two are built beside the work, by migrations of their own.
-create index running_places on crossover.running (grp, gated_for) where gated_for is not null;
-
 -- Shares of accounts that do not all count the same.
 create table crossover.account_weights (
     account    text primary key,
-    weight     double precision not null check (weight > 0 and weight <= 1000000),
+    weight     double precision not null check (weight between 0.001 and 1000),
     changed_at timestamptz not null default clock_timestamp(),
     changed_by text not null
 );
@@ -102,9 +95,24 @@ comment on table crossover.account_weights is 'An account without a row weighs 1
 create function crossover.gate_lock() returns bigint
 language sql immutable parallel safe as $$ select hashtextextended('crossover.gate', 0) $$;
 
--- Claims of tasks share it; a group that gets its first limit excludes them for a moment.
+-- Claims share it until they commit; a group that gets its first limit excludes them for a moment. So whatever claims takes it before
+-- it looks whether a group has limits.
 create function crossover.claims_lock() returns bigint
 language sql immutable parallel safe as $$ select hashtextextended('crossover.claims', 0) $$;
+
+-- At the begin of a claim that is one statement: whether some group has limits. Volatile, as the next one: each looks with a snapshot
+-- of its own, which is younger than the lock and than the statement's.
+create function crossover.begin_claim() returns boolean
+language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock_shared(crossover.claims_lock());
+    return exists (select from crossover.groups g where g.gated);
+end $$;
+create function crossover.is_gated_now(p_grp text) returns boolean
+language plpgsql as $$
+begin
+    return exists (select from crossover.groups g where g.grp = p_grp and g.gated);
+end $$;
 
 create function crossover.is_gated(p_grp text) returns boolean
 language sql stable as $$ select exists (select from crossover.groups g where g.grp = p_grp and g.gated) $$;
@@ -168,6 +176,7 @@ returns void language sql as $$
     insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
     select p_grp, false, p_rank, nextval('crossover.ready_seq_seq'), p_id, p_due_at, p_attempt, p_execute, p.account
     from crossover.pins p where p.id = p_id
+    on conflict do nothing
 $$;
 
 -- Takes what is next in line, and has no place though its group has limits, to the gate. Claims do so with what they meet; this is
@@ -205,31 +214,25 @@ begin
     return v_copies + v_tasks;
 end $$;
 
--- Copies of groups with limits that run without a place: a claim took them that had begun before the limits. They run on, and have
--- a place from now on.
-create function crossover.adopt_copies() returns void
-language sql as $$
-    -- In one order, as heartbeats and ends do.
-    with mine as materialized (
-        select r.id from crossover.running r
-        where r.gated_for is null and exists (select from crossover.groups g where g.grp = r.grp and g.gated)
-        order by r.id for update of r)
-    update crossover.running r set gated_for = p.account from mine m join crossover.pins p on p.id = m.id
-    where r.id = m.id and r.gated_for is null
-$$;
-
--- The same for tasks of one group. Reads all that is ready. Claims are excluded; the others who have a row just now have it for a
--- moment.
-create function crossover.adopt_tasks(p_grp text) returns void
-language plpgsql as $$
+-- Gives what runs of a group places: it began before the group had limits. From the commit of these on no claim takes any of it, and
+-- until this has been done nothing is admitted; so nobody waits for this but the gate. Reads all that is ready. False: some of it was
+-- locked by others all the time, so that it is to be tried again.
+create function crossover.count_in(p_grp text) returns boolean
+language plpgsql set enable_seqscan = on as $$
 declare
     v_ranks smallint[];
     v_vts   bigint[];
     v_ids   uuid[];
 begin
+    -- In one order, as heartbeats and ends do.
+    with mine as materialized (
+        select r.id from crossover.running r where r.grp = p_grp and r.gated_for is null order by r.id for update of r)
+    update crossover.running r set gated_for = p.account from mine m join crossover.pins p on p.id = m.id
+    where r.id = m.id and r.gated_for is null;
     select array_agg(r.rank), array_agg(r.vt), array_agg(r.id) into v_ranks, v_vts, v_ids
     from crossover.tasks_ready r where r.grp = p_grp and r.worker is not null and not r.gated;
-    for look in 1..100 loop
+    -- Whoever has a row just now has it for a moment.
+    for look in 1..10 loop
         with mine as materialized (
             select r.rank, r.vt, r.id from unnest(v_ranks, v_vts, v_ids) as k (rank, vt, id)
             join crossover.tasks_ready r on r.rank = k.rank and r.vt = k.vt and r.id = k.id
@@ -238,10 +241,13 @@ begin
         perform from unnest(v_ranks, v_vts, v_ids) as k (rank, vt, id)
         join crossover.tasks_ready r on r.rank = k.rank and r.vt = k.vt and r.id = k.id
         where r.worker is not null and not r.gated;
-        if not found then return; end if;
-        perform pg_sleep(0.02);
+        if not found then
+            update crossover.groups g set counted = true where g.grp = p_grp;
+            return true;
+        end if;
+        perform pg_sleep(0.01);
     end loop;
-    raise exception using errcode = '55P03', message = format('what runs of group %s is locked by others all the time; try again', p_grp);
+    return false;
 end $$;
 
 -- Takes what was admitted and not claimed yet back to the gate.
@@ -308,26 +314,28 @@ begin
         from waiting w where w.account is not null and w.n < p_accounts),
     free as materialized (
         select w.account, case
-                when exists (select from crossover.group_holds o
+                when p_group.heed_retry_after and exists (select from crossover.group_holds o
                     where o.grp = p_group.grp and o.account = w.account and o.until > p_now) then 0
                 -- What is no limit is null, which `least` leaves out.
                 else least(p_free, p_group.max_per_account - coalesce(h.held, 0), case when p_group.account_rate is not null then floor(
                     crossover.tokens_now(p_group.grp, w.account, p_group.account_rate,
                         crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now)) end)::integer end as places
         from waiting w left join crossover.places_of(p_group.grp) h on h.account = w.account where w.account is not null),
+    -- Of each account so many that all of them are enough, and that not all of them have to be read.
+    shares as materialized (
+        select f.account, least(f.places, greatest(1, 4 * p_free / count(*) over ())) as places from free f where f.places > 0),
     heads as (
-        select x.id, x.rank, x.n from free f cross join lateral (
+        select x.id, x.rank, x.n from shares f cross join lateral (
             select i.id, i.rank, row_number() over (order by i.rank, i.n, random()) as n from (
                 select w.id, w.rank, row_number() over (partition by w.task, w.rank order by w.ord, w.id) as n from (
                     (select g.id, g.task, g.rank, g.ord from crossover.gate g
                      where g.grp = p_group.grp and g.account = f.account and not g.task
-                     order by g.rank, g.ord, g.id limit least(f.places, p_free))
+                     order by g.rank, g.ord, g.id limit f.places)
                     union all
                     (select g.id, g.task, g.rank, g.ord from crossover.gate g
                      where g.grp = p_group.grp and g.account = f.account and g.task
-                     order by g.rank, g.ord, g.id limit least(f.places, p_free))) w) i
-            order by i.rank, i.n, random() limit least(f.places, p_free)) x
-        where f.places > 0)
+                     order by g.rank, g.ord, g.id limit f.places)) w) i
+            order by i.rank, i.n, random() limit f.places) x)
     select (select max(f.account) from free f), (select count(*) from free f),
         array(select h.id from heads h order by h.rank, h.n, random() limit p_free)
     into v_last, v_many, v_ids;
@@ -344,58 +352,152 @@ language sql as $$
     on conflict (grp, account) do update set tokens = excluded.tokens, at = excluded.at
 $$;
 
--- Admits what there is room for in a group, at most p_most: how many, and in how many milliseconds a rate may let more in.
-create function crossover.admit_group(p_grp text, p_most integer, out admitted bigint, out wait_ms double precision)
+-- Lets these in, with places or, where their group has no limits any more, without. Whose they are.
+create function crossover.let_in(p_ids uuid[], p_places boolean) returns text[]
+language plpgsql as $$
+declare
+    v_accounts text[];
+begin
+    -- Whoever has a row just now takes it away or makes another of it.
+    with free as materialized (select g.id from crossover.gate g where g.id = any (p_ids) for update skip locked),
+    gone as (delete from crossover.gate g using free f where g.id = f.id returning g.*),
+    copies as (
+        insert into crossover.ready (seq, id, due_at, attempt, rank, execute, grp, gated_for) overriding system value
+        select g.ord, g.id, g.due_at, g.attempt, g.rank, g.execute, g.grp, case when p_places then g.account end
+        from gone g where not g.task on conflict do nothing),
+    tasks as (
+        insert into crossover.tasks_ready (rank, vt, id, created_at, due_at, attempt, account, kind, grp, gated)
+        select g.rank, g.ord, g.id, g.created_at, g.due_at, g.attempt, g.account, g.kind, g.grp, p_places
+        from gone g where g.task on conflict do nothing)
+    select coalesce(array_agg(g.account), '{}') into v_accounts from gone g;
+    return v_accounts;
+end $$;
+
+-- Where a group, or an account in it, has no place left: rehearsals whose real run was not seen to begin give theirs to executions
+-- that wait, at most p_most, the oldest first. Otherwise work whose other side is away would hold up what it has nothing to do
+-- with. They go on without a place. Whose executions were let in.
+create function crossover.give_way(p_group crossover.groups, p_most integer, p_now timestamptz) returns text[]
+language plpgsql as $$
+declare
+    v_held   bigint;
+    v_of     jsonb;
+    v_one    record;
+    v_giver  uuid;
+    v_givers jsonb;
+    v_gives  uuid[] := '{}';
+    v_takes  uuid[] := '{}';
+begin
+    if not exists (select from crossover.gate g where g.grp = p_group.grp and g.task)
+        and not exists (select from crossover.gate g where g.grp = p_group.grp and g.execute and not g.task) then
+        return '{}';
+    end if;
+    -- Whoever has a row just now ends it or prolongs its lease.
+    with givers as materialized (
+        select r.id, r.gated_for, r.started_at from crossover.running r
+        where r.grp = p_group.grp and r.gated_for is not null and not r.execute
+            and not exists (select from crossover.sightings s
+                where s.id = r.id and s.side = 'temporal' and s.what = 'dequeued' and not s.rehearsal and s.attempt >= r.attempt
+                    and s.seen_at > r.due_at - interval '1 day')
+        order by r.started_at, r.id limit p_most for update of r skip locked)
+    select jsonb_agg(jsonb_build_object('id', g.id, 'account', g.gated_for) order by g.started_at, g.id) into v_givers from givers g;
+    if v_givers is null then return '{}'; end if;
+    v_held := crossover.places_held(p_group.grp);
+    select coalesce(jsonb_object_agg(o.account, o.held), '{}') into v_of from crossover.places_of(p_group.grp) o;
+    for v_one in
+        select w.id, w.account from (
+            (select g.id, g.account, g.rank, g.ord from crossover.gate g where g.grp = p_group.grp and g.task
+             order by g.rank, g.ord, g.id limit p_most)
+            union all
+            (select g.id, g.account, g.rank, g.ord from crossover.gate g where g.grp = p_group.grp and g.execute and not g.task
+             order by g.rank, g.ord, g.id limit p_most)) w
+        where not (p_group.heed_retry_after and exists (select from crossover.group_holds o
+                where o.grp = p_group.grp and o.account = w.account and o.until > p_now))
+            and (p_group.account_rate is null or crossover.tokens_now(p_group.grp, w.account, p_group.account_rate,
+                crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now) >= 1)
+        order by w.rank, w.ord, w.id
+    loop
+        exit when cardinality(v_takes) >= p_most;
+        -- A token that is there is one execution's.
+        continue when p_group.account_rate is not null
+            and exists (select from crossover.gate g where g.id = any (v_takes) and g.account = v_one.account);
+        v_giver := null;
+        if coalesce((v_of ->> v_one.account)::bigint, 0) >= p_group.max_per_account then
+            select (g ->> 'id')::uuid into v_giver from jsonb_array_elements(v_givers) g
+            where g ->> 'account' = v_one.account and (g ->> 'id')::uuid <> all (v_gives) limit 1;
+            continue when v_giver is null;
+        elsif v_held >= p_group.max_running then
+            select (g ->> 'id')::uuid into v_giver from jsonb_array_elements(v_givers) g
+            where (g ->> 'id')::uuid <> all (v_gives) limit 1;
+            exit when v_giver is null;
+        end if;
+        -- One that is given up above a limit that was lowered makes no room yet.
+        if v_giver is not null then
+            v_gives := v_gives || v_giver;
+            v_held := v_held - 1;
+            select jsonb_set(v_of, array[g ->> 'account'], to_jsonb(coalesce((v_of ->> (g ->> 'account'))::bigint, 1) - 1)) into v_of
+            from jsonb_array_elements(v_givers) g where (g ->> 'id')::uuid = v_giver;
+        end if;
+        continue when v_held >= p_group.max_running or coalesce((v_of ->> v_one.account)::bigint, 0) >= p_group.max_per_account;
+        v_takes := v_takes || v_one.id;
+        v_held := v_held + 1;
+        v_of := jsonb_set(v_of, array[v_one.account], to_jsonb(coalesce((v_of ->> v_one.account)::bigint, 0) + 1));
+    end loop;
+    update crossover.running r set gated_for = null where r.id = any (v_gives) and not r.execute;
+    return crossover.let_in(v_takes, true);
+end $$;
+
+-- Admits what there is room for in a group, at most p_most: how many, how many of these in the place of a rehearsal, and in how many
+-- milliseconds a rate lets more in.
+create function crossover.admit_group(p_grp text, p_most integer, out admitted bigint, out gave_way bigint, out wait_ms double precision)
 language plpgsql as $$
 declare
     v_now      timestamptz := clock_timestamp();
     v_group    crossover.groups;
-    v_free     bigint := p_most;
+    v_most     bigint := p_most;
+    v_room     bigint;
     v_tokens   double precision;
     v_burst    integer;
-    v_ids      uuid[];
-    v_accounts text[];
+    v_accounts text[] := '{}';
+    v_more     text[] := '{}';
 begin
-    admitted := 0;
+    admitted := 0; gave_way := 0;
     select * into v_group from crossover.groups g where g.grp = p_grp and g.gated;
-    if found then
-        if v_group.paused_since is not null then return; end if;
-        if v_group.max_running is not null then
-            v_free := least(v_free, v_group.max_running - crossover.places_held(p_grp));
-        end if;
-        if v_group.rate is not null then
-            v_burst := crossover.burst_of(v_group.rate, v_group.burst);
-            v_tokens := crossover.tokens_now(p_grp, '', v_group.rate, v_burst, v_now);
-            -- What is admitted and waits for a worker starts later, and all at once: no more than a burst of it.
-            v_free := least(v_free, floor(v_tokens)::bigint, v_burst - crossover.places_unclaimed(p_grp));
-            if v_tokens < 1 then wait_ms := (1 - v_tokens) * 1000 / v_group.rate; end if;
-        end if;
-        if v_free <= 0 then return; end if;
+    if not found then
+        admitted := cardinality(crossover.let_in(crossover.next_at_gate(p_grp, p_most), false));
+        return;
     end if;
-    if v_group.max_per_account is not null or v_group.account_rate is not null
-        or exists (select from crossover.group_holds o where o.grp = p_grp and o.until > v_now) then
-        v_group.grp := p_grp;
-        v_ids := crossover.next_of_accounts(v_group, v_free::integer, 500, v_now);
-    else
-        v_ids := crossover.next_at_gate(p_grp, v_free::integer);
+    if v_group.paused_since is not null or not v_group.counted then return; end if;
+    if v_group.rate is not null then
+        -- A clock that was put back must not stop the rate until it is where it was.
+        update crossover.group_tokens t set at = v_now where t.grp = p_grp and t.account = '' and t.at > v_now;
+        v_burst := crossover.burst_of(v_group.rate, v_group.burst);
+        v_tokens := crossover.tokens_now(p_grp, '', v_group.rate, v_burst, v_now);
+        -- What is admitted and waits for a worker starts later, and all at once: no more than a burst of it.
+        v_most := least(v_most, floor(v_tokens)::bigint, v_burst - crossover.places_unclaimed(p_grp));
     end if;
-    -- Whoever has a row just now takes it away or makes another of it.
-    with free as materialized (select g.id from crossover.gate g where g.id = any (v_ids) for update skip locked),
-    gone as (delete from crossover.gate g using free f where g.id = f.id returning g.*),
-    copies as (
-        insert into crossover.ready (seq, id, due_at, attempt, rank, execute, grp, gated_for) overriding system value
-        select g.ord, g.id, g.due_at, g.attempt, g.rank, g.execute, g.grp, case when v_group.gated then g.account end
-        from gone g where not g.task on conflict do nothing),
-    tasks as (
-        insert into crossover.tasks_ready (rank, vt, id, created_at, due_at, attempt, account, kind, grp, gated)
-        select g.rank, g.ord, g.id, g.created_at, g.due_at, g.attempt, g.account, g.kind, g.grp, coalesce(v_group.gated, false)
-        from gone g where g.task on conflict do nothing)
-    select count(*), array_agg(g.account) into admitted, v_accounts from gone g;
-    if v_group.rate is not null and admitted > 0 then
-        perform crossover.spend(p_grp, '', v_tokens - admitted, v_now);
-        wait_ms := greatest(1 - (v_tokens - admitted), 0) * 1000 / v_group.rate;
+    v_room := v_most;
+    if v_most > 0 and v_group.max_running is not null then
+        v_room := least(v_most, v_group.max_running - crossover.places_held(p_grp));
     end if;
-    if v_group.account_rate is not null then
+    if v_room > 0 then
+        v_accounts := crossover.let_in(case
+            when v_group.max_per_account is not null or v_group.account_rate is not null
+                or v_group.heed_retry_after and exists (select from crossover.group_holds o where o.grp = p_grp and o.until > v_now)
+            then crossover.next_of_accounts(v_group, v_room::integer, 500, v_now)
+            else crossover.next_at_gate(p_grp, v_room::integer) end, true);
+    end if;
+    v_most := v_most - cardinality(v_accounts);
+    if v_most > 0 and (v_group.max_running is not null or v_group.max_per_account is not null) then
+        v_more := crossover.give_way(v_group, least(v_most, 100)::integer, v_now);
+        gave_way := cardinality(v_more);
+        v_accounts := v_accounts || v_more;
+    end if;
+    admitted := cardinality(v_accounts);
+    if v_group.rate is not null then
+        if admitted > 0 then perform crossover.spend(p_grp, '', v_tokens - admitted, v_now); end if;
+        if v_tokens - admitted < 1 then wait_ms := (1 - v_tokens + admitted) * 1000 / v_group.rate; end if;
+    end if;
+    if v_group.account_rate is not null and admitted > 0 then
         v_burst := crossover.burst_of(v_group.account_rate, v_group.account_burst);
         perform crossover.spend(p_grp, a.account,
             crossover.tokens_now(p_grp, a.account, v_group.account_rate, v_burst, v_now) - a.started, v_now)
@@ -404,68 +506,81 @@ begin
     end if;
 end $$;
 
--- Forgets what rates and holds no longer need.
+-- Forgets what rates and holds no longer need, and what a clock that was put back makes them need too long. Reads all of them.
 create function crossover.forget_spent(p_limit integer) returns void
 language plpgsql as $$
+declare
+    v_now timestamptz := clock_timestamp();
 begin
     delete from crossover.group_tokens t using (
         select t.grp, t.account from crossover.group_tokens t left join crossover.groups g on g.grp = t.grp
-        where case when t.account = '' then g.rate is null or t.tokens + extract(epoch from clock_timestamp() - t.at) * g.rate
+        where case when t.account = '' then g.rate is null or t.tokens + extract(epoch from v_now - t.at) * g.rate
                 >= crossover.burst_of(g.rate, g.burst)
-            else g.account_rate is null or t.tokens + extract(epoch from clock_timestamp() - t.at) * g.account_rate
+            else g.account_rate is null or t.tokens + extract(epoch from v_now - t.at) * g.account_rate
                 >= crossover.burst_of(g.account_rate, g.account_burst) end
         limit p_limit) old
     where t.grp = old.grp and t.account = old.account;
+    update crossover.group_tokens t set at = v_now where t.at > v_now;
     delete from crossover.group_holds o using (
-        select o.grp, o.account from crossover.group_holds o where o.until < clock_timestamp() limit p_limit for update skip locked) old
-    where o.grp = old.grp and o.account = old.account and o.until < clock_timestamp();
+        select o.grp, o.account from crossover.group_holds o
+        where o.until < v_now or o.until > v_now + interval '25 hours' limit p_limit for update skip locked) old
+    where o.grp = old.grp and o.account = old.account;
 end $$;
 
--- A pass: admits in every group that waits. `busy`: another one is at it. `gates`: some group has limits, or something is still at
--- the gate. `wait_ms`: by a rate, more may be let in after so long. p_look: look for strays, too.
+-- A pass: admits in every group that waits, from the one after p_from on; after 200 ms it ends, and `go_on` is for the next one.
+-- `busy`: another one is at it. `gates`: some group has limits, or something is still at the gate. `wait_ms`: by a rate, more may
+-- be let in after so long. p_look: look for strays, too. p_tidy: forget what rates and holds no longer need.
 create function crossover.admit(
-    p_most integer, p_look boolean, out busy boolean, out gates boolean, out admitted bigint, out strays bigint, out wait_ms double precision)
+    p_most integer, p_look boolean, p_tidy boolean, p_from text,
+    out busy boolean, out gates boolean, out admitted bigint, out strays bigint, out gave_way bigint, out wait_ms double precision,
+    out go_on text)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
-    v_limits boolean := exists (select from crossover.groups g where g.gated);
+    v_began  timestamptz := clock_timestamp();
+    v_limits boolean     := exists (select from crossover.groups g where g.gated);
     v_grp    text;
     v_one    record;
 begin
-    busy := false; gates := v_limits; admitted := 0; strays := 0;
+    busy := false; gates := v_limits; admitted := 0; strays := 0; gave_way := 0;
     if not gates then
         gates := exists (select from crossover.gate);
         if not gates then return; end if;
     end if;
     if not pg_try_advisory_xact_lock(crossover.gate_lock()) then busy := true; return; end if;
-    if v_limits and p_look then
-        strays := crossover.take_strays(p_most);
-        perform crossover.forget_spent(p_most);
-    end if;
-    if exists (select from crossover.groups g where g.gated and g.gated_since > clock_timestamp() - interval '20 seconds') then
-        perform crossover.adopt_copies();
-    end if;
-    select min(g.grp) into v_grp from crossover.gate g;
+    if v_limits and p_look then strays := crossover.take_strays(p_most); end if;
+    if p_tidy then perform crossover.forget_spent(p_most); end if;
+    perform crossover.count_in(g.grp) from crossover.groups g where g.gated and not g.counted;
+    select min(g.grp) into v_grp from crossover.gate g where g.grp > coalesce(p_from, '');
     while v_grp is not null loop
         select * into v_one from crossover.admit_group(v_grp, p_most);
         admitted := admitted + v_one.admitted;
+        gave_way := gave_way + v_one.gave_way;
         wait_ms := least(wait_ms, v_one.wait_ms);
+        if clock_timestamp() not between v_began and v_began + interval '200 milliseconds' then go_on := v_grp; end if;
         select min(g.grp) into v_grp from crossover.gate g where g.grp > v_grp;
+        if v_grp is null then go_on := null; end if;
+        exit when go_on is not null;
     end loop;
 end $$;
 
--- Before the ends of attempts are reported that were told to come back later: where their group heeds it, the rest of their account
--- is held back. p_created_ats: of tasks. How many accounts that are.
-create function crossover.heed_retry_after(p_ids uuid[], p_created_ats timestamptz[], p_ms bigint[]) returns bigint
+-- Before p_worker reports the ends of attempts that were told to come back later: where their group heeds it, the rest of their
+-- account is held back. What it does not hold any more says nothing. p_ranks and p_vts: of tasks. How many accounts that are.
+create function crossover.heed_retry_after(
+    p_worker uuid, p_ids uuid[], p_attempts integer[], p_ranks smallint[], p_vts bigint[], p_ms bigint[]) returns bigint
 language plpgsql as $$
 declare
     v_held bigint;
 begin
     insert into crossover.group_holds as o (grp, account, until)
     select w.grp, w.account, clock_timestamp() + max(least(w.ms, 86400000)) * interval '1 millisecond' from (
-        select p.grp, p.account, f.ms from unnest(p_ids, p_ms) as f (id, ms) join crossover.pins p on p.id = f.id
+        select p.grp, p.account, f.ms from unnest(p_ids, p_attempts, p_ms) as f (id, attempt, ms)
+        join crossover.running r on r.id = f.id and r.attempt = f.attempt and r.worker = p_worker and r.execute
+        join crossover.pins p on p.id = f.id
         union all
-        select t.grp, t.account, f.ms from unnest(p_ids, p_created_ats, p_ms) as f (id, created_at, ms)
-        join crossover.tasks t on t.id = f.id and t.created_at = f.created_at) w
+        select r.grp, r.account, f.ms
+        from unnest(p_ids, p_attempts, p_ranks, p_vts, p_ms) as f (id, attempt, rank, vt, ms)
+        join crossover.tasks_ready r on r.rank = f.rank and r.vt = f.vt and r.id = f.id and r.attempt = f.attempt
+            and r.worker = p_worker) w
     join crossover.groups g on g.grp = w.grp and g.heed_retry_after
     group by w.grp, w.account order by w.grp, w.account
     on conflict (grp, account) do update set until = greatest(o.until, excluded.until);
@@ -488,17 +603,17 @@ $$;
 -- Changes ----------------------------------------------------------------------------------------------------
 
 -- What follows from a change of a group, in its transaction and under gate_lock: what was admitted and not begun is admitted
--- anew by the new limits, and what runs has a place.
+-- anew by the new limits, and what runs is counted in by the next pass, before it admits more.
 create function crossover.group_changed(p_grp text, p_was_gated boolean) returns void
-language plpgsql as $$
+language plpgsql set lock_timeout = '2s' as $$
 begin
+    delete from crossover.group_holds o
+    where o.grp = p_grp and not exists (select from crossover.groups g where g.grp = p_grp and g.heed_retry_after);
     if not crossover.is_gated(p_grp) then return; end if;
     if not p_was_gated then
+        update crossover.groups g set counted = false where g.grp = p_grp;
         -- A claim that knows nothing of the limits ends before this has the lock, and one that comes later knows of them.
         perform pg_advisory_xact_lock(crossover.claims_lock());
-        update crossover.groups g set gated_since = clock_timestamp() where g.grp = p_grp;
-        perform crossover.adopt_copies();
-        perform crossover.adopt_tasks(p_grp);
     end if;
     perform crossover.take_back(p_grp);
 end $$;
@@ -531,8 +646,8 @@ begin
     end if;
 end $$;
 
--- Sets limits of a group: those that are named, null for none; the others stay. Commit it soon: until then nothing is admitted. In force in every worker when it has committed.
--- Raises 22023 with every fault.
+-- Sets limits of a group: those that are named, null for none; the others stay. Commit it soon: until then nothing is admitted, and
+-- after a group's first limit nothing is claimed. In force in every worker when it has committed. Raises 22023 with every fault.
 create function crossover.set_group(grp text, limits jsonb, who text default session_user) returns crossover.groups
 language plpgsql as $$
 #variable_conflict use_column
@@ -609,6 +724,7 @@ language plpgsql as $$
 #variable_conflict use_column
 begin
     perform pg_advisory_xact_lock(crossover.gate_lock());
+    delete from crossover.group_holds o where o.grp = unset_group.grp;
     delete from crossover.groups g where g.grp = unset_group.grp;
     return found;
 end $$;
@@ -620,8 +736,9 @@ language plpgsql as $$
 declare
     v_faults text[] := array_remove(array[
         coalesce(crossover.name_fault('account', set_weight.account, 200), case when set_weight.account is null then 'account: is missing' end),
-        case when not (set_weight.weight > 0 and set_weight.weight <= 1000000)
-            then format('weight: must be more than 0 and at most 1000000, is %s', set_weight.weight) end], null);
+        -- Beyond these, an account would be so far ahead or behind in virtual time that nothing is left of the others' shares.
+        case when not (set_weight.weight between 0.001 and 1000)
+            then format('weight: must be from 0.001 to 1000, is %s', set_weight.weight) end], null);
 begin
     if v_faults <> '{}' then
         raise exception using errcode = '22023', message = 'not set: ' || array_to_string(v_faults, '; ');
@@ -732,7 +849,7 @@ begin
 end $$;
 
 -- The head of what is ready, for claim_tasks where some group has limits: what is a stray goes to the gate instead. p_low rows are of
--- rank p_rank, where the head has none of it.
+-- rank p_rank.
 create function crossover.claim_tasks_by_limits(p_worker uuid, p_limit integer, p_low integer, p_rank smallint)
 returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
     account text, kind text, grp text, policy text, payload text, wish text)
@@ -765,9 +882,9 @@ begin
     from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
 end $$;
 
--- Takes the head of what is ready for a worker that has a lease; the body is that of the tasks' migration. One row in twenty is of the
+-- Takes the head of what is ready for a worker that has a lease; the body is that of the tasks' migration. p_low of it are of the
 -- lowest priority that waits, where the head has none of it.
-create or replace function crossover.claim_tasks(p_worker uuid, p_limit integer)
+create function crossover.claim_tasks(p_worker uuid, p_limit integer, p_low integer)
 returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
     account text, kind text, grp text, policy text, payload text, wish text)
 language plpgsql
@@ -775,35 +892,58 @@ language plpgsql
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 #variable_conflict use_column
 declare
-    v_low  integer := floor(p_limit / 20.0 + random());
-    v_rank smallint;
+    v_low   integer := 0;
+    v_first smallint;
+    v_last  smallint;
 begin
     perform from crossover.workers w where w.worker = p_worker for key share;
     if not found then return; end if;
     perform pg_advisory_xact_lock_shared(crossover.claims_lock());
-    if v_low > 0 then
-        select r.rank into v_rank from crossover.tasks_ready r where r.worker is null
+    if p_low > 0 then
+        select r.rank into v_first from crossover.tasks_ready r where r.worker is null order by r.rank, r.vt, r.id limit 1;
+        select r.rank into v_last from crossover.tasks_ready r where r.worker is null
         order by r.rank desc, r.vt desc, r.id desc limit 1;
+        -- Mostly all have one priority, and a plain claim does.
+        v_low := case when v_first < v_last then least(p_low, p_limit) else 0 end;
     end if;
     if exists (select from crossover.groups g where g.gated) then
-        return query select * from crossover.claim_tasks_by_limits(p_worker, p_limit, v_low, v_rank);
+        return query select * from crossover.claim_tasks_by_limits(p_worker, p_limit, v_low, v_last);
+        return;
+    end if;
+    if v_low > 0 then
+        return query with head as materialized (
+            select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
+            order by r.rank, r.vt, r.id limit p_limit for update skip locked),
+        low as materialized (
+            select r.rank, r.vt, r.id from crossover.tasks_ready r
+            where r.worker is null and r.rank = v_last and v_last > (select max(h.rank) from head h)
+            order by r.rank, r.vt, r.id limit v_low for update skip locked),
+        taken as (
+            update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp()
+            from (select * from low union all (select * from head limit p_limit - (select count(*) from low))) p
+            where r.rank = p.rank and r.vt = p.vt and r.id = p.id
+            returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish)
+        select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text,
+            k.payload::text, t.wish
+        from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
         return;
     end if;
     return query with head as materialized (
         select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
         order by r.rank, r.vt, r.id limit p_limit for update skip locked),
-    low as materialized (
-        select r.rank, r.vt, r.id from crossover.tasks_ready r
-        where r.worker is null and r.rank = v_rank and v_rank > (select max(h.rank) from head h)
-        order by r.rank, r.vt, r.id limit v_low for update skip locked),
     taken as (
-        update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp()
-        from (select * from low union all (select * from head limit p_limit - (select count(*) from low))) p
-        where r.rank = p.rank and r.vt = p.vt and r.id = p.id
+        update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from head h
+        where r.rank = h.rank and r.vt = h.vt and r.id = h.id
         returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish)
     select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text, t.wish
     from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
 end $$;
+
+-- For processes of the version before.
+create or replace function crossover.claim_tasks(p_worker uuid, p_limit integer)
+returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
+    account text, kind text, grp text, policy text, payload text, wish text)
+language sql as $$ select * from crossover.claim_tasks(p_worker, p_limit, 0) $$;
 
 -- Puts back, as if it had not been claimed, what a worker holds beside p_held; the body is that of the tasks' migration, and what
 -- has a place gives it back. What somebody asked to cancel keeps the wish where it is: it ends with the next claim.
@@ -872,6 +1012,8 @@ begin
     delete from crossover.scheduled where id = any (p_ids) and not execute;
     delete from crossover.gate where id = any (p_ids) and not execute;
     delete from crossover.ready where id = any (p_ids) and not execute;
+    -- What is ready may be taken back meanwhile.
+    delete from crossover.gate where id = any (p_ids) and not execute;
 end $$;
 
 -- Holds a pin, for a person to look; the body is that of an earlier migration, and it may be at the gate.
@@ -884,6 +1026,7 @@ begin
     delete from crossover.scheduled where id = p_id;
     delete from crossover.gate where id = p_id;
     delete from crossover.ready where id = p_id;
+    delete from crossover.gate where id = p_id;
     delete from crossover.outbox where id = p_id;
 end $$;
 
@@ -991,6 +1134,25 @@ language sql stable as $$
         or exists (select from crossover.tasks_scheduled s where s.account = p_account)
         or exists (select from crossover.gate g where g.account = p_account and g.task)
 $$;
+
+-- What has not ended -------------------------------------------------------------------------------------------
+
+create or replace view crossover.unended_tasks as
+    select r.id, r.created_at from crossover.tasks_ready r
+    union all
+    select s.id, s.created_at from crossover.tasks_scheduled s
+    union all
+    select g.id, g.created_at from crossover.gate g where g.task;
+
+create or replace view crossover.placed_pins as
+    select id from crossover.ready union all
+    select id from crossover.scheduled union all
+    select id from crossover.running union all
+    select id from crossover.parked union all
+    select id from crossover.outbox union all
+    select id from crossover.rehearsals union all
+    select id from crossover.detached where closed_at is null union all
+    select id from crossover.gate where not task;
 
 -- What others see ----------------------------------------------------------------------------------------------
 
