@@ -25,7 +25,7 @@ enum What {
     Set {
         /// The account
         account: String,
-        /// More than 0
+        /// 0.001 to 1000
         #[arg(allow_negative_numbers = true)]
         weight: f64,
         /// Do it without asking

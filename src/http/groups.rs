@@ -53,7 +53,7 @@ pub(super) struct Pause {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "weight": 3.0 }))]
 pub(super) struct Weighing {
-    /// More than 0; null: 1, as any other.
+    /// 0.001 to 1000; null: 1, as any other.
     weight: Option<f64>,
 }
 

@@ -85,8 +85,9 @@ impl Inner {
     }
 
     /// Writes what waits, until nothing does.
-    async fn write(&self) {
+    async fn write(self: Arc<Self>) {
         loop {
+            self.look_at_weights();
             self.look_at_virtual_time().await;
             let batch = self.take();
             if batch.is_empty() {
@@ -105,13 +106,23 @@ impl Inner {
         if let Ok(now) = self.tasks.virtual_time(0).await {
             self.lock().shares.advance(now);
         }
-        if self.lock().weighed.is_some_and(|weighed| weighed.elapsed() < WEIGH) {
+    }
+
+    /// Reads the weights beside the work: nobody's task waits for them.
+    fn look_at_weights(self: &Arc<Self>) {
+        let mut waiting = self.lock();
+        if waiting.weighed.is_some_and(|weighed| weighed.elapsed() < WEIGH) {
             return;
         }
-        self.lock().weighed = Some(Instant::now());
-        if let Ok(weights) = self.tasks.groups().weights().await {
-            self.lock().shares.weigh(weights.into_iter().map(|w| (w.account, w.weight)).collect());
-        }
+        waiting.weighed = Some(Instant::now());
+        drop(waiting);
+        let inner = self.clone();
+        tokio::spawn(async move {
+            // Without an answer accounts count as much as before.
+            if let Ok(weights) = inner.tasks.groups().weights().await {
+                inner.lock().shares.weigh(weights.into_iter().map(|w| (w.account, w.weight)).collect());
+            }
+        });
     }
 
     /// The next batch, stamped. What its caller no longer waits for was never accepted.

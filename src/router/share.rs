@@ -19,6 +19,8 @@ pub(super) struct Shares {
 
 /// What a task of an account of weight 1 takes of virtual time.
 const TASK: i64 = 1_000;
+/// Beyond these an account's tasks would take so much or so little of it that nothing is left of the others' shares.
+const WEIGHTS: std::ops::RangeInclusive<f64> = 0.001..=1_000.0;
 /// Places of accounts whose end has passed are given up when there are so many.
 const CROWD: usize = 10_000;
 
@@ -30,7 +32,8 @@ impl Shares {
 
     /// From now on these accounts count so much, and all others 1.
     pub(super) fn weigh(&mut self, weights: HashMap<String, f64>) {
-        self.weights = weights;
+        let bounded = |weight: f64| if weight.is_nan() { 1.0 } else { weight.clamp(*WEIGHTS.start(), *WEIGHTS.end()) };
+        self.weights = weights.into_iter().map(|(account, weight)| (account, bounded(weight))).collect();
     }
 
     /// Stamps the next task of `account`.
@@ -81,6 +84,23 @@ mod tests {
         stamps.sort();
         let of = |account| stamps[..180].iter().filter(|stamp| stamp.1 == account).count();
         assert_eq!((of("heavy"), of("plain"), of("light")), (120, 40, 20));
+    }
+
+    #[test]
+    fn a_weight_next_to_nothing_or_beyond_all_bounds_leaves_the_others_their_shares() {
+        let mut shares = Shares::default();
+        shares.weigh(HashMap::from([
+            ("tiny".to_owned(), 1e-18),
+            ("huge".to_owned(), 1e18),
+            ("odd".to_owned(), f64::NAN),
+        ]));
+        for _ in 0..10 {
+            let now = ["tiny", "huge", "odd"].map(|account| shares.stamp(account)).into_iter().max().unwrap();
+            shares.advance(now);
+        }
+        let flood: Vec<i64> = (0..100).map(|_| shares.stamp("flood")).collect();
+        assert!(flood.windows(2).all(|pair| pair[0] < pair[1]), "virtual time goes on");
+        assert_eq!(shares.stamp("quiet"), flood[0]);
     }
 
     #[test]
