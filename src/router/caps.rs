@@ -52,7 +52,6 @@ impl Caps {
             capped.waiting += 1;
             return None;
         }
-        self.metrics.groups.refused.inc();
         Some(Full { most: i64::from(capped.max_waiting), waiting: capped.waiting })
     }
 

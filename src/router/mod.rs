@@ -229,15 +229,34 @@ impl Router {
         async move { caps.follow(stop).await }
     }
 
-    /// Refuses work that Postgres would own where too much of its group waits.
-    fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<(), EnqueueError> {
-        let owned = matches!(decision.stage, Stage::Live | Stage::Complete);
-        if !owned || self.armed.state(&interaction.account) != State::Armed {
+    /// Refuses work that Postgres would own where too much of its group waits. What was accepted before is no more work.
+    async fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<(), EnqueueError> {
+        let (account, group) = (&interaction.account, interaction.group.as_deref());
+        let Some(Full { most, waiting }) = self.full((account, decision.stage), group) else { return Ok(()) };
+        // Where that can't be read, coming back later is the answer that is never wrong.
+        if !interaction.key_made && self.bounded(self.ledger.is_pinned(interaction.id())).await.unwrap_or(false) {
             return Ok(());
         }
-        let Some(Full { most, waiting }) = self.caps.full(interaction.group.as_deref()) else { return Ok(()) };
-        let group = interaction.group.clone().unwrap_or_else(|| "default".to_owned());
+        self.metrics.groups.refused.inc();
+        let group = group.unwrap_or("default").to_owned();
         Err(EnqueueError::Full { group, most, waiting, key: interaction.key.clone() })
+    }
+
+    fn full(&self, (account, stage): (&str, Stage), group: Option<&str>) -> Option<Full> {
+        let owned = matches!(stage, Stage::Live | Stage::Complete);
+        if !owned || self.armed.state(account) != State::Armed {
+            return None;
+        }
+        self.caps.full(group)
+    }
+
+    /// Why a run of a schedule is put off, where too much of its group waits; else one more is on its way in.
+    pub fn put_off(&self, account: &str, kind: &str, group: Option<&str>) -> Option<String> {
+        let Full { most, waiting } = self.full((account, self.stage(account, kind)), group)?;
+        let group = group.unwrap_or("default");
+        Some(format!(
+            "{waiting} interactions of group `{group}` wait, and its max_waiting is {most}; its runs are put off until fewer do"
+        ))
     }
 
     /// Accepts an interaction: the whole protocol, decide to answer.
@@ -260,7 +279,7 @@ impl Router {
         {
             return Ok(accepted);
         }
-        self.within_caps(interaction, &decision)?;
+        self.within_caps(interaction, &decision).await?;
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }

@@ -101,6 +101,24 @@ async fn a_group_whose_cap_is_reached_takes_no_more_until_fewer_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_accepted_is_answered_as_before_though_its_group_is_full() {
+    let (world, node) = complete().await;
+    let groups = crossover::queue::groups::Groups::new(world.pool().clone());
+    groups.set("mail", json!({ "max_waiting": 1 }).as_object().unwrap(), "test").await.unwrap();
+    groups.pause("mail", "their API is down", "test").await.unwrap();
+    let of = |request: Value| crate::bridge::world::with(request, json!({ "group": "mail" }));
+    let accepted = node.accepts(&of(world.request("one")), 201).await;
+    super::until("it is full", async || (node.post(&of(keyless(&world, "more"))).await.status == 429).then_some(()))
+        .await;
+    let again = node.post(&of(world.request("one"))).await;
+    assert_eq!((again.status, &again.body["id"]), (200, &accepted.body["id"]), "{again:?}");
+    let other = crate::bridge::world::with(of(world.request("one")), json!({ "payload": "another" }));
+    assert_eq!(node.post(&other).await.status, 409);
+    assert_eq!(node.post(&of(world.request("another"))).await.status, 429, "what is new is refused");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cap_refuses_nothing_of_an_account_that_postgres_does_not_own() {
     let world = World::new(Stage::Shadow).await;
     let node = world.node().await;
