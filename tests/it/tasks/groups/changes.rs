@@ -62,6 +62,9 @@ async fn a_claim_that_began_before_a_first_limit_was_committed_keeps_to_it() {
         here.pinned(&n.to_string()).await;
     }
     let worker = here.claimer(PATIENCE).await;
+    // Nobody waits for a connection, once there is one for each.
+    let connections = (0..4).map(|_| here.count("select count(*) from pg_sleep(0.1)"));
+    futures::future::join_all(connections).await;
     let mut setting = here.ledger.pool().begin().await.unwrap();
     let set = "select crossover.set_group('mail', '{\"max_running\": 1}')";
     sqlx::query(set).execute(&mut *setting).await.unwrap();
