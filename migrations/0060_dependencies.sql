@@ -95,6 +95,9 @@ begin
         v_locked := v_locked || array(
             select s.id from crossover.tasks_scheduled s where s.id = any (v_tasks) and s.account = p_account
             order by s.id for key share nowait);
+        v_locked := v_locked || array(
+            select g.id from crossover.gate g where g.id = any (v_tasks) and g.task and g.account = p_account
+            order by g.id for key share nowait);
     end if;
     select array_agg(f.id), array_agg(f.outcome) into v_ids, v_outcomes from (
         select p.id, p.outcome from crossover.pins p where p.id = any (p_ids) and p.account = p_account
@@ -354,7 +357,8 @@ begin
     where case when p.id is not null then p.ended_at < clock_timestamp() - interval '1 minute'
         else coalesce(a.ended_at, '-infinity') < clock_timestamp() - interval '1 minute'
             and not exists (select from crossover.tasks_ready r where r.rank = t.rank and r.vt = t.vt and r.id = t.id)
-            and not exists (select from crossover.tasks_scheduled s where s.id = e.upstream) end
+            and not exists (select from crossover.tasks_scheduled s where s.id = e.upstream)
+            and not exists (select from crossover.gate g where g.id = e.upstream) end
     on conflict do nothing;
     get diagnostics overlooked = row_count;
     next_from := case when cardinality(v_ids) = p_limit then v_ids[p_limit] end;
@@ -407,6 +411,7 @@ create or replace view crossover.placed_pins as
     select id from crossover.outbox union all
     select id from crossover.rehearsals union all
     select id from crossover.detached where closed_at is null union all
+    select id from crossover.gate where not task union all
     select id from crossover.dependents;
 
 -- As before, but what waits for others is left out.
@@ -417,11 +422,14 @@ begin
     if p_due_at > clock_timestamp() then
         insert into crossover.scheduled (id, due_at, attempt, rank, execute, grp)
         values (p_id, p_due_at, p_attempt, -p_priority, p_execute, p_grp);
+    elsif exists (select from crossover.groups g where g.grp = p_grp and g.gated) then
+        perform crossover.place_at_gate(p_id, p_due_at, p_attempt, (-p_priority)::smallint, p_execute, p_grp);
     else
         insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
         values (p_id, p_due_at, p_attempt, -p_priority, p_execute, p_grp);
     end if;
 end $$;
+
 
 -- As before, and it notes who was waited for.
 create or replace function crossover.end_pins(p_owner text, p_ids uuid[], p_epochs integer[], p_attempts integer[], p_outcomes text[], p_reasons text[])
@@ -463,6 +471,7 @@ begin
     return query select unnest(v_ended);
 end $$;
 
+
 -- As before, and what waits for others is one of the places where it may be.
 create or replace function crossover.cancel(p_id uuid, p_reason text, out answer text, out pin crossover.pins)
 language plpgsql as $$
@@ -488,6 +497,8 @@ begin
             delete from crossover.scheduled where id = p_id;
             exit when found;
             delete from crossover.ready where id = p_id;
+            exit when found;
+            delete from crossover.gate where id = p_id;
             exit when found;
             delete from crossover.parked where id = p_id and side = 'postgres';
             exit when found;
@@ -522,6 +533,7 @@ begin
     end if;
 end $$;
 
+
 -- As before, and it notes who was waited for.
 create or replace function crossover.finish_tasks(
     p_worker uuid, p_ranks smallint[], p_vts bigint[], p_ids uuid[], p_attempts integer[], p_outcomes text[], p_permanents boolean[],
@@ -553,6 +565,7 @@ begin
     perform crossover.tasks_ended(p_ids);
 end $$;
 
+
 -- As before, and it notes who was waited for.
 create or replace function crossover.cancel_task(p_id uuid, p_created_at timestamptz, p_reason text) returns text
 language plpgsql as $$
@@ -569,8 +582,10 @@ begin
         with gone as (
             delete from crossover.tasks_ready r
             where r.rank = v_task.rank and r.vt = v_task.vt and r.id = p_id and r.worker is null returning r.due_at, r.attempt),
+        turned_away as (delete from crossover.gate g where g.id = p_id returning g.due_at, g.attempt),
         unscheduled as (delete from crossover.tasks_scheduled s where s.id = p_id returning s.due_at, s.attempt)
-        select due_at, attempt into v_due, v_attempt from (select * from gone union all select * from unscheduled) g;
+        select due_at, attempt into v_due, v_attempt
+        from (select * from gone union all select * from turned_away union all select * from unscheduled) g;
         if found then
             insert into crossover.attempts (id, due_at, started_at, ended_at, epoch, attempt, rehearsal, side, outcome, error)
             values (p_id, v_due, clock_timestamp(), clock_timestamp(), 1, v_attempt - 1, false, 'postgres', 'cancelled', p_reason);
@@ -597,6 +612,7 @@ language plpgsql as $$
 declare
     v_waits crossover.scheduled;
     v_ready crossover.ready;
+    v_gate  crossover.gate;
 begin
     if exists (select from crossover.dependents d where d.id = p_id) then return 'waits'; end if;
     select * into v_waits from crossover.scheduled s where s.id = p_id for update skip locked;
@@ -611,32 +627,18 @@ begin
     if found then
         if v_ready.attempt > 1 then return 'claimed'; end if;
         delete from crossover.ready r where r.id = p_id;
-        insert into crossover.ready (seq, id, due_at, attempt, rank, execute, grp) overriding system value
-        values (v_ready.seq, p_id, v_ready.due_at, 1, v_ready.rank, false, v_ready.grp);
+        insert into crossover.ready (seq, id, due_at, attempt, rank, execute, grp, gated_for) overriding system value
+        values (v_ready.seq, p_id, v_ready.due_at, 1, v_ready.rank, false, v_ready.grp, v_ready.gated_for);
+        return 'moved';
+    end if;
+    select * into v_gate from crossover.gate g where g.id = p_id for update skip locked;
+    if found then
+        if v_gate.attempt > 1 then return 'claimed'; end if;
+        delete from crossover.gate g where g.id = p_id;
+        insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+        values (v_gate.grp, false, v_gate.rank, v_gate.ord, p_id, v_gate.due_at, 1, false, v_gate.account);
         return 'moved';
     end if;
     if exists (select from crossover.running r where r.id = p_id) then return 'claimed'; end if;
     return case when p_behind then 'moved' else 'busy' end;
-end $$;
-
--- As before, but it passes those who share a task's place because they wait for its end: a claim does not change its key.
-create or replace function crossover.claim_tasks(p_worker uuid, p_limit integer)
-returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
-    account text, kind text, grp text, policy text, payload text, wish text)
-language plpgsql
--- The plan is kept while the table grows from nothing to millions.
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
-#variable_conflict use_column
-begin
-    perform from crossover.workers w where w.worker = p_worker for key share;
-    if not found then return; end if;
-    return query with head as materialized (
-        select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
-        order by r.rank, r.vt, r.id limit p_limit for no key update skip locked),
-    taken as (
-        update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from head h
-        where r.rank = h.rank and r.vt = h.vt and r.id = h.id
-        returning r.rank, r.vt, r.id, r.created_at, r.attempt, r.due_at, r.started_at, r.account, r.kind, r.grp, r.wish)
-    select t.rank, t.vt, t.id, t.attempt, t.due_at, t.started_at, k.run_at, t.account, t.kind, t.grp, k.policy::text, k.payload::text, t.wish
-    from taken t left join crossover.tasks k on k.id = t.id and k.created_at = t.created_at;
 end $$;

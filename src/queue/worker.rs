@@ -16,9 +16,12 @@ use uuid::Uuid;
 
 use super::dependents::{self, Dependents};
 use super::detach::{self, Taken};
+use super::floor::Floor;
+use super::gate::{self, Gate};
+use super::groups::Groups;
 use super::held::{Held, Key};
 use super::storage::{Claim, Claimed, Finish, Queue};
-use super::tasks::{self, Tasks};
+use super::tasks::{self, Place, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -53,6 +56,7 @@ pub(super) struct Shared {
     pub id: Uuid,
     pub queue: Queue,
     pub tasks: Tasks,
+    pub groups: Groups,
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
@@ -63,6 +67,8 @@ pub(super) struct Shared {
     pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// Groups with limits.
+    pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
     /// Whether anything waits for ends.
@@ -83,24 +89,25 @@ impl Worker {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
         let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
-        Self {
-            shared: Shared {
-                id,
-                queue,
-                tasks,
-                held,
-                options,
-                metrics,
-                observer,
-                wake,
-                overflow,
-                room,
-                vt,
-                dependents: Dependents::default(),
-                trouble,
-            },
-            executor,
-        }
+        let (groups, gate) = (queue.groups_with_limits(), Gate::default());
+        let shared = Shared {
+            id,
+            queue,
+            tasks,
+            groups,
+            options,
+            held,
+            metrics,
+            observer,
+            wake,
+            overflow,
+            room,
+            gate,
+            vt,
+            dependents: Dependents::default(),
+            trouble,
+        };
+        Self { shared, executor }
     }
 
     /// The same, and `others` is rung when there is more to do than it has room for.
@@ -131,6 +138,7 @@ impl Worker {
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
         parts.spawn(dependents::settle(shared.clone(), stop.clone()));
         parts.spawn(dependents::find_overlooked(shared.clone(), stop.clone()));
+        parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
         parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));
@@ -209,6 +217,11 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = stop.cancelled() => break,
             () = shared.wake.notified() => {
                 pace.ring();
+                shared.gate.ring();
+                rung = true;
+            }
+            () = shared.gate.admitted.notified() => {
+                pace.ring();
                 rung = true;
             }
             // An end may have made the next of its series ready.
@@ -268,6 +281,8 @@ impl Pace {
 struct Next {
     rung: bool,
     times: Option<(Instant, Instant)>,
+    /// What is owed to the lowest priority.
+    floor: Floor,
 }
 
 /// What finds few comes again so soon.
@@ -287,8 +302,16 @@ impl Next {
 
     fn after(&mut self, rung: Duration, unasked: Duration) {
         let now = Instant::now();
-        *self = Self { rung: false, times: Some((now + rung, now + unasked.max(rung))) };
+        (self.rung, self.times) = (false, Some((now + rung, now + unasked.max(rung))));
     }
+}
+
+/// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
+/// not the turn of its accounts, and those that have nothing waiting must not come behind them.
+fn come_to(places: impl Iterator<Item = Place> + Clone, shared: bool) -> Option<i64> {
+    let lowest = places.clone().map(|place| place.rank).max().filter(|_| shared);
+    let first = places.clone().map(|place| place.rank).min();
+    places.filter(|place| Some(place.rank) == first || Some(place.rank) != lowest).map(|place| place.vt).max()
 }
 
 /// What a claim whose answer was lost may have taken, which nobody here knows of.
@@ -344,9 +367,10 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
-        let answer = shared.claimed(shared.queue.claim(claim)).await;
+        let low = next.floor.share(limit);
+        let answer = shared.claimed(shared.queue.claim_sharing(claim, low)).await;
         lost.copies = answer.is_err();
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
     }
 
     /// The same of tasks.
@@ -357,18 +381,21 @@ impl Starting {
         if limit == 0 {
             return;
         }
-        let answer = shared.claimed(shared.tasks.claim(shared.id, limit)).await;
+        let low = next.floor.share(limit);
+        let answer = shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await;
         lost.tasks |= answer.is_err();
-        if let Some(vt) = answer.iter().flatten().filter_map(|claimed| Some(claimed.task?.vt)).max() {
+        let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
+        if let Some(vt) = come_to(places, low > 0) {
             shared.vt.fetch_max(vt, Ordering::Relaxed);
         }
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
     }
 
-    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, limit: usize, next: &mut Next) {
+    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
+                next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
                 match claimed.len() {
                     _ if full => next.after(Duration::ZERO, Duration::ZERO),
@@ -573,5 +600,23 @@ impl Shared {
             warn!(%id, attempt, "the lease is lost; whatever comes of this attempt is late");
             self.room.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_the_lowest_priority_does_not_move_virtual_time() {
+        let places = [(-5, 10), (-5, 20), (5, 90_000)].map(|(rank, vt)| Place { rank, vt });
+        assert_eq!(come_to(places.iter().copied(), true), Some(20));
+        assert_eq!(come_to(places.iter().copied(), false), Some(90_000), "a claim that came so far by itself");
+        assert_eq!(
+            come_to(places[2..].iter().copied(), true),
+            Some(90_000),
+            "one priority is the first and the lowest"
+        );
+        assert_eq!(come_to([].into_iter(), true), None);
     }
 }
