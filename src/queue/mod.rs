@@ -8,6 +8,7 @@ mod detach;
 mod faulty;
 mod finisher;
 mod held;
+mod kinds;
 mod places;
 mod rehearsal;
 mod storage;

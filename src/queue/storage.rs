@@ -8,6 +8,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::kinds::Ahead;
 use super::tasks::{Place, Tasks};
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
@@ -32,6 +33,9 @@ pub struct Claim {
     /// Without a heartbeat for so long, another takes it over.
     pub lease: Duration,
 }
+
+/// Where a copy stands in the ready set.
+pub(super) type CopyPlace = (i16, i64);
 
 /// A copy that a worker holds.
 #[derive(Debug, Clone)]
@@ -203,35 +207,49 @@ impl Queue {
         Tasks::new(self.pool.clone())
     }
 
-    /// Takes the head of the ready set: by priority, then in order. Reads as many rows as it takes.
+    /// Takes the head of the ready set: by priority, then in order. Reads as many rows as it takes. What waits for remote
+    /// workers stands behind all that.
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, LedgerError> {
-        let only = if claim.executions_only { "where execute" } else { "" };
-        let sql = format!(
-            "with head as materialized (
-                select rank, seq from crossover.ready {only} order by rank, seq limit $1 for update skip locked),
-             taken as (
-                delete from crossover.ready r using head h where r.rank = h.rank and r.seq = h.seq returning r.*),
-             held as (
-                insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp)
-                select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
-                    t.attempt, t.rank, p.owner = 'postgres', $2, t.grp
-                from taken t join crossover.pins p on p.id = t.id
-                where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
-                returning *)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
-                extract(epoch from h.started_at - p.run_at)::float8 as age
-             from held h join crossover.pins p on p.id = h.id
-             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
-             order by h.rank, h.due_at"
-        );
+        let only = if claim.executions_only { "rank <= 500 and execute" } else { "rank <= 500" };
         let rows = within(
-            sqlx::query(sqlx::AssertSqlSafe(sql))
+            sqlx::query(sqlx::AssertSqlSafe(claim_sql(only, "rank, seq")))
                 .bind(claim.limit)
                 .bind(claim.worker)
                 .bind(claim.lease.as_millis() as i64)
                 .fetch_all(&self.pool),
         )
         .await?;
+        Ok(self.readable(claim.worker, &rows).await)
+    }
+
+    /// What is next in line after a place, for a worker that chooses by kind; what waits for remote workers is not.
+    pub(super) async fn look_ahead(
+        &self,
+        executions_only: bool,
+        after: Option<CopyPlace>,
+        most: usize,
+    ) -> Result<Vec<Ahead<CopyPlace>>, LedgerError> {
+        let only = if executions_only { "and execute" } else { "" };
+        let sql = format!(
+            "select a.rank, a.seq, a.execute, coalesce(p.kind, '') from (
+                select rank, seq, id, execute from crossover.ready
+                where rank <= 500 and (rank, seq) > ($1, $2) {only} order by rank, seq limit $3) a
+             left join crossover.pins p on p.id = a.id order by a.rank, a.seq"
+        );
+        let (rank, seq) = after.unwrap_or((i16::MIN, i64::MIN));
+        let rows = sqlx::query_as::<_, (i16, i64, bool, String)>(sqlx::AssertSqlSafe(sql)).bind(rank).bind(seq);
+        let rows = within(rows.bind(most as i64).fetch_all(&self.pool)).await?;
+        let ahead = |(rank, seq, execute, kind)| Ahead { place: (rank, seq), kind, execute };
+        Ok(rows.into_iter().map(ahead).collect())
+    }
+
+    /// Takes those of the ready set that stand at `places`, as far as nobody else has.
+    pub(super) async fn claim_named(&self, claim: Claim, places: &[CopyPlace]) -> Result<Vec<Claimed>, LedgerError> {
+        let (ranks, seqs): (Vec<i16>, Vec<i64>) = places.iter().copied().unzip();
+        let named = "(rank, seq) in (select n.rank, n.seq from unnest($4::smallint[], $5::bigint[]) as n (rank, seq))";
+        let rows = sqlx::query(sqlx::AssertSqlSafe(claim_sql(named, "rank, seq"))).bind(claim.limit).bind(claim.worker);
+        let rows = rows.bind(claim.lease.as_millis() as i64).bind(ranks).bind(seqs);
+        let rows = within(rows.fetch_all(&self.pool)).await?;
         Ok(self.readable(claim.worker, &rows).await)
     }
 
@@ -484,6 +502,28 @@ impl Queue {
     }
 }
 
+/// Takes the first `$1` `by` that are `which` for the worker `$2`, for `$3` milliseconds.
+pub(super) fn claim_sql(which: &str, by: &str) -> String {
+    format!(
+        "with head as materialized (
+            select rank, seq from crossover.ready where {which} order by {by} limit $1 for update skip locked),
+         taken as (
+            delete from crossover.ready r using head h where r.rank = h.rank and r.seq = h.seq returning r.*),
+         held as (
+            insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp)
+            select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
+                t.attempt, t.rank, p.owner = 'postgres', $2, t.grp
+            from taken t join crossover.pins p on p.id = t.id
+            where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
+            returning *)
+         select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
+            extract(epoch from h.started_at - p.run_at)::float8 as age
+         from held h join crossover.pins p on p.id = h.id
+         join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+         order by h.rank, h.due_at"
+    )
+}
+
 async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {
     let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
     let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
@@ -537,7 +577,7 @@ impl Queue {
     }
 }
 
-fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
+pub(super) fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
     let rehearsal = !row.try_get::<bool, _>("execute").ok()?;
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
@@ -547,7 +587,7 @@ fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error, task })
 }
 
-fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+pub(super) fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
     let envelope = envelope_of(row)?;
     let age: f64 = row.try_get("age")?;
     Ok(Claimed {

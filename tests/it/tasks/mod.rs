@@ -2,6 +2,7 @@
 
 #[cfg(feature = "temporal")]
 mod faces;
+mod kinds;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
