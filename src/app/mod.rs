@@ -185,8 +185,8 @@ impl App {
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
         let search = search(config, &servers)?;
-        let api =
-            Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, &config.http, incoming.0.clone());
+        let (observer, stop) = (parts.observer.clone(), incoming.0.clone());
+        let api = Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, observer, &config.http, stop);
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if roles.worker || roles.relay {

@@ -38,6 +38,8 @@ mod observer;
 mod outages_temporal;
 mod provision;
 #[cfg(feature = "temporal")]
+mod remote;
+#[cfg(feature = "temporal")]
 mod schedules;
 mod servers;
 mod sql_face;
