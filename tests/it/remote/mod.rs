@@ -1,6 +1,7 @@
 //! Facts about remote workers, on the real servers: what they are handed, what keeps it theirs, and what becomes of it without them.
 
 mod bad_input;
+mod examples;
 mod handing_out;
 mod leases;
 mod polls;
