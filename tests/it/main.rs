@@ -18,6 +18,7 @@ mod config;
 mod dashboards;
 mod demo;
 mod docs;
+mod embedded;
 #[cfg(feature = "temporal")]
 mod fences;
 #[cfg(feature = "temporal")]
