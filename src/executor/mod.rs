@@ -3,6 +3,7 @@
 
 mod handlers;
 mod http;
+mod remote_only;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 pub use handlers::{Context, HandlerError, HandlerOptions, Handlers};
 pub use http::{HttpExecutor, HttpExecutorError};
+pub use remote_only::RemoteOnly;
 
 use crate::interaction::{Envelope, Fence, Payload, Side};
 use crate::policy::{Doubt, Failure, Policy};

@@ -61,6 +61,26 @@ async fn the_most_urgent_comes_first_and_of_a_series_only_what_is_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_runner_remote_workers_run_what_is_theirs_and_the_rest_waits() {
+    let world = World::new(Stage::Complete).await;
+    let alone = |config: &mut crossover::config::Config| {
+        (config.runner.url, config.worker.remote_only, config.router.tasks) = (None, true, true);
+    };
+    let node = world.node_with(ALL, alone).await;
+    let rest = [world.request("pinned"), json!({ "account": world.account, "kind": "sync", "payload": 1 })];
+    for request in &rest {
+        node.accepts(request, 201).await;
+    }
+    node.accepts(&mail(&world, "theirs"), 201).await;
+    let item = next(&node, Duration::from_secs(30)).await;
+    assert_eq!(complete(&node, &item).await, "taken");
+    world.succeeded("theirs").await;
+    let waits = "select (select count(*) from crossover.ready) + (select count(*) from crossover.tasks_ready where worker is null)";
+    assert_eq!(world.scalar::<i64>(waits).await, 2, "and no attempt was spent on it");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_is_never_handed_out_and_is_held_by_a_worker_of_ours() {
     let world = World::new(Stage::Shadow).await;
     let node = world.node().await;
