@@ -1,5 +1,11 @@
 //! Whose an attempt is, and for how long.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::*;
 
 /// Work of dead workers is taken over soon.
@@ -129,6 +135,65 @@ async fn its_policys_heartbeat_timeout_shortens_the_lease() {
     node.accepts(&with(mail(&world, "strict"), json!({ "policy": { "heartbeat_timeout_ms": 5_000 } })), 201).await;
     assert_eq!(next(&node, Duration::from_secs(60)).await["lease_ms"], 5_000);
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_vanish_and_fail_at_random_lose_nothing_and_keep_every_series_in_order() {
+    let seed = rand::random::<u64>();
+    println!("seed {seed}");
+    let world = World::new(Stage::Live).await;
+    let node = Arc::new(quick(&world).await);
+    let policy = json!({ "max_attempts": 100, "backoff": { "delays_ms": [1] } });
+    let mut keys = Vec::new();
+    for n in 0..8 {
+        for series in ["x", "y", "z"] {
+            let key = format!("{series}-{n}");
+            let more = json!({ "series": series, "policy": policy });
+            node.accepts(&with(mail(&world, &key), more), 201).await;
+            keys.push(key);
+        }
+        let single = format!("single-{n}");
+        node.accepts(&with(mail(&world, &single), json!({ "policy": policy })), 201).await;
+        keys.push(single);
+    }
+    let (begun, done) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicUsize>::default());
+    let workers: Vec<_> = (0..4)
+        .map(|n| {
+            let until = (done.clone(), keys.len());
+            tokio::spawn(erratic(node.clone(), seed.wrapping_add(n), begun.clone(), until))
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let begun = begun.lock().unwrap().clone();
+    for series in ["x-", "y-", "z-"] {
+        let order: Vec<&String> = begun.iter().filter(|key| key.starts_with(series)).collect();
+        assert!(order.is_sorted(), "seed {seed}: {order:?}");
+    }
+    for key in &keys {
+        world.succeeded(key).await;
+    }
+    Arc::into_inner(node).unwrap().stop().await;
+}
+
+/// Takes, and vanishes with some of it, fails some, and completes the rest, until all is done.
+async fn erratic(node: Arc<Node>, seed: u64, begun: Arc<Mutex<Vec<String>>>, (done, all): (Arc<AtomicUsize>, usize)) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while done.load(Ordering::SeqCst) < all {
+        let max = random.random_range(1..6);
+        let body = json!({ "worker": "erratic", "max": max, "wait_ms": 100, "lease_ms": 1_000 });
+        for item in dequeued(&node, body).await {
+            // Before it can end, so that whatever follows in its series is noted later.
+            begun.lock().unwrap().push(item["key"].as_str().unwrap().to_owned());
+            match random.random_range(0..10) {
+                0 => {}
+                1 | 2 => drop(report(&node, "fail", &item, json!({ "retry_after_ms": 1 })).await),
+                _ if complete(&node, &item).await == "taken" => drop(done.fetch_add(1, Ordering::SeqCst)),
+                _ => {}
+            }
+        }
+    }
 }
 
 async fn node_accepts(node: &Node, world: &World, keys: &[&str]) {
