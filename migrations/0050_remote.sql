@@ -23,6 +23,16 @@ create trigger set_apart before insert on crossover.ready for each row
 comment on column crossover.ready.rank is
     'Minus the priority, so that the index ascends; and 1000 more for an execution that waits for a remote worker.';
 
+-- At the gate of a group with limits nothing stands apart.
+create function crossover.set_together() returns trigger
+language plpgsql as $$
+begin
+    new.rank := new.rank - 1000;
+    return new;
+end $$;
+create trigger set_together before insert on crossover.gate for each row when (new.rank > 500)
+    execute function crossover.set_together();
+
 alter table crossover.detached add column remote text, add column grp text;
 comment on column crossover.detached.remote is 'The remote worker that took it from its group. Null: a runner that was called took it away.';
 comment on column crossover.detached.grp is 'The group from which a remote worker took it.';
@@ -61,12 +71,18 @@ begin
     with back as (
         delete from crossover.running r using unnest(p_ids, p_epochs, p_attempts) as g (id, epoch, attempt)
         where r.id = g.id and r.epoch = g.epoch and r.attempt = g.attempt and r.worker = crossover.detached_worker()
-        returning r.id, r.due_at, r.epoch, r.attempt, r.rank, r.execute, r.grp),
+        returning r.id, r.due_at, r.epoch, r.attempt, r.rank, r.execute, r.grp, r.gated_for),
     gone as (
-        delete from crossover.detached d using back b where d.id = b.id and d.epoch = b.epoch and d.attempt = b.attempt)
-    insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
-    select id, due_at, attempt, rank, execute, grp from back order by due_at;
-    get diagnostics v_rows = row_count;
+        delete from crossover.detached d using back b where d.id = b.id and d.epoch = b.epoch and d.attempt = b.attempt),
+    -- What has a place of its group gives it back.
+    stopped as (
+        insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+        select grp, false, rank, nextval('crossover.ready_seq_seq'), id, due_at, attempt, execute, gated_for
+        from back where gated_for is not null),
+    placed as (
+        insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+        select id, due_at, attempt, rank, execute, grp from back where gated_for is null order by due_at)
+    select count(*) into v_rows from back;
     return v_rows;
 end $$;
 
@@ -121,6 +137,12 @@ begin
     join crossover.detached d on d.id = f.id and d.epoch = f.epoch and d.attempt = f.attempt and d.ended_at is null
         and d.remote is not null and d.grp = p_grp;
     if v_ids is null then return; end if;
+    -- Before their places are free.
+    if exists (select from unnest(v_retry_afters) as f (ms) where f.ms is not null) then
+        perform crossover.heed_retry_after(crossover.detached_worker(), array_agg(f.id), array_agg(f.attempt),
+            array_agg(null::smallint), array_agg(null::bigint), array_agg(f.ms))
+        from unnest(v_ids, v_attempts, v_retry_afters) as f (id, attempt, ms) where f.ms is not null;
+    end if;
     perform crossover.finish(crossover.detached_worker(), v_ids, v_attempts, v_outcomes, v_permanents, v_retry_afters, v_retries,
         v_results, v_errors, array_fill(null::text, array[cardinality(v_ids)]), array_fill(false, array[cardinality(v_ids)]));
     update crossover.detached d set ended_at = clock_timestamp(), closed_at = clock_timestamp(), outcome = f.outcome,

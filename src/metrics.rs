@@ -76,7 +76,7 @@ pub struct Metrics {
     pub outbox_rows: IntGauge,
     /// Since when the oldest of them waits.
     pub outbox_oldest_seconds: Gauge,
-    /// Copies by place: ready, scheduled, running.
+    /// Copies by place: ready, scheduled, running, waiting.
     pub queue_rows: IntGaugeVec,
     /// Since when the oldest ready copy has been due.
     pub queue_oldest_seconds: Gauge,
@@ -222,7 +222,7 @@ impl Metrics {
             queue_rows: gauges(
                 &mut r,
                 "crossover_queue_rows",
-                "Copies on the Postgres side by place: ready to start, scheduled for later, running.",
+                "Copies on the Postgres side by place: ready to start, scheduled for later, running, waiting at the gate of their group.",
                 &["place"],
             )?,
             queue_oldest_seconds: float_gauge(

@@ -168,6 +168,7 @@ impl App {
                 let (decider, last) = registration.router(address, roles, flags, &parts.metrics, &working).await;
                 let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
+                working.1.spawn(router.follow_caps(working.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
                 parts.spawn_ticker(config, router.clone(), &incoming);
                 (Some(router), Some(last))

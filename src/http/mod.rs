@@ -7,6 +7,7 @@ mod auth;
 mod batch;
 mod body;
 mod connections;
+mod groups;
 mod guard;
 mod handover;
 mod health;
@@ -148,7 +149,9 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(interactions::look_up))
         .routes(routes!(search::search))
         .routes(routes!(schedules::list))
-        .routes(routes!(schedules::show));
+        .routes(routes!(schedules::show))
+        .routes(routes!(groups::list))
+        .routes(routes!(groups::weights));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
@@ -157,7 +160,11 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(schedules::change))
         .routes(routes!(schedules::delete))
         .routes(routes!(schedules::pause))
-        .routes(routes!(schedules::resume));
+        .routes(routes!(schedules::resume))
+        .routes(routes!(groups::set, groups::unset))
+        .routes(routes!(groups::pause))
+        .routes(routes!(groups::resume))
+        .routes(routes!(groups::weigh));
     let work = OpenApiRouter::new()
         .routes(routes!(work::heartbeat))
         .routes(routes!(work::complete))

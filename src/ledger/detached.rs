@@ -240,6 +240,10 @@ impl Ledger {
             Ending::Done(result) => Some(result.get()),
             Ending::Failed { .. } => None,
         };
+        // Before its place is free.
+        if let Some(ms) = failure.and_then(Failure::retry_after_ms) {
+            self.heed(row, ms).await;
+        }
         // What Temporal owns waits for another attempt from when Temporal hears of it.
         let ended = sqlx::query_scalar("select crossover.end_detached($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let ended = ended
@@ -255,6 +259,18 @@ impl Ledger {
         let taken: bool = within(ended.fetch_one(&self.pool)).await?;
         let report = Report::Taken { side: row.side, outcome, retried: retry.is_some(), again: false };
         Ok(taken.then_some(report))
+    }
+
+    /// Holds its account back, where its group heeds what a runner was told. An end is taken all the same if that fails.
+    async fn heed(&self, row: &Detached, ms: i64) {
+        let heeded = sqlx::query(
+            "select crossover.heed_retry_after(crossover.detached_worker(), array[d.id], array[d.attempt], array[d.rank], array[d.vt], array[$4])
+             from crossover.detached d where d.id = $1 and d.epoch = $2 and d.attempt = $3",
+        );
+        let heeded = heeded.bind(row.id).bind(row.fence.epoch).bind(row.fence.attempt).bind(ms);
+        if let Err(error) = within(heeded.execute(&self.pool)).await {
+            tracing::warn!(id = %row.id, %error, "what was said of coming back later can't be kept; more of its account may start before");
+        }
     }
 
     /// What a runner took away under this fence, also if it has ended.

@@ -15,10 +15,13 @@ use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
 use super::detach::{self, Taken};
+use super::floor::Floor;
+use super::gate::{self, Gate};
+use super::groups::Groups;
 use super::held::{Held, Key};
 use super::kinds::{Kinds, Walk};
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
-use super::tasks::{self, TaskPlace, Tasks};
+use super::tasks::{self, Place, TaskPlace, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -53,6 +56,7 @@ pub(super) struct Shared {
     pub id: Uuid,
     pub queue: Queue,
     pub tasks: Tasks,
+    pub groups: Groups,
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
@@ -65,6 +69,8 @@ pub(super) struct Shared {
     pub room: Notify,
     /// What runs of kinds that have capacities.
     pub kinds: Arc<Kinds>,
+    /// Groups with limits.
+    pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
     /// When Postgres last did not answer this worker, or it began.
@@ -82,26 +88,27 @@ impl Worker {
     ) -> Self {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
-        let (vt, trouble) = (AtomicI64::new(0), Mutex::new(Instant::now()));
-        let (overflow, kinds) = (Arc::default(), Arc::default());
-        Self {
-            shared: Shared {
-                id,
-                queue,
-                tasks,
-                held,
-                options,
-                metrics,
-                observer,
-                wake,
-                overflow,
-                room,
-                kinds,
-                vt,
-                trouble,
-            },
-            executor,
-        }
+        let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
+        let kinds = Arc::default();
+        let (groups, gate) = (queue.groups_with_limits(), Gate::default());
+        let shared = Shared {
+            id,
+            queue,
+            tasks,
+            groups,
+            options,
+            held,
+            metrics,
+            observer,
+            wake,
+            overflow,
+            room,
+            gate,
+            kinds,
+            vt,
+            trouble,
+        };
+        Self { shared, executor }
     }
 
     /// The same, and `others` is rung when there is more to do than it has room for.
@@ -130,6 +137,7 @@ impl Worker {
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
         parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));
@@ -208,6 +216,11 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = stop.cancelled() => break,
             () = shared.wake.notified() => {
                 pace.ring();
+                shared.gate.ring();
+                rung = true;
+            }
+            () = shared.gate.admitted.notified() => {
+                pace.ring();
                 rung = true;
             }
             // An end may have made the next of its series ready.
@@ -269,6 +282,8 @@ impl Pace {
 struct Next {
     rung: bool,
     times: Option<(Instant, Instant)>,
+    /// What is owed to the lowest priority.
+    floor: Floor,
 }
 
 /// What finds few comes again so soon.
@@ -295,7 +310,7 @@ impl Next {
 
     fn after(&mut self, rung: Duration, unasked: Duration) {
         let now = Instant::now();
-        *self = Self { rung: false, times: Some((now + rung, now + unasked.max(rung))) };
+        (self.rung, self.times) = (false, Some((now + rung, now + unasked.max(rung))));
     }
 }
 
@@ -304,6 +319,14 @@ impl Next {
 struct Walks {
     copies: Walk<CopyPlace>,
     tasks: Walk<TaskPlace>,
+}
+
+/// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
+/// not the turn of its accounts, and those that have nothing waiting must not come behind them.
+fn come_to(places: impl Iterator<Item = Place> + Clone, shared: bool) -> Option<i64> {
+    let lowest = places.clone().map(|place| place.rank).max().filter(|_| shared);
+    let first = places.clone().map(|place| place.rank).min();
+    places.filter(|place| Some(place.rank) == first || Some(place.rank) != lowest).map(|place| place.vt).max()
 }
 
 /// What a claim whose answer was lost may have taken, which nobody here knows of.
@@ -359,12 +382,13 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
+        let low = next.floor.share(limit);
         let answer = match self.executor.has_capacities() {
-            false => shared.claimed(shared.queue.claim(claim)).await,
+            false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
             true => shared.claimed(self.copies_with_room(claim, walk)).await,
         };
         lost.copies = answer.is_err();
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
         next.no_later(walk.goes_on());
     }
 
@@ -376,15 +400,17 @@ impl Starting {
         if limit == 0 {
             return;
         }
+        let low = next.floor.share(limit);
         let answer = match self.executor.has_capacities() {
-            false => shared.claimed(shared.tasks.claim(shared.id, limit)).await,
+            false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
             true => shared.claimed(self.tasks_with_room(limit, walk)).await,
         };
         lost.tasks |= answer.is_err();
-        if let Some(vt) = answer.iter().flatten().filter_map(|claimed| Some(claimed.task?.vt)).max() {
+        let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
+        if let Some(vt) = come_to(places, low > 0) {
             shared.vt.fetch_max(vt, Ordering::Relaxed);
         }
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
         next.no_later(walk.goes_on());
     }
 
@@ -404,10 +430,11 @@ impl Starting {
         if chosen.is_empty() { Ok(Vec::new()) } else { shared.tasks.claim_named(shared.id, &chosen).await }
     }
 
-    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, limit: usize, next: &mut Next) {
+    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
+                next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
                 match claimed.len() {
                     _ if full => next.after(Duration::ZERO, Duration::ZERO),
@@ -615,5 +642,23 @@ impl Shared {
             warn!(%id, attempt, "the lease is lost; whatever comes of this attempt is late");
             self.room.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_the_lowest_priority_does_not_move_virtual_time() {
+        let places = [(-5, 10), (-5, 20), (5, 90_000)].map(|(rank, vt)| Place { rank, vt });
+        assert_eq!(come_to(places.iter().copied(), true), Some(20));
+        assert_eq!(come_to(places.iter().copied(), false), Some(90_000), "a claim that came so far by itself");
+        assert_eq!(
+            come_to(places[2..].iter().copied(), true),
+            Some(90_000),
+            "one priority is the first and the lowest"
+        );
+        assert_eq!(come_to([].into_iter(), true), None);
     }
 }

@@ -267,6 +267,8 @@ pub async fn observation(ledger: &Ledger, id: Uuid) -> Result<Option<Observation
     Asked { ledger, id }.observation().await
 }
 
+/// The place of what waits for its group.
+const GATE: &str = "gate";
 /// So many decisions after the pin are told.
 const DECISIONS: i64 = 50;
 
@@ -301,9 +303,15 @@ fn waits_for(story: &Story) -> Option<String> {
             Some(format!("a remote worker that takes from `{}`", standing.grp))
         }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
-        "waiting" => waits_behind(story).or_else(|| undelivered(story)),
+        "waiting" => at_the_gate(story).or_else(|| waits_behind(story)).or_else(|| undelivered(story)),
         _ => None,
     }
+}
+
+/// What the view says is why.
+fn at_the_gate(story: &Story) -> Option<String> {
+    story.places.iter().find(|place| place.place == GATE && !place.rehearsal)?;
+    story.standing.as_ref()?.reason.clone()
 }
 
 fn waits_behind(story: &Story) -> Option<String> {
@@ -458,6 +466,7 @@ impl Asked<'_> {
              union all select 'scheduled', not execute, attempt, due_at, null, null, null from crossover.scheduled where id = $1
              union all select 'running', not execute, attempt, due_at, started_at, lease_until, worker
                 from crossover.running where id = $1
+             union all select 'gate', not execute, attempt, due_at, null, null, null from crossover.gate where id = $1
              union all select 'rehearsing', true, attempt, due_at, dequeued_at, bound_at, null
                 from crossover.rehearsals where id = $1
              union all select case when r.worker is null then 'ready' else 'running' end, false, r.attempt, r.due_at, r.started_at,

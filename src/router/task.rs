@@ -124,7 +124,10 @@ impl Router {
         self.bounded(self.gather.tasks().cancel(id, reason)).await
     }
 
-    async fn bounded<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    pub(super) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, LedgerError>>,
+    ) -> Result<T, LedgerError> {
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         tokio::time::timeout(self.options.pin_timeout, call).await.unwrap_or_else(late)
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::super::storage::{Claimed, Finish, Queue, claim_sql, claimed_of, unreadable};
+use super::super::storage::{Claimed, Finish, HEAD, Queue, claim_sql, claimed_of, unreadable};
 use super::super::worker::overslept;
 use super::{Asked, Handed};
 use crate::ledger::{LedgerError, within};
@@ -44,7 +44,7 @@ impl Queue {
                 .await?;
             while runs.len() < asked.most && bytes < BYTES && aside.len() + broken.len() < ASIDE {
                 let limit = CHUNK.min(asked.most - runs.len());
-                let sql = claim_sql("grp = $4 and rank > 500 and execute", "rank - 1000, seq");
+                let sql = claim_sql("grp = $4 and rank > 500 and execute", "rank - 1000, seq", HEAD);
                 let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit as i64).bind(claimer).bind(LEASE_MS);
                 let rows = rows.bind(&asked.group).fetch_all(&mut *tx).await?;
                 for row in &rows {

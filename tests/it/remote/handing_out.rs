@@ -97,6 +97,35 @@ async fn a_rehearsal_is_never_handed_out_and_is_held_by_a_worker_of_ours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_remote_group_hold_and_its_order_is_kept_at_the_gate() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    let limits = "select (crossover.set_group('remote.mail', '{\"max_running\": 2}')).grp";
+    assert_eq!(world.scalar::<String>(limits).await, GROUP);
+    for n in 0..6 {
+        node.accepts(&mail(&world, &format!("m{n}")), 201).await;
+    }
+    node.accepts(&with(mail(&world, "urgent"), json!({ "priority": 9 })), 201).await;
+    let mut out = vec![next(&node, Duration::from_secs(60)).await, next(&node, Duration::from_secs(60)).await];
+    assert!(dequeued(&node, json!({ "worker": "w", "wait_ms": 500 })).await.is_empty(), "two are out");
+    let mut had = Vec::new();
+    while had.len() < 7 {
+        let item = out.remove(0);
+        had.push(item["key"].as_str().unwrap().to_owned());
+        assert_eq!(complete(&node, &item).await, "taken");
+        if had.len() + out.len() < 7 {
+            out.push(next(&node, Duration::from_secs(60)).await);
+            let running = "select count(*) from crossover.running where execute";
+            assert!(world.scalar::<i64>(running).await <= 2);
+        }
+    }
+    let rest: Vec<&str> = had.iter().map(String::as_str).filter(|key| *key != "urgent").collect();
+    assert_eq!(rest, ["m0", "m1", "m2", "m3", "m4", "m5"]);
+    assert!(had.iter().position(|key| key == "urgent").unwrap() <= 3, "{had:?}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_sides_agree_on_what_a_remote_worker_ran() {
     let world = World::new(Stage::Live).await;
     let node = world.node().await;
