@@ -859,11 +859,11 @@ as $$
 begin
     return query with head as materialized (
         select r.rank, r.vt, r.id, r.grp, r.gated or r.wish is not null as gated from crossover.tasks_ready r where r.worker is null
-        order by r.rank, r.vt, r.id limit p_limit for update skip locked),
+        order by r.rank, r.vt, r.id limit p_limit for no key update skip locked),
     low as materialized (
         select r.rank, r.vt, r.id, r.grp, r.gated or r.wish is not null as gated from crossover.tasks_ready r
         where r.worker is null and r.rank = p_rank and p_rank > (select max(h.rank) from head h)
-        order by r.rank, r.vt, r.id limit p_low for update skip locked),
+        order by r.rank, r.vt, r.id limit p_low for no key update skip locked),
     picked as materialized (
         select p.rank, p.vt, p.id,
             not p.gated and exists (select from crossover.groups g where g.grp = p.grp and g.gated) as stray
@@ -883,7 +883,7 @@ begin
 end $$;
 
 -- Takes the head of what is ready for a worker that has a lease; the body is that of the tasks' migration. p_low of it are of the
--- lowest priority that waits, where the head has none of it.
+-- lowest priority that waits, where the head has none of it. No key changes, so whoever only keeps a row from going is passed.
 create function crossover.claim_tasks(p_worker uuid, p_limit integer, p_low integer)
 returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
     account text, kind text, grp text, policy text, payload text, wish text)
@@ -913,11 +913,11 @@ begin
     if v_low > 0 then
         return query with head as materialized (
             select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
-            order by r.rank, r.vt, r.id limit p_limit for update skip locked),
+            order by r.rank, r.vt, r.id limit p_limit for no key update skip locked),
         low as materialized (
             select r.rank, r.vt, r.id from crossover.tasks_ready r
             where r.worker is null and r.rank = v_last and v_last > (select max(h.rank) from head h)
-            order by r.rank, r.vt, r.id limit v_low for update skip locked),
+            order by r.rank, r.vt, r.id limit v_low for no key update skip locked),
         taken as (
             update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp()
             from (select * from low union all (select * from head limit p_limit - (select count(*) from low))) p
@@ -930,7 +930,7 @@ begin
     end if;
     return query with head as materialized (
         select r.rank, r.vt, r.id from crossover.tasks_ready r where r.worker is null
-        order by r.rank, r.vt, r.id limit p_limit for update skip locked),
+        order by r.rank, r.vt, r.id limit p_limit for no key update skip locked),
     taken as (
         update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from head h
         where r.rank = h.rank and r.vt = h.vt and r.id = h.id
