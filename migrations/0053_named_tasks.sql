@@ -16,7 +16,7 @@ begin
         where r.worker is null
             -- A stray is left to the next pass at the gate.
             and (r.gated or r.wish is not null or not exists (select from crossover.groups g where g.grp = r.grp and g.gated))
-        for update of r skip locked),
+        for no key update of r skip locked),
     taken as (
         update crossover.tasks_ready r set worker = p_worker, started_at = clock_timestamp() from chosen c
         where r.rank = c.rank and r.vt = c.vt and r.id = c.id
