@@ -16,6 +16,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod remote;
 mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -40,6 +41,7 @@ pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use remote::RemoteMetrics;
 pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -110,6 +112,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// Long work.
     pub detached: DetachedMetrics,
+    /// Remote workers.
+    pub remote: RemoteMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
     /// What comes in from SQL.
@@ -322,6 +326,7 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             detached: DetachedMetrics::register(&mut r)?,
+            remote: RemoteMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,

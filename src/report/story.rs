@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::flips::{Bearing, DecisionRow, FlipStore};
-use crate::interaction::{Payload, hex};
+use crate::interaction::{Payload, hex, is_remote};
 use crate::ledger::{Ledger, LedgerError, within};
 pub use timeline::Event;
 
@@ -299,6 +299,9 @@ fn waits_for(story: &Story) -> Option<String> {
             let until = away.until.map(|until| until.format("%F %T%.3f UTC").to_string()).unwrap_or_default();
             format!("the runner that took attempt {} away; without a heartbeat it is lost at {until}", away.attempt)
         }),
+        "ready" if is_remote(Some(&standing.grp)) => {
+            Some(format!("a remote worker that takes from `{}`", standing.grp))
+        }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
         "waiting" => at_the_gate(story).or_else(|| waits_behind(story)).or_else(|| undelivered(story)),
         _ => None,

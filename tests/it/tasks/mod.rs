@@ -3,6 +3,7 @@
 #[cfg(feature = "temporal")]
 mod faces;
 mod groups;
+mod kinds;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
