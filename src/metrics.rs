@@ -17,6 +17,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod remote;
 mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -42,6 +43,7 @@ pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use remote::RemoteMetrics;
 pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -112,6 +114,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// Long work.
     pub detached: DetachedMetrics,
+    /// Remote workers.
+    pub remote: RemoteMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
     /// What waits for other work.
@@ -326,6 +330,7 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             detached: DetachedMetrics::register(&mut r)?,
+            remote: RemoteMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
             dependents: DependentMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,

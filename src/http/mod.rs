@@ -16,6 +16,7 @@ mod observe;
 mod openapi;
 mod problem;
 mod release;
+mod remote;
 mod resolve;
 mod schedules;
 mod schema;
@@ -51,6 +52,8 @@ use crate::flags::Flags;
 use crate::history::Search;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::observer::Observer;
+use crate::queue::remote::Remote;
 use crate::router::Router;
 
 /// What the routes need.
@@ -68,6 +71,7 @@ pub struct Api {
     stop: CancellationToken,
     guard: Guard,
     waiters: Waiters,
+    remote: Arc<Remote>,
     connections: connections::Bounds,
     max_payload: usize,
     max_batch: usize,
@@ -89,6 +93,7 @@ impl Api {
         ledger: Ledger,
         search: Search,
         metrics: Arc<Metrics>,
+        observer: Observer,
         http: &config::Http,
         stop: CancellationToken,
     ) -> Self {
@@ -98,6 +103,7 @@ impl Api {
             armed,
             guard: Guard::new(http),
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
+            remote: Remote::new(ledger.clone(), metrics.clone(), observer),
             connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
             search,
@@ -125,6 +131,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
     tokio::select! {
         () = server => {}
         () = api.waiters.look() => {}
+        () = api.remote.look() => {}
         () = late => warn!(?grace, "callers that did not finish are cut off"),
     }
     info!("the HTTP server has stopped");
@@ -163,7 +170,11 @@ fn routes(api: Arc<Api>) -> Routes {
     let work = OpenApiRouter::new()
         .routes(routes!(work::heartbeat))
         .routes(routes!(work::complete))
-        .routes(routes!(work::fail));
+        .routes(routes!(work::fail))
+        .routes(routes!(remote::dequeue))
+        .routes(routes!(remote::heartbeat))
+        .routes(routes!(remote::complete))
+        .routes(routes!(remote::fail));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))

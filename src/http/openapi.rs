@@ -22,6 +22,7 @@ use crate::interaction::hex;
         (name = "interactions", description = "Work in, results out."),
         (name = "schedules", description = "Work that comes again and again."),
         (name = "work", description = "For runners that took an attempt away."),
+        (name = "remote workers", description = "For programs that take work of a group whose name begins with `remote.`."),
         (name = "groups", description = "Limits, pauses, weights."),
         (name = "health", description = "For balancers and Prometheus.")
     ),

@@ -9,6 +9,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use super::groups::Groups;
+use super::kinds::Ahead;
 use super::tasks::{Place, Tasks};
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
@@ -33,6 +34,9 @@ pub struct Claim {
     /// Without a heartbeat for so long, another takes it over.
     pub lease: Duration,
 }
+
+/// Where a copy stands in the ready set.
+pub(super) type CopyPlace = (i16, i64);
 
 /// A copy that a worker holds.
 #[derive(Debug, Clone)]
@@ -188,11 +192,11 @@ impl Finish {
 }
 
 /// What a claim of copies takes.
-const HEAD: &str = "picked as materialized (select * from head),";
+pub(super) const HEAD: &str = "picked as materialized (select * from head),";
 const LOW_AND_HEAD: &str = "low as materialized (
         select rank, seq from crossover.ready where rank = (
-                select rank from crossover.ready where true {only} order by rank desc, seq desc limit 1)
-            and rank > (select max(rank) from head) {only}
+                select rank from crossover.ready where {which} order by rank desc, seq desc limit 1)
+            and rank > (select max(rank) from head) and {which}
         order by rank, seq limit $4 for update skip locked),
      picked as materialized (
         select * from low union all (select * from head order by rank, seq limit $1 - (select count(*) from low))),";
@@ -224,45 +228,16 @@ impl Queue {
     }
 
     /// Takes the head of the ready set: by priority, then in order. What came to be ready before its group had limits goes to the
-    /// gate. Reads as many rows as it takes.
+    /// gate. Reads as many rows as it takes. What waits for remote workers stands behind all that.
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, LedgerError> {
         self.claim_sharing(claim, 0).await
     }
 
     /// The same; `low` of it are of the lowest priority that waits, where the head has none of it.
     pub async fn claim_sharing(&self, claim: Claim, low: usize) -> Result<Vec<Claimed>, LedgerError> {
-        let only = if claim.executions_only { "and execute" } else { "" };
+        let only = if claim.executions_only { "rank <= 500 and execute" } else { "rank <= 500" };
         let picked = if low > 0 { LOW_AND_HEAD } else { HEAD };
-        // Whether there are limits is asked before a row is locked, and not in the snapshot of this statement: one that is older than a
-        // group's first limit, and came to its end after it, would start more than the limit.
-        let sql = format!(
-            "with gates as materialized (select crossover.begin_claim() as are),
-             head as materialized (
-                select rank, seq from crossover.ready where (select are from gates) is not null {only}
-                order by rank, seq limit $1 for update skip locked),
-             {picked}
-             taken as (
-                delete from crossover.ready r using picked h where r.rank = h.rank and r.seq = h.seq
-                returning r.*, r.gated_for is null
-                    and case when (select are from gates) then crossover.is_gated_now(r.grp) else false end as stray),
-             stopped as (
-                insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
-                select t.grp, false, t.rank, t.seq, t.id, t.due_at, t.attempt, t.execute, p.account
-                from taken t join crossover.pins p on p.id = t.id where t.stray),
-             held as (
-                insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp, gated_for)
-                select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
-                    t.attempt, t.rank, p.owner = 'postgres', $2, t.grp, t.gated_for
-                from taken t join crossover.pins p on p.id = t.id
-                where not t.stray and p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
-                returning *)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
-                extract(epoch from h.started_at - p.run_at)::float8 as age
-             from held h join crossover.pins p on p.id = h.id
-             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
-             order by h.rank, h.due_at"
-        )
-        .replace("{only}", only);
+        let sql = claim_sql(only, "rank, seq", picked);
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(claim.limit)
             .bind(claim.worker)
@@ -271,6 +246,38 @@ impl Queue {
             query = query.bind(low as i64);
         }
         let rows = within(query.fetch_all(&self.pool)).await?;
+        Ok(self.readable(claim.worker, &rows).await)
+    }
+
+    /// What is next in line after a place, for a worker that chooses by kind; what waits for remote workers is not.
+    pub(super) async fn look_ahead(
+        &self,
+        executions_only: bool,
+        after: Option<CopyPlace>,
+        most: usize,
+    ) -> Result<Vec<Ahead<CopyPlace>>, LedgerError> {
+        let only = if executions_only { "and execute" } else { "" };
+        let sql = format!(
+            "select a.rank, a.seq, a.execute, coalesce(p.kind, '') from (
+                select rank, seq, id, execute from crossover.ready
+                where rank <= 500 and (rank, seq) > ($1, $2) {only} order by rank, seq limit $3) a
+             left join crossover.pins p on p.id = a.id order by a.rank, a.seq"
+        );
+        let (rank, seq) = after.unwrap_or((i16::MIN, i64::MIN));
+        let rows = sqlx::query_as::<_, (i16, i64, bool, String)>(sqlx::AssertSqlSafe(sql)).bind(rank).bind(seq);
+        let rows = within(rows.bind(most as i64).fetch_all(&self.pool)).await?;
+        let ahead = |(rank, seq, execute, kind)| Ahead { place: (rank, seq), kind, execute };
+        Ok(rows.into_iter().map(ahead).collect())
+    }
+
+    /// Takes those of the ready set that stand at `places`, as far as nobody else has.
+    pub(super) async fn claim_named(&self, claim: Claim, places: &[CopyPlace]) -> Result<Vec<Claimed>, LedgerError> {
+        let (ranks, seqs): (Vec<i16>, Vec<i64>) = places.iter().copied().unzip();
+        let named = "(rank, seq) in (select n.rank, n.seq from unnest($4::smallint[], $5::bigint[]) as n (rank, seq))";
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(claim_sql(named, "rank, seq", HEAD))).bind(claim.limit).bind(claim.worker);
+        let rows = rows.bind(claim.lease.as_millis() as i64).bind(ranks).bind(seqs);
+        let rows = within(rows.fetch_all(&self.pool)).await?;
         Ok(self.readable(claim.worker, &rows).await)
     }
 
@@ -537,6 +544,40 @@ impl Queue {
     }
 }
 
+/// Takes the first `$1` `by` that are `which` for the worker `$2`, for `$3` milliseconds, of them what is `picked`.
+pub(super) fn claim_sql(which: &str, by: &str, picked: &str) -> String {
+    // Whether there are limits is asked before a row is locked, and not in the snapshot of this statement: one that is older than a
+    // group's first limit, and came to its end after it, would start more than the limit.
+    format!(
+        "with gates as materialized (select crossover.begin_claim() as are),
+         head as materialized (
+            select rank, seq from crossover.ready where (select are from gates) is not null and {which}
+            order by {by} limit $1 for update skip locked),
+         {picked}
+         taken as (
+            delete from crossover.ready r using picked h where r.rank = h.rank and r.seq = h.seq
+            returning r.*, r.gated_for is null
+                and case when (select are from gates) then crossover.is_gated_now(r.grp) else false end as stray),
+         stopped as (
+            insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+            select t.grp, false, t.rank, t.seq, t.id, t.due_at, t.attempt, t.execute, p.account
+            from taken t join crossover.pins p on p.id = t.id where t.stray),
+         held as (
+            insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp, gated_for)
+            select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
+                t.attempt, t.rank, p.owner = 'postgres', $2, t.grp, t.gated_for
+            from taken t join crossover.pins p on p.id = t.id
+            where not t.stray and p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
+            returning *)
+         select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
+            extract(epoch from h.started_at - p.run_at)::float8 as age
+         from held h join crossover.pins p on p.id = h.id
+         join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+         order by h.rank, h.due_at"
+    )
+    .replace("{which}", which)
+}
+
 async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {
     let column = |of: fn(&Finish) -> Option<String>| ends.iter().map(of).collect::<Vec<_>>();
     let kept = sqlx::query_scalar("select * from crossover.finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
@@ -590,7 +631,7 @@ impl Queue {
     }
 }
 
-fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
+pub(super) fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
     let rehearsal = !row.try_get::<bool, _>("execute").ok()?;
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
@@ -600,7 +641,7 @@ fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error, task })
 }
 
-fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+pub(super) fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
     let envelope = envelope_of(row)?;
     let age: f64 = row.try_get("age")?;
     Ok(Claimed {

@@ -20,8 +20,9 @@ use super::floor::Floor;
 use super::gate::{self, Gate};
 use super::groups::Groups;
 use super::held::{Held, Key};
-use super::storage::{Claim, Claimed, Finish, Queue};
-use super::tasks::{self, Place, Tasks};
+use super::kinds::{Kinds, Walk};
+use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
+use super::tasks::{self, Place, TaskPlace, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// What runs of kinds that have capacities.
+    pub kinds: Arc<Kinds>,
     /// Groups with limits.
     pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
@@ -89,6 +92,7 @@ impl Worker {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
         let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
+        let kinds = Arc::default();
         let (groups, gate) = (queue.groups_with_limits(), Gate::default());
         let shared = Shared {
             id,
@@ -103,6 +107,7 @@ impl Worker {
             overflow,
             room,
             gate,
+            kinds,
             vt,
             dependents: Dependents::default(),
             trouble,
@@ -208,7 +213,7 @@ pub(super) struct Starting {
 async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
     let shared = &starting.shared;
     let mut pause = Duration::ZERO;
-    let (mut lost, mut pace) = (Lost::default(), Pace::default());
+    let (mut lost, mut pace, mut walks) = (Lost::default(), Pace::default(), Walks::default());
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
         let mut rung = false;
@@ -226,6 +231,8 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             }
             // An end may have made the next of its series ready.
             () = shared.room.notified() => pace.copies.rung = true,
+            // One more of its kind may begin.
+            () = shared.kinds.freed.notified() => pace.ring(),
             () = tokio::time::sleep(nap) => {}
         }
         if shared.held.room().limit == 0 {
@@ -249,9 +256,9 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             let half = pace.copies.is_due() && pace.tasks.is_due();
             if tasks && pace.tasks.is_due() {
                 // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
-                starting.claim_tasks(&mut lost, &mut pace.tasks, half).await;
+                starting.claim_tasks(&mut lost, &mut pace.tasks, (half, &mut walks.tasks)).await;
             } else if !tasks && pace.copies.is_due() {
-                let claim = starting.claim_copies(&mut lost, &mut pace.copies, half);
+                let claim = starting.claim_copies(&mut lost, &mut pace.copies, (half, &mut walks.copies));
                 let Some(()) = stop.run_until_cancelled(claim).await else { break };
             }
         }
@@ -300,10 +307,24 @@ impl Next {
         at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
     }
 
+    /// Also unasked, in so long at the latest.
+    fn no_later(&mut self, than: Option<Duration>) {
+        if let (Some(than), Some((_, unasked))) = (than, &mut self.times) {
+            *unasked = (*unasked).min(Instant::now() + than.max(FEW));
+        }
+    }
+
     fn after(&mut self, rung: Duration, unasked: Duration) {
         let now = Instant::now();
         (self.rung, self.times) = (false, Some((now + rung, now + unasked.max(rung))));
     }
+}
+
+/// Where looks for kinds that have room stand.
+#[derive(Default)]
+struct Walks {
+    copies: Walk<CopyPlace>,
+    tasks: Walk<TaskPlace>,
 }
 
 /// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
@@ -353,7 +374,7 @@ impl Lost {
 
 impl Starting {
     /// Claims copies of what is pinned, and begins them.
-    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next, half: bool) {
+    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next, (half, walk): (bool, &mut Walk<CopyPlace>)) {
         let shared = &self.shared;
         let room = shared.held.room();
         let limit = if half { room.limit.div_ceil(2) } else { room.limit };
@@ -368,13 +389,17 @@ impl Starting {
         };
         lost.copies = true;
         let low = next.floor.share(limit);
-        let answer = shared.claimed(shared.queue.claim_sharing(claim, low)).await;
+        let answer = match self.executor.has_capacities() {
+            false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
+            true => shared.claimed(self.copies_with_room(claim, walk)).await,
+        };
         lost.copies = answer.is_err();
         self.start_all(answer, (limit, low), next);
+        next.no_later(walk.goes_on());
     }
 
     /// The same of tasks.
-    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, half: bool) {
+    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, (half, walk): (bool, &mut Walk<TaskPlace>)) {
         let shared = &self.shared;
         let room = shared.held.room().limit;
         let limit = if half { room.div_ceil(2) } else { room }.min(TASKS);
@@ -382,13 +407,33 @@ impl Starting {
             return;
         }
         let low = next.floor.share(limit);
-        let answer = shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await;
+        let answer = match self.executor.has_capacities() {
+            false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
+            true => shared.claimed(self.tasks_with_room(limit, walk)).await,
+        };
         lost.tasks |= answer.is_err();
         let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
         if let Some(vt) = come_to(places, low > 0) {
             shared.vt.fetch_max(vt, Ordering::Relaxed);
         }
         self.start_all(answer, (limit, low), next);
+        next.no_later(walk.goes_on());
+    }
+
+    /// Copies whose kinds have room here.
+    async fn copies_with_room(&self, claim: Claim, walk: &mut Walk<CopyPlace>) -> Result<Vec<Claimed>, LedgerError> {
+        let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
+        let look = |after, most| shared.queue.look_ahead(claim.executions_only, after, most);
+        let chosen = walk.choose(claim.limit.unsigned_abs() as usize, room, look).await?;
+        if chosen.is_empty() { Ok(Vec::new()) } else { shared.queue.claim_named(claim, &chosen).await }
+    }
+
+    /// The same of tasks.
+    async fn tasks_with_room(&self, limit: usize, walk: &mut Walk<TaskPlace>) -> Result<Vec<Claimed>, LedgerError> {
+        let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
+        let look = |after, most| shared.tasks.look_ahead(after, most);
+        let chosen = walk.choose(limit, room, look).await?;
+        if chosen.is_empty() { Ok(Vec::new()) } else { shared.tasks.claim_named(shared.id, &chosen).await }
     }
 
     fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
@@ -437,10 +482,13 @@ impl Starting {
             signals.call_off(wish);
         }
         let (executor, ends) = (self.executor.clone(), self.ends.clone());
+        let kind = &claimed.envelope.kind;
+        let of_its_kind = executor.capacity(kind).map(|_| shared.kinds.begin(kind));
         let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
             side = "postgres", fence = %claimed.fence);
         crate::telemetry::join(&span, id);
         let work = async move {
+            let _of_its_kind = of_its_kind;
             let ran = tokio::select! {
                 biased;
                 () = signals.lost.cancelled() => {
@@ -488,7 +536,7 @@ pub(super) fn called_off(claimed: &Claimed, wish: Option<&String>) -> Finish {
     Finish { error, ..Finish::of(claimed, Some(Outcome::Cancelled)) }
 }
 
-fn overslept(claimed: &Claimed) -> bool {
+pub(super) fn overslept(claimed: &Claimed) -> bool {
     let waited = (claimed.started_at - claimed.due_at).to_std().unwrap_or_default();
     claimed.envelope.policy.start_timeout_ms.is_some_and(|ms| waited > Duration::from_millis(ms))
 }

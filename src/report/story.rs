@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::flips::{Bearing, DecisionRow, FlipStore};
-use crate::interaction::{Payload, When, hex};
+use crate::interaction::{Payload, When, hex, is_remote};
 use crate::ledger::{Ledger, LedgerError, Waits, within};
 pub use timeline::Event;
 
@@ -305,6 +305,9 @@ fn waits_for(story: &Story) -> Option<String> {
             let until = away.until.map(|until| until.format("%F %T%.3f UTC").to_string()).unwrap_or_default();
             format!("the runner that took attempt {} away; without a heartbeat it is lost at {until}", away.attempt)
         }),
+        "ready" if is_remote(Some(&standing.grp)) => {
+            Some(format!("a remote worker that takes from `{}`", standing.grp))
+        }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
         "waiting" => at_the_gate(story).or_else(|| {
             let both: Vec<String> = [waits_behind(story), waits_after(story)].into_iter().flatten().collect();

@@ -8,7 +8,7 @@ use super::request::Fault;
 use super::{Accepted, EnqueueError, How, Router, conflict, not_pinned, unavailable};
 use crate::arming::State;
 use crate::flags::Decision;
-use crate::interaction::{Interaction, Side, Stage};
+use crate::interaction::{Interaction, Side, Stage, is_remote};
 use crate::ledger::{Cancelling, LedgerError};
 use crate::policy::OnUnknown;
 use crate::queue::tasks::{self, NewTask};
@@ -32,6 +32,8 @@ impl Router {
             && decision.stage == Stage::Complete
             && interaction.series.is_none()
             && interaction.after.is_none()
+            // Remote workers take what is pinned.
+            && !is_remote(interaction.group.as_deref())
             && interaction.policy.on_unknown == OnUnknown::Retry;
         if !able || self.armed.state(&interaction.account) != State::Armed {
             return Ok(None);
@@ -57,6 +59,7 @@ impl Router {
         let now = Utc::now();
         if interaction.series.is_some()
             || interaction.after.is_some()
+            || is_remote(interaction.group.as_deref())
             || interaction.policy.on_unknown != OnUnknown::Retry
             || named_at < now - KEYS_LAST
             || named_at > now + CLOCKS_APART

@@ -19,6 +19,7 @@ mod dashboards;
 mod demo;
 mod dependencies;
 mod docs;
+mod embedded;
 #[cfg(feature = "temporal")]
 mod fences;
 #[cfg(feature = "temporal")]
@@ -38,6 +39,8 @@ mod observer;
 #[cfg(feature = "temporal")]
 mod outages_temporal;
 mod provision;
+#[cfg(feature = "temporal")]
+mod remote;
 #[cfg(feature = "temporal")]
 mod schedules;
 mod servers;

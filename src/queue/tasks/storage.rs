@@ -8,8 +8,9 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use super::super::groups::Groups;
+use super::super::kinds::Ahead;
 use super::super::storage::{Claimed, Finish};
-use super::{NewTask, Place, key_of, named_at};
+use super::{NewTask, Place, TaskPlace, key_of, named_at};
 use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
 use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, transient, within};
 use crate::policy::{Failure, Policy};
@@ -98,6 +99,38 @@ impl Tasks {
         let [limit, low] = [limit, low].map(|many| i32::try_from(many).unwrap_or(i32::MAX));
         let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2, $3)");
         let rows = within(query.bind(worker).bind(limit).bind(low).fetch_all(&self.pool)).await?;
+        let mut claimed = self.readable(worker, &rows).await?;
+        claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
+        Ok(claimed)
+    }
+
+    /// What is next in line after a place, for a worker that chooses by kind.
+    pub(in super::super) async fn look_ahead(
+        &self,
+        after: Option<TaskPlace>,
+        most: usize,
+    ) -> Result<Vec<Ahead<TaskPlace>>, LedgerError> {
+        let query = sqlx::query_as::<_, (i16, i64, Uuid, String)>(
+            "select rank, vt, id, kind from crossover.tasks_ready
+             where worker is null and (rank, vt, id) > ($1, $2, $3) order by rank, vt, id limit $4",
+        );
+        let (rank, vt, id) = after.unwrap_or((i16::MIN, i64::MIN, Uuid::nil()));
+        let rows = within(query.bind(rank).bind(vt).bind(id).bind(most as i64).fetch_all(&self.pool)).await?;
+        let ahead = |(rank, vt, id, kind)| Ahead { place: (rank, vt, id), kind, execute: true };
+        Ok(rows.into_iter().map(ahead).collect())
+    }
+
+    /// Takes those that stand at `places`, as far as nobody else has. Nothing for a worker without a lease.
+    pub(in super::super) async fn claim_named(
+        &self,
+        worker: Uuid,
+        places: &[TaskPlace],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_named_tasks($1, $2, $3, $4)");
+        let query = query.bind(worker).bind(places.iter().map(|place| place.0).collect::<Vec<_>>());
+        let query = query.bind(places.iter().map(|place| place.1).collect::<Vec<_>>());
+        let query = query.bind(places.iter().map(|place| place.2).collect::<Vec<_>>());
+        let rows = within(query.fetch_all(&self.pool)).await?;
         let mut claimed = self.readable(worker, &rows).await?;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
         Ok(claimed)

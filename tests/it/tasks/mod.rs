@@ -4,6 +4,7 @@ mod arrows;
 #[cfg(feature = "temporal")]
 mod faces;
 mod groups;
+mod kinds;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
