@@ -32,7 +32,7 @@ async fn a_bad_field_is_a_422_that_names_it_and_writes_nothing() {
         (json!({ "run_at": past }), "run_at", "30 days"),
         (json!({ "run_at": ahead }), "run_at", "366 days"),
         (json!({ "run_at": "tomorrow" }), "run_at", ""),
-        (json!({ "after": ["x"] }), "after", "not supported"),
+        (json!({ "after": ["x"] }), "after", "is no list of ids"),
         (json!({ "policy": { "max_atempts": 3 } }), "policy.max_atempts", "`max_attempts`"),
         (json!({ "policy": { "max_attempts": 0 } }), "policy.max_attempts", "1 to 1000"),
         (json!({ "policy": { "backoff": { "delays_ms": [] } } }), "policy.backoff.delays_ms", "1 to 1000"),
