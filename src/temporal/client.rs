@@ -219,6 +219,16 @@ impl TemporalClient {
         self.connection.get().map(Connection::operator_service).ok_or_else(none)
     }
 
+    /// A connection with the SDK's patience, for a worker.
+    pub(super) async fn worker_connection(&self) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let options = ConnectionOptions::new(self.url.clone())
+            .identity(self.settings.identity.clone())
+            .connect_timeout(Duration::from_secs(2))
+            .dns_load_balancing(None)
+            .build();
+        Ok(Connection::connect(options).await?)
+    }
+
     async fn connect(&self) -> Result<Connection, String> {
         let timeout = self.settings.timeout;
         let options = ConnectionOptions::new(self.url.clone())
