@@ -425,7 +425,9 @@ impl Parts {
         use crate::schedule::Mirrors;
         use crate::schedule::reflect::{Needed, Reflector};
         use crate::temporal::launcher::Launchers;
-        let temporal = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics);
+        // No caller waits for these, and Temporal answers what it has of a schedule only once that is at rest.
+        let patience = config.temporal.start_timeout.max(Duration::from_secs(5));
+        let temporal = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics).waiting(patience);
         let (pool, metrics, needed) = (self.intake.pool().clone(), self.metrics.clone(), Arc::<Needed>::default());
         let ticks = Arc::new(Ticker::new(pool.clone(), router.clone(), metrics.clone(), ticker_options(config)));
         let launchers = Launchers { ticks, temporal: temporal.clone() };

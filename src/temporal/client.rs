@@ -101,6 +101,12 @@ impl TemporalClient {
         self
     }
 
+    /// The same, and each call may take so long.
+    pub fn waiting(mut self, timeout: Duration) -> Self {
+        self.settings = Arc::new(ClientSettings { timeout, ..(*self.settings).clone() });
+        self
+    }
+
     /// The name of that search attribute.
     pub fn attribute(&self) -> &str {
         self.attribute.name()

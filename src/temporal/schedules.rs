@@ -30,7 +30,7 @@ use crate::schedule::reflect::name_on_temporal;
 use uuid::Uuid;
 
 /// So many looks and changes until somebody else's changes are left to the next try.
-const TRIES: usize = 4;
+const TRIES: u32 = 4;
 /// Temporal may show a change a moment after it took it.
 const SHOWN_WITHIN: Duration = Duration::from_millis(100);
 
@@ -56,11 +56,14 @@ impl Reflect for TemporalClient {
                 Some(Seen { launch: Some(there), .. }) if there.wish > mirror.launch.wish => {
                     return Ok(Reflected::Later(there.wish));
                 }
-                _ if tries > 0 => tokio::time::sleep(SHOWN_WITHIN).await,
                 _ => {}
             }
+            let is_new = seen.is_none();
+            if self.write(mirror, seen).await.map_err(told)? && is_new {
+                return Ok(Reflected::InStep);
+            }
             // The last word is a look: a change that Temporal took may lose against another.
-            self.write(mirror, seen).await.map_err(told)?;
+            tokio::time::sleep(SHOWN_WITHIN * 2u32.pow(tries)).await;
         }
         match self.schedule(mirror.launch.schedule).await.map_err(told)? {
             Some(seen) if is(&seen, mirror) => Ok(Reflected::InStep),
@@ -133,8 +136,8 @@ impl TemporalClient {
         .await
     }
 
-    /// Makes or changes it. That somebody else was first is no error: the next look tells.
-    async fn write(&self, mirror: &Mirror, seen: Option<Seen>) -> Result<(), DeliverError> {
+    /// Makes or changes it. False: somebody else was first.
+    async fn write(&self, mirror: &Mirror, seen: Option<Seen>) -> Result<bool, DeliverError> {
         let (namespace, schedule_id) = (self.target.namespace.clone(), name_on_temporal(mirror.launch.schedule));
         let (identity, request_id) = (self.target.identity.clone(), Uuid::new_v4().to_string());
         let schedule = Some(self.to_temporal(mirror)?);
@@ -166,8 +169,8 @@ impl TemporalClient {
                 }
             };
             match written {
-                Err(status) if was_overtaken(&status) => Ok(()),
-                written => written.map_err(Into::into),
+                Err(status) if was_overtaken(&status) => Ok(false),
+                written => Ok(written.map(|()| true)?),
             }
         })
         .await

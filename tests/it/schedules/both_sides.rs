@@ -37,13 +37,27 @@ impl Place {
     }
 
     async fn seen(&self, id: Uuid) -> Option<Seen> {
-        // A busy server says so, and answers the next question.
-        until("Temporal says what it has", async || self.temporal().schedule(id).await.ok()).await
+        // A busy server says so, and answers a later question. It answers none while many are asked.
+        until("Temporal says what it has", async || {
+            let seen = self.temporal().schedule(id).await.ok();
+            if seen.is_none() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            seen
+        })
+        .await
     }
 
     /// What Temporal has, once that holds.
     async fn until_seen(&self, id: Uuid, what: &str, mut holds: impl FnMut(&Seen) -> bool) -> Seen {
-        until(what, async || self.seen(id).await.filter(&mut holds)).await
+        until(what, async || {
+            let seen = self.seen(id).await.filter(&mut holds);
+            if seen.is_none() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            seen
+        })
+        .await
     }
 
     /// Makes one over HTTP.
@@ -188,10 +202,12 @@ async fn flips_between_ticks_leave_no_time_out_and_run_none_twice() {
         (Stage::Shadow, true),
     ] {
         here.world.flip(stage, &[&node]).await;
-        until(&format!("Temporal has it or not, in {stage}"), async || {
-            (here.seen(id).await.is_some() == on_temporal).then_some(())
+        until(&format!("Temporal is told, in {stage}"), async || {
+            let stand = here.look(&node, id).await["temporal"]["state"].as_str().map(str::to_owned);
+            (stand.as_deref() == on_temporal.then_some("in_step")).then_some(())
         })
         .await;
+        assert_eq!(here.seen(id).await.is_some(), on_temporal, "in {stage}");
         told = here.told(id, told + 2).await.len();
     }
     let runs = here.each_ran_once(id, told).await;
@@ -252,6 +268,7 @@ async fn a_rollback_wakes_no_paused_schedule_even_where_temporal_was_told_otherw
         awake.paused = None;
         until("its time came on Temporal", async || {
             let seen = here.seen(id).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
             if seen.paused {
                 let awake = Mirror::of(&awake, seen.launch?.wish, here.schedules.now().await.unwrap()).unwrap();
                 drop(here.temporal().reflect(&awake).await);
