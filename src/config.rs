@@ -206,6 +206,8 @@ pub struct Worker {
     pub poll: Duration,
     /// What runs at a shutdown gets so long to end.
     pub shutdown_grace: Duration,
+    /// Without a runner: remote workers run everything.
+    pub remote_only: bool,
 }
 
 /// `[router]`
@@ -466,6 +468,7 @@ impl Config {
                 lease: r.duration("worker.lease", "15s", "500ms", "1h"),
                 poll: r.duration("worker.poll", "200ms", "5ms", "1m"),
                 shutdown_grace: r.duration("worker.shutdown_grace", "20s", "0s", "1h"),
+                remote_only: r.switch("worker.remote_only", false),
             },
             router: Router {
                 // Without Temporal there is nowhere to start it.

@@ -49,6 +49,14 @@ impl Interaction {
     }
 }
 
+/// Work of a group whose name begins so is run by remote workers alone. `crossover.is_remote` in the migrations says the same.
+pub const REMOTE: &str = "remote.";
+
+/// Whether remote workers alone run the work of this group.
+pub fn is_remote(group: Option<&str>) -> bool {
+    group.is_some_and(|group| group.starts_with(REMOTE))
+}
+
 /// Names the interaction of (account, key): a version 8 UUID (RFC 9562) made of the first 16 bytes of
 /// SHA-256 over account, a NUL and key. Neither may contain NUL, so no two pairs share an input.
 ///

@@ -16,6 +16,7 @@ mod pools;
 mod process;
 mod reconciliation;
 mod relay;
+mod remote;
 mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
@@ -40,6 +41,7 @@ pub use parking::ParkingMetrics;
 pub use pools::PoolMetrics;
 pub use reconciliation::ReconciliationMetrics;
 pub use relay::RelayMetrics;
+pub use remote::RemoteMetrics;
 pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
@@ -74,7 +76,7 @@ pub struct Metrics {
     pub outbox_rows: IntGauge,
     /// Since when the oldest of them waits.
     pub outbox_oldest_seconds: Gauge,
-    /// Copies by place: ready, scheduled, running.
+    /// Copies by place: ready, scheduled, running, waiting.
     pub queue_rows: IntGaugeVec,
     /// Since when the oldest ready copy has been due.
     pub queue_oldest_seconds: Gauge,
@@ -110,6 +112,8 @@ pub struct Metrics {
     pub flags_healthy: IntGaugeVec,
     /// Long work.
     pub detached: DetachedMetrics,
+    /// Remote workers.
+    pub remote: RemoteMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
     /// What comes in from SQL.
@@ -218,7 +222,7 @@ impl Metrics {
             queue_rows: gauges(
                 &mut r,
                 "crossover_queue_rows",
-                "Copies on the Postgres side by place: ready to start, scheduled for later, running.",
+                "Copies on the Postgres side by place: ready to start, scheduled for later, running, waiting at the gate of their group.",
                 &["place"],
             )?,
             queue_oldest_seconds: float_gauge(
@@ -322,6 +326,7 @@ impl Metrics {
             observer: observer::ObserverMetrics::register(&mut r)?,
             http: http::Http::new(&mut r)?,
             detached: DetachedMetrics::register(&mut r)?,
+            remote: RemoteMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,

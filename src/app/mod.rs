@@ -22,7 +22,7 @@ pub use servers::Servers;
 use crate::arming::{Armed, Reconcile, RegistrationError};
 use crate::comparator::{Comparator, ComparatorOptions};
 use crate::config::Config;
-use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError};
+use crate::executor::{Executor, Handlers, HttpExecutor, HttpExecutorError, RemoteOnly};
 use crate::flags::{Flags, FlagsError};
 use crate::flips::Decider;
 use crate::history::{History, Keeper, Search};
@@ -71,7 +71,7 @@ pub enum AppError {
     Pool(#[source] sqlx::Error),
     /// A worker without work.
     #[error(
-        "the role `worker` needs runner.url (or a program of yours that registers handlers); set it in crossover.toml or CROSSOVER_RUNNER_URL"
+        "the role `worker` needs runner.url (or a program of yours that registers handlers; or worker.remote_only, where remote workers run everything); set it in crossover.toml or CROSSOVER_RUNNER_URL"
     )]
     NoRunner,
     /// The runner's address can't be used.
@@ -168,6 +168,7 @@ impl App {
                 let (decider, last) = registration.router(address, roles, flags, &parts.metrics, &working).await;
                 let router = Arc::new(parts.router(config, decider, outages));
                 last.1.spawn(router.repeat_what_is_in_doubt(last.0.clone()));
+                working.1.spawn(router.follow_caps(working.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
                 parts.spawn_ticker(config, router.clone(), &incoming);
                 parts.spawn_mirrors(config, &servers, router.clone(), &incoming)?;
@@ -186,8 +187,8 @@ impl App {
         let (ledger, metrics) = (parts.ledger.clone(), parts.metrics.clone());
         let armed = registered.is_some().then(|| parts.armed.clone());
         let search = search(config, &servers)?;
-        let api =
-            Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, &config.http, incoming.0.clone());
+        let (observer, stop) = (parts.observer.clone(), incoming.0.clone());
+        let api = Api::new(router.clone(), flags.clone(), armed, ledger, search, metrics, observer, &config.http, stop);
         let grace = config.http.request_timeout;
         incoming.1.spawn(http::serve(listener, Arc::new(api), grace));
         if roles.worker || roles.relay {
@@ -651,6 +652,7 @@ fn executor(config: &Config, handlers: Handlers) -> Result<Arc<dyn Executor>, Ap
             let runner = HttpExecutor::new(url.expose(), config.runner.connect_timeout)?;
             Ok(Arc::new(handlers.otherwise(Arc::new(runner))))
         }
+        None if handlers.is_empty() && config.worker.remote_only => Ok(Arc::new(RemoteOnly)),
         None if handlers.is_empty() => Err(AppError::NoRunner),
         None => Ok(Arc::new(handlers)),
     }

@@ -151,9 +151,8 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
         let m = &parts.metrics;
         match looked {
             Ok(((depth, groups), outbox, intake, handovers)) => {
-                for (place, rows) in
-                    [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)]
-                {
+                let places = [("ready", depth.ready), ("scheduled", depth.scheduled), ("running", depth.running)];
+                for (place, rows) in places.into_iter().chain([("waiting", depth.waiting)]) {
                     m.queue_rows.with_label_values(&[place]).set(rows);
                 }
                 m.queue_oldest_seconds.set(depth.oldest_seconds);

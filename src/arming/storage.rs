@@ -281,7 +281,8 @@ impl ArmingStore {
                 case when a.state = 'disarming' then (select count(*) from crossover.pins p
                     where p.account = a.account and p.ended_at is null and p.owner <> 'temporal')
                     + (select count(*) from crossover.tasks_ready r where r.account = a.account)
-                    + (select count(*) from crossover.tasks_scheduled s where s.account = a.account) end as postgres_owns,
+                    + (select count(*) from crossover.tasks_scheduled s where s.account = a.account)
+                    + (select count(*) from crossover.gate g where g.account = a.account and g.task) end as postgres_owns,
                 count(*) over () as total
              from crossover.accounts a
              left join (select max(at) as at from crossover.blind_spots) b on a.state = 'window'

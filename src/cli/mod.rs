@@ -2,7 +2,7 @@
 //! `run(Args, Context) -> Outcome`; one line in `commands!` adds it.
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{Config, ConfigFaults};
+use crate::ledger::LedgerError;
 use crate::provision::Progress;
 
 /// What a subcommand comes to: an exit code, or an error that is printed and exits with 1.
@@ -65,6 +66,7 @@ commands! {
     Demo = demo if "temporal",
     Disarm = disarm,
     Doctor = doctor,
+    Group = group,
     Handover = handover,
     Migrate = migrate,
     Override = over_ride,
@@ -81,6 +83,7 @@ commands! {
     Tasks = tasks,
     Token = token,
     Unknown = unknown,
+    Weight = weight,
     Why = why,
     #[command(hide = true)]
     Servers = servers,
@@ -136,6 +139,38 @@ fn table(header: &[&str]) -> comfy_table::Table {
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     table.set_header(header);
     table
+}
+
+/// Says what would be done, and asks on a terminal unless it was agreed to before.
+fn agree(what: &str, yes: bool, json: bool) -> std::io::Result<bool> {
+    if !json {
+        println!("{what}");
+    }
+    if yes {
+        return Ok(true);
+    }
+    if json || !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    flip::ask()
+}
+
+/// Nothing was done, for nobody agreed.
+fn not_done(report: &impl Serialize, json: bool) -> Outcome {
+    match json {
+        true => print_json(report)?,
+        false => println!("nothing was changed; repeat with --yes"),
+    }
+    Ok(ExitCode::from(flip::NOT_DONE))
+}
+
+/// What Postgres said of something that it was asked to change, in its own words.
+fn refused(error: LedgerError) -> Box<dyn Error + Send + Sync> {
+    let LedgerError::Refused(error) = &error else { return error.into() };
+    match error.as_database_error() {
+        Some(said) => said.message().to_owned().into(),
+        None => error.to_string().into(),
+    }
 }
 
 /// Prints a document and a line end.

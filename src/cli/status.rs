@@ -147,8 +147,9 @@ fn show(status: &Status) {
         println!("            last failure: {error}");
     }
     show_temporal(&status.temporal);
-    let Depth { ready, scheduled, running, oldest_seconds } = &status.queue;
-    println!("postgres    {ready} ready (the oldest due for {oldest_seconds:.0} s), {scheduled} scheduled, {running} running");
+    let Depth { ready, scheduled, running, waiting, oldest_seconds } = &status.queue;
+    let gate = if *waiting > 0 { format!(", {waiting} wait for their group") } else { String::new() };
+    println!("postgres    {ready} ready (the oldest due for {oldest_seconds:.0} s), {scheduled} scheduled, {running} running{gate}");
     show_comparison(&status.overview);
     if status.groups.len() > 1 {
         println!("\n{}", groups(&status.groups).trim_fmt());
@@ -194,10 +195,10 @@ fn show_comparison(overview: &Overview) {
 }
 
 fn groups(groups: &[GroupDepth]) -> Table {
-    let mut rows = table(&["GROUP", "READY", "OLDEST DUE FOR"]);
+    let mut rows = table(&["GROUP", "READY", "OLDEST DUE FOR", "WAIT FOR A PLACE"]);
     for group in groups {
         let oldest = format!("{:.0} s", group.oldest_seconds);
-        rows.add_row([Cell::new(&group.name), number(group.ready as u64), Cell::new(oldest)]);
+        rows.add_row([Cell::new(&group.name), number(group.ready as u64), Cell::new(oldest), number(group.waiting as u64)]);
     }
     rows
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Answer, Call, Executor};
 use crate::interaction::Payload;
@@ -19,10 +21,24 @@ pub type Context = Call;
 
 type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Answer> + Send + Sync>;
 
+/// How a handler is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HandlerOptions {
+    /// So many at once in this process, of both sides together; none: as many as there are slots. More is not claimed: it waits for this
+    /// process to have room, or for another, and lets other kinds by.
+    pub capacity: Option<NonZeroUsize>,
+}
+
+#[derive(Clone)]
+struct Registered {
+    handler: Handler,
+    capacity: Option<(usize, Arc<Semaphore>)>,
+}
+
 /// Handlers by kind; a kind without one goes to the executor behind them, if there is one.
 #[derive(Clone, Default)]
 pub struct Handlers {
-    by_kind: HashMap<String, Handler>,
+    by_kind: HashMap<String, Registered>,
     otherwise: Option<Arc<dyn Executor>>,
 }
 
@@ -61,7 +77,18 @@ impl Handlers {
     }
 
     /// Runs interactions of `kind` through `handler`. A payload that is not of its argument's type fails for good.
-    pub fn register<A, R, F, Fut>(mut self, kind: &str, handler: F) -> Self
+    pub fn register<A, R, F, Fut>(self, kind: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize,
+        F: Fn(A, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+    {
+        self.register_with(kind, HandlerOptions::default(), handler)
+    }
+
+    /// The same, run as `options` say.
+    pub fn register_with<A, R, F, Fut>(mut self, kind: &str, options: HandlerOptions, handler: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
         R: Serialize,
@@ -72,11 +99,9 @@ impl Handlers {
         let boxed: Handler = Arc::new(move |call: Call| {
             let handler = handler.clone();
             Box::pin(async move {
-                let argument = match serde_json::from_str::<A>(call.payload.get()) {
+                let argument = match read(call.payload.get()) {
                     Ok(argument) => argument,
-                    Err(error) => {
-                        return Answer::permanent(format!("the payload is not what the handler takes: {error}"));
-                    }
+                    Err(problem) => return Answer::permanent(problem),
                 };
                 match handler(argument, call).await {
                     Ok(result) => result_of(&result),
@@ -84,7 +109,8 @@ impl Handlers {
                 }
             })
         });
-        self.by_kind.insert(kind.to_owned(), boxed);
+        let capacity = options.capacity.map(|most| (most.get(), Arc::new(Semaphore::new(most.get()))));
+        self.by_kind.insert(kind.to_owned(), Registered { handler: boxed, capacity });
         self
     }
 
@@ -100,6 +126,18 @@ impl Handlers {
     }
 }
 
+/// The argument, or which field is not what the handler takes.
+fn read<A: DeserializeOwned>(payload: &str) -> Result<A, String> {
+    let mut reader = serde_json::Deserializer::from_str(payload);
+    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let at = error.path().to_string();
+        let field = if at == "." { String::new() } else { format!("`{at}`: ") };
+        format!("the payload is not what the handler takes: {field}{}", error.into_inner())
+    })?;
+    reader.end().map_err(|error| format!("the payload is not what the handler takes: {error}"))?;
+    Ok(read)
+}
+
 fn result_of(result: &impl Serialize) -> Answer {
     match serde_json::to_string(result).and_then(Payload::parse) {
         Ok(payload) => Answer::Done(payload),
@@ -111,7 +149,7 @@ fn result_of(result: &impl Serialize) -> Answer {
 impl Executor for Handlers {
     async fn execute(&self, call: &Call) -> Answer {
         match (self.by_kind.get(&call.kind), &self.otherwise) {
-            (Some(handler), _) => handler(call.clone()).await,
+            (Some(registered), _) => (registered.handler)(call.clone()).await,
             (None, Some(executor)) => executor.execute(call).await,
             (None, None) => {
                 let mut known: Vec<_> = self.by_kind.keys().map(String::as_str).collect();
@@ -123,6 +161,25 @@ impl Executor for Handlers {
                     known.join(", ")
                 ))
             }
+        }
+    }
+
+    fn capacity(&self, kind: &str) -> Option<usize> {
+        match self.by_kind.get(kind) {
+            Some(registered) => registered.capacity.as_ref().map(|capacity| capacity.0),
+            None => self.otherwise.as_ref()?.capacity(kind),
+        }
+    }
+
+    fn has_capacities(&self) -> bool {
+        let behind = || self.otherwise.as_ref().is_some_and(|executor| executor.has_capacities());
+        self.by_kind.values().any(|registered| registered.capacity.is_some()) || behind()
+    }
+
+    async fn room(&self, kind: &str) -> Option<OwnedSemaphorePermit> {
+        match self.by_kind.get(kind) {
+            Some(registered) => registered.capacity.as_ref()?.1.clone().acquire_owned().await.ok(),
+            None => self.otherwise.as_ref()?.room(kind).await,
         }
     }
 }
@@ -176,10 +233,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_payload_of_another_type_fails_for_good() {
-        let answer = handlers().execute(&call("sum", r#"{"a":"x"}"#)).await;
-        assert!(
-            matches!(answer, Answer::Failed { failure: Failure::Permanent, error } if error.contains("invalid type"))
-        );
+        for (payload, words) in [(r#"{"a":"x","b":1}"#, "`a`: invalid type"), (r#"{"a":1}"#, "missing field `b`")] {
+            let answer = handlers().execute(&call("sum", payload)).await;
+            let Answer::Failed { failure: Failure::Permanent, error } = answer else { panic!("{answer:?}") };
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod handlers;
 mod http;
+mod remote_only;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -10,12 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use handlers::{Context, HandlerError, Handlers};
+pub use handlers::{Context, HandlerError, HandlerOptions, Handlers};
 pub use http::{HttpExecutor, HttpExecutorError};
+pub use remote_only::RemoteOnly;
 
 use crate::interaction::{Envelope, Fence, Payload, Side};
 use crate::policy::{Doubt, Failure, Policy};
@@ -130,12 +132,29 @@ impl Answer {
 pub trait Executor: Send + Sync {
     /// Runs one call to its answer. Dropping the future gives the call up.
     async fn execute(&self, call: &Call) -> Answer;
+
+    /// How many calls of `kind` may run at once in this process; none: as many as there are slots.
+    fn capacity(&self, _kind: &str) -> Option<usize> {
+        None
+    }
+
+    /// Whether any kind has a capacity of its own.
+    fn has_capacities(&self) -> bool {
+        false
+    }
+
+    /// Waits until there is room for a call of `kind`, which is taken until what this returns is dropped.
+    async fn room(&self, _kind: &str) -> Option<OwnedSemaphorePermit> {
+        None
+    }
 }
 
 /// Runs a call within its policy's time-outs. A panic is a failed attempt, not a dead worker.
 pub async fn run(executor: &dyn Executor, call: &Call, policy: &Policy) -> Answer {
     // Also where this future is dropped, which is how a call is called off.
     let _over = call.over.clone().drop_guard();
+    // Its time begins when it does. Both sides run their calls here, each by claims of its own.
+    let _room = executor.room(&call.kind).await;
     let execution = AssertUnwindSafe(executor.execute(call)).catch_unwind();
     tokio::select! {
         biased;

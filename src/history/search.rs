@@ -239,10 +239,14 @@ impl Filter {
         limit: u32,
     ) -> Result<Vec<Found>, sqlx::Error> {
         let series = self.account.as_ref().zip(self.kind.as_ref()).zip(self.series.as_ref());
-        let rare = self.state.is_some_and(|state| RARE.contains(&state.0));
+        let narrower = match self.state {
+            Some(State("waiting")) => AT_A_GATE,
+            Some(state) if RARE.contains(&state.0) => ENDED_SO,
+            _ => "",
+        };
         let mut sql = page_of(PINS, "");
         if !self.state.is_some_and(|state| NEVER_OF_TASKS.contains(&state.0)) {
-            let tasks = page_of(TASKS, if rare { ENDED_SO } else { "" });
+            let tasks = page_of(TASKS, narrower);
             sql = format!("{sql} union all {tasks} order by created_at desc, id desc limit $9");
         }
         // Unnamed, so that it is planned for what is asked: a plan for all questions reads everything.
@@ -282,7 +286,8 @@ fn page_of((rows, narrow, order): (&str, &str, &str), more: &str) -> String {
 const PINS: (&str, &str, &str) = (
     "x.id, x.account, x.kind, x.key, x.series, x.series_no, x.grp, x.priority, w.state,
         coalesce(x.conflict, k.error, case when w.state = 'waiting' and x.series_no > h.head_no
-            then format('behind number %s of its series', h.head_no) end, x.reason) as reason,
+            then format('behind number %s of its series', h.head_no) end, x.reason,
+            case when w.state = 'waiting' and g.execute then crossover.gate_reason(x.grp) end) as reason,
         x.stage, x.owner, x.attempts, x.created_at, x.run_at, x.ended_at
      from crossover.pins x
      left join crossover.outbox o on o.id = x.id
@@ -290,6 +295,7 @@ const PINS: (&str, &str, &str) = (
      left join crossover.scheduled s on s.id = x.id
      left join crossover.ready r on r.id = x.id
      left join crossover.parked k on k.id = x.id
+     left join crossover.gate g on g.id = x.id
      left join crossover.series h on h.series_id = x.series_id
      cross join lateral (select case
             when x.outcome is not null then x.outcome
@@ -309,26 +315,32 @@ const PINS: (&str, &str, &str) = (
 /// comparison beside this. They have no series.
 const TASKS: (&str, &str, &str) = (
     "x.id, x.account, x.kind, 'task_' || replace(x.id::text, '-', '') as key, null::text as series, null::bigint as series_no, x.grp,
-        (-x.rank)::smallint as priority, w.state, coalesce(r.wish, a.error) as reason, 'complete' as stage, 'postgres' as owner,
-        coalesce(r.attempt - 1, s.attempt - 1, a.attempt, 0) as attempts, x.created_at, x.run_at,
-        case when r.id is null and s.id is null then a.ended_at end as ended_at
+        (-x.rank)::smallint as priority, w.state,
+        case when w.state = 'waiting' then crossover.gate_reason(x.grp) else coalesce(r.wish, a.error) end as reason, 'complete' as stage, 'postgres' as owner,
+        coalesce(r.attempt - 1, s.attempt - 1, g.attempt - 1, a.attempt, 0) as attempts, x.created_at, x.run_at,
+        case when r.id is null and s.id is null and g.id is null then a.ended_at end as ended_at
      from crossover.tasks x
      left join crossover.tasks_ready r on r.rank = x.rank and r.vt = x.vt and r.id = x.id
      left join crossover.tasks_scheduled s on s.id = x.id
+     left join crossover.gate g on g.id = x.id
      left join lateral (
         select a.outcome, a.ended_at, a.attempt, a.error from crossover.attempts a
         -- Of the days since then and of no partition that was made ahead.
         where a.id = x.id and a.ended_at >= x.created_at - interval '1 hour' and a.ended_at < now() + interval '1 hour'
         order by a.ended_at desc limit 1) a on true
      cross join lateral (select case when s.id is not null then 'scheduled' when r.worker is not null then 'running'
-            when r.id is not null then 'ready' else coalesce(a.outcome, 'forgotten') end as state) w",
+            when r.id is not null then 'ready' when g.id is not null then 'waiting'
+            else coalesce(a.outcome, 'forgotten') end as state) w",
     "$3::text is null and x.id >= crossover.lowest_id($7) and x.id < crossover.lowest_id(least($8, $10) + interval '2 milliseconds')",
     // The same order, and that of their key.
     "id desc",
 );
 
 /// States that no task has: asking each for its state would read all of the time.
-const NEVER_OF_TASKS: [&str; 3] = ["waiting", "held", "unknown_outcome"];
+const NEVER_OF_TASKS: [&str; 2] = ["held", "unknown_outcome"];
+
+/// Tasks wait at gates alone, and reading these is quicker than asking each task.
+const AT_A_GATE: &str = "and x.id in (select f.id from crossover.gate f where f.task)";
 
 /// Ends that few have: reading all ends of the time is quicker than asking for that of each task.
 const RARE: [&str; 3] = ["failed", "cancelled", "expired"];

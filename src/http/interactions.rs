@@ -15,6 +15,7 @@ use super::guard::Who;
 use super::schema::{Answer, Cancelled, Found, LookedUp, NewInteraction, Unpinned};
 use super::{Api, Problem, Shared, body};
 use crate::config::tokens::Scope;
+use crate::interaction::is_remote;
 use crate::ledger::{Cancelling, LedgerError, Story};
 use crate::queue::tasks::{self, Tasks};
 use crate::report;
@@ -88,7 +89,11 @@ pub(super) async fn accept(api: &Api, body: &[u8], faults: Vec<Fault>) -> Result
             Err(RequestError::Invalid(more)) => return Err(Problem::invalid(faults.into_iter().chain(more).collect())),
             Err(error) => return Err(error.into()),
         };
-        Ok(router.enqueue(&interaction).await?)
+        let accepted = router.enqueue(&interaction).await?;
+        if let Some(group) = interaction.group.as_deref().filter(|group| is_remote(Some(group))) {
+            api.remote.ring(group);
+        }
+        Ok(accepted)
     };
     let answered = answered.await.map(|accepted| {
         let status = match accepted.how {

@@ -7,6 +7,7 @@ mod auth;
 mod batch;
 mod body;
 mod connections;
+mod groups;
 mod guard;
 mod handover;
 mod health;
@@ -14,6 +15,7 @@ mod interactions;
 mod observe;
 mod openapi;
 mod problem;
+mod remote;
 mod resolve;
 mod schedules;
 mod schema;
@@ -49,6 +51,8 @@ use crate::flags::Flags;
 use crate::history::Search;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::observer::Observer;
+use crate::queue::remote::Remote;
 use crate::router::Router;
 
 /// What the routes need.
@@ -66,6 +70,7 @@ pub struct Api {
     stop: CancellationToken,
     guard: Guard,
     waiters: Waiters,
+    remote: Arc<Remote>,
     connections: connections::Bounds,
     max_payload: usize,
     max_batch: usize,
@@ -87,6 +92,7 @@ impl Api {
         ledger: Ledger,
         search: Search,
         metrics: Arc<Metrics>,
+        observer: Observer,
         http: &config::Http,
         stop: CancellationToken,
     ) -> Self {
@@ -96,6 +102,7 @@ impl Api {
             armed,
             guard: Guard::new(http),
             waiters: Waiters::new(ledger.clone(), metrics.clone(), http.max_waiters, stop.clone()),
+            remote: Remote::new(ledger.clone(), metrics.clone(), observer),
             connections: connections::Bounds { most: http.max_connections, head: http.header_timeout },
             ledger,
             search,
@@ -123,6 +130,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, grace: Duration) {
     tokio::select! {
         () = server => {}
         () = api.waiters.look() => {}
+        () = api.remote.look() => {}
         () = late => warn!(?grace, "callers that did not finish are cut off"),
     }
     info!("the HTTP server has stopped");
@@ -141,7 +149,9 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(interactions::look_up))
         .routes(routes!(search::search))
         .routes(routes!(schedules::list))
-        .routes(routes!(schedules::show));
+        .routes(routes!(schedules::show))
+        .routes(routes!(groups::list))
+        .routes(routes!(groups::weights));
     let watch = OpenApiRouter::new().routes(routes!(health::metrics));
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
@@ -150,11 +160,19 @@ fn routes(api: Arc<Api>) -> Routes {
         .routes(routes!(schedules::change))
         .routes(routes!(schedules::delete))
         .routes(routes!(schedules::pause))
-        .routes(routes!(schedules::resume));
+        .routes(routes!(schedules::resume))
+        .routes(routes!(groups::set, groups::unset))
+        .routes(routes!(groups::pause))
+        .routes(routes!(groups::resume))
+        .routes(routes!(groups::weigh));
     let work = OpenApiRouter::new()
         .routes(routes!(work::heartbeat))
         .routes(routes!(work::complete))
-        .routes(routes!(work::fail));
+        .routes(routes!(work::fail))
+        .routes(routes!(remote::dequeue))
+        .routes(routes!(remote::heartbeat))
+        .routes(routes!(remote::complete))
+        .routes(routes!(remote::fail));
     let (routes, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(enqueue.route_layer(room.clone()).route_layer(with(Scope::Enqueue)))
         .merge(read.route_layer(room.clone()).route_layer(with(Scope::Read)))

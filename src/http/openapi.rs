@@ -22,6 +22,8 @@ use crate::interaction::hex;
         (name = "interactions", description = "Work in, results out."),
         (name = "schedules", description = "Work that comes again and again."),
         (name = "work", description = "For runners that took an attempt away."),
+        (name = "remote workers", description = "For programs that take work of a group whose name begins with `remote.`."),
+        (name = "groups", description = "Limits, pauses, weights."),
         (name = "health", description = "For balancers and Prometheus.")
     ),
     components(schemas(Problem))
@@ -44,7 +46,10 @@ pub(super) async fn openapi(State(api): Shared) -> Response {
 const GUARDED: [(&str, &str); 5] = [
     ("401", "A token is needed, or this one is not known."),
     ("403", "The token lacks the scope; `scope` names it."),
-    ("429", "More requests than http.rate allows; `Retry-After` says when to come back."),
+    (
+        "429",
+        "More requests than http.rate allows, or more work of a group waits than its max_waiting allows; `Retry-After` says when to come back.",
+    ),
     ("500", "A fault of crossover."),
     (
         "503",

@@ -105,6 +105,9 @@ impl From<EnqueueError> for Problem {
         match error {
             EnqueueError::Invalid(faults) => Self::invalid(faults),
             EnqueueError::Conflict { key, .. } => Self { key: Some(key), ..Self::new(StatusCode::CONFLICT, detail) },
+            EnqueueError::Full { key, .. } => {
+                Self { key: Some(key), retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+            }
             EnqueueError::Unavailable { key, .. } | EnqueueError::InDoubt { key, .. } => {
                 Self { key: Some(key), ..Self::unavailable(detail) }
             }

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::Problem;
 use crate::interaction::{Attempt, Outcome, Payload, Side, Stage, hex};
-use crate::ledger::{Detached, Ended, Story};
+use crate::ledger::{Attempted, Detached, Ended, Story};
 use crate::policy::{Failure, Policy};
+use crate::queue::remote::Handed;
 use crate::report::{Difference, Observation};
 
 /// One unit of work. `router::request` reads it, and names every fault.
@@ -484,6 +485,8 @@ pub(super) struct Reported {
 struct FoundAway {
     /// Who owns it.
     side: Side,
+    /// The remote worker that took it from its group; null where a runner that was called took it away.
+    worker: Option<String>,
     /// The attempt.
     fence: String,
     /// Since when.
@@ -500,6 +503,7 @@ impl From<Detached> for FoundAway {
     fn from(away: Detached) -> Self {
         Self {
             side: away.side,
+            worker: away.remote,
             fence: away.fence.to_string(),
             since: away.detached_at,
             last_heartbeat: away.beat_at,
@@ -531,5 +535,198 @@ mod tests {
         };
         assert_eq!(properties::<NewInteraction>(), sorted(&FIELDS));
         assert_eq!(properties::<Policy>(), sorted(&POLICY));
+    }
+}
+
+/// A remote worker asks for work.
+#[derive(ToSchema)]
+#[schema(example = json!({ "worker": "mailer-1", "max": 20, "wait_ms": 30000, "lease_ms": 30000 }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct Dequeue {
+    /// The worker's name for itself, for people who look where work is.
+    #[schema(min_length = 1, max_length = 100)]
+    worker: String,
+    /// At most so many items. Absent: 10.
+    #[schema(minimum = 1, maximum = 1000)]
+    max: Option<u64>,
+    /// Where there is nothing, wait so long for something (bounded by http.max_wait). Absent: 0.
+    #[schema(minimum = 0, maximum = 60000)]
+    wait_ms: Option<u64>,
+    /// Without a heartbeat for so long an item is lost to this worker. Absent: 30000.
+    #[schema(minimum = 1000, maximum = 86_400_000)]
+    lease_ms: Option<u64>,
+}
+
+/// What a remote worker is to run.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HandedOut<'a> {
+    /// The most urgent first.
+    pub(super) items: Vec<RemoteWork<'a>>,
+}
+
+/// One attempt, as an executor call has it, and its lease.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RemoteWork<'a> {
+    /// The interaction; the idempotency key of the effect.
+    id: Uuid,
+    account: &'a str,
+    kind: &'a str,
+    /// The caller's key.
+    key: &'a str,
+    /// The series, where it has one.
+    series: Option<&'a str>,
+    group: &'a str,
+    /// What must run, byte for byte.
+    #[schema(value_type = Value)]
+    payload: &'a Payload,
+    /// Always `postgres`.
+    side: Side,
+    epoch: i32,
+    /// Which attempt this is.
+    attempt: i32,
+    /// `epoch.attempt`, to be given back with every word about it.
+    fence: String,
+    /// When it became due.
+    due_at: DateTime<Utc>,
+    /// Without a heartbeat for so long it is lost. Less than was asked for where its policy says so (`heartbeat_timeout_ms`).
+    lease_ms: u64,
+    /// It may run until then, whatever its heartbeats say: its policy's `run_timeout_ms`.
+    run_until: DateTime<Utc>,
+}
+
+impl<'a> From<&'a Handed> for RemoteWork<'a> {
+    fn from(handed: &'a Handed) -> Self {
+        let (envelope, fence) = (&handed.claimed.envelope, handed.claimed.fence);
+        Self {
+            id: envelope.id,
+            account: &envelope.account,
+            kind: &envelope.kind,
+            key: &envelope.key,
+            series: envelope.series.as_deref(),
+            group: envelope.group.as_deref().unwrap_or_default(),
+            payload: &envelope.payload,
+            side: Side::Postgres,
+            epoch: fence.epoch,
+            attempt: fence.attempt,
+            fence: fence.to_string(),
+            due_at: handed.claimed.due_at,
+            lease_ms: handed.lease.as_millis() as u64,
+            run_until: handed.run_until,
+        }
+    }
+}
+
+/// A remote worker still runs these.
+#[derive(ToSchema)]
+#[schema(example = json!({ "worker": "mailer-1", "items": [{ "id": "01890a5d-ac96-874b-bc35-1a9d2e8c4a01", "fence": "1.1" }] }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteHeartbeats {
+    /// The worker's name for itself.
+    worker: Option<String>,
+    /// At most 1,000, each id once.
+    items: Vec<RemoteHeartbeat>,
+}
+
+/// An attempt that still runs.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteHeartbeat {
+    /// As dequeue gave it.
+    id: Uuid,
+    /// As dequeue gave it.
+    fence: String,
+}
+
+/// A remote worker has ended these.
+#[derive(ToSchema)]
+#[schema(example = json!({ "worker": "mailer-1", "items": [{ "id": "01890a5d-ac96-874b-bc35-1a9d2e8c4a01", "fence": "1.1", "result": { "sent": 1 } }] }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteCompletes {
+    /// The worker's name for itself.
+    worker: Option<String>,
+    /// At most 1,000, each id once.
+    items: Vec<RemoteComplete>,
+}
+
+/// An attempt that has succeeded.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteComplete {
+    /// As dequeue gave it.
+    id: Uuid,
+    /// As dequeue gave it.
+    fence: String,
+    /// Any JSON, kept byte for byte. Absent: null.
+    result: Option<Value>,
+}
+
+/// A remote worker could not do these.
+#[derive(ToSchema)]
+#[schema(example = json!({ "worker": "mailer-1", "items": [{ "id": "01890a5d-ac96-874b-bc35-1a9d2e8c4a01", "fence": "1.1", "error": "no such address", "permanent": true }] }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteFails {
+    /// The worker's name for itself.
+    worker: Option<String>,
+    /// At most 1,000, each id once.
+    items: Vec<RemoteFail>,
+}
+
+/// An attempt that has failed.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct RemoteFail {
+    /// As dequeue gave it.
+    id: Uuid,
+    /// As dequeue gave it.
+    fence: String,
+    /// What went wrong, for a person.
+    error: Option<String>,
+    /// True: another attempt would fail again. Absent: the policy decides.
+    permanent: Option<bool>,
+    /// Another attempt comes after so long at the earliest; at most a day.
+    #[schema(minimum = 0, maximum = 86_400_000)]
+    retry_after_ms: Option<u64>,
+}
+
+/// What became of what a remote worker said.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RemoteAnswers {
+    /// In the order in which they were named.
+    pub(super) items: Vec<RemoteAnswer>,
+}
+
+/// What became of what it said of one attempt.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RemoteAnswer {
+    pub(super) id: Uuid,
+    pub(super) fence: String,
+    /// `held`: it is this worker's; `cancel`: the same, and somebody wants it to end; `taken`: its end is recorded; `lost`: it is this
+    /// worker's no longer, stop it; `unknown`: no such attempt was taken from the group; `refused`: it can't be stored.
+    pub(super) answer: &'static str,
+    /// Of what is held: without a heartbeat for so long it is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub(super) lease_ms: Option<u64>,
+    /// Of what is held: it may run until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub(super) run_until: Option<DateTime<Utc>>,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    pub(super) error: Option<String>,
+    #[serde(skip)]
+    pub(super) counted_as: &'static str,
+}
+
+impl RemoteAnswer {
+    pub(super) fn new((id, fence): &Attempted, answer: &'static str) -> Self {
+        let fence = fence.to_string();
+        Self { id: *id, fence, answer, lease_ms: None, run_until: None, error: None, counted_as: answer }
+    }
+
+    /// The same, counted as something else.
+    pub(super) fn counted(self, counted_as: &'static str) -> Self {
+        Self { counted_as, ..self }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
@@ -38,16 +38,22 @@ impl Waiters {
     /// The end of `id`, if it comes within `time`, before this process is stopped, and if there is room to wait.
     /// A caller who goes away leaves its place.
     pub(super) async fn wait(&self, id: Uuid, time: Duration) -> Option<Ended> {
-        let Ok(_place) = self.room.try_acquire() else {
-            self.metrics.http.refused.with_label_values(&["waiters"]).inc();
-            return None;
-        };
+        let _place = self.place()?;
         let (_waiter, ended) = self.register(id);
         tokio::select! {
             ended = ended => ended.ok(),
             () = tokio::time::sleep(time) => None,
             () = self.stop.cancelled() => None,
         }
+    }
+
+    /// Room to wait, if there is any; remote workers who wait for work take of the same.
+    pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
+        let place = self.room.try_acquire().ok();
+        if place.is_none() {
+            self.metrics.http.refused.with_label_values(&["waiters"]).inc();
+        }
+        place
     }
 
     fn register(&self, id: Uuid) -> (Waiter<'_>, oneshot::Receiver<Ended>) {

@@ -22,11 +22,11 @@ use crate::policy::Failure;
 use crate::router::request::Fault;
 
 /// As long as a result may be that a runner answers at once.
-const MAX_RESULT: usize = 3 << 19;
+pub(super) const MAX_RESULT: usize = 3 << 19;
 /// Room for that, or for what went wrong.
 const BODY_BYTES: usize = MAX_RESULT + (64 << 10);
 /// A runner may ask for a pause of so long.
-const MAX_RETRY_AFTER_MS: u64 = 86_400_000;
+pub(super) const MAX_RETRY_AFTER_MS: u64 = 86_400_000;
 
 /// Keep an attempt that was taken away
 ///
@@ -223,7 +223,7 @@ fn read(id: Uuid, body: &[u8], known: &[&str]) -> Result<Said, Problem> {
     }
 }
 
-fn fault(field: &str, message: impl Into<String>) -> Fault {
+pub(super) fn fault(field: &str, message: impl Into<String>) -> Fault {
     Fault { field: clean(field), message: message.into() }
 }
 

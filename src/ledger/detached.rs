@@ -60,6 +60,8 @@ pub struct Detached {
     pub error: Option<String>,
     /// The retries of the interaction.
     pub policy: Policy,
+    /// The remote worker that took it from its group; none where a runner that was called took it away.
+    pub remote: Option<String>,
 }
 
 /// What a Temporal worker says of an attempt that its runner took away.
@@ -162,7 +164,8 @@ pub const TOO_LONG: &str =
     "its runner took it away and did not end it within its run_timeout_ms; whether it had an effect is unknown";
 
 /// The columns of a row, with whether somebody asked to cancel it.
-const ROW: &str = "d.*, extract(epoch from coalesce(d.ended_at, clock_timestamp()) - d.first_due_at)::float8 as age,
+pub(super) const ROW: &str =
+    "d.*, extract(epoch from coalesce(d.ended_at, clock_timestamp()) - d.first_due_at)::float8 as age,
     d.result::text as result_text, d.policy::text as policy_text, d.called_off or exists (
     select from crossover.pins p where p.id = d.id and p.cancel_requested_at is not null) as is_called_off";
 
@@ -237,6 +240,10 @@ impl Ledger {
             Ending::Done(result) => Some(result.get()),
             Ending::Failed { .. } => None,
         };
+        // Before its place is free.
+        if let Some(ms) = failure.and_then(Failure::retry_after_ms) {
+            self.heed(row, ms).await;
+        }
         // What Temporal owns waits for another attempt from when Temporal hears of it.
         let ended = sqlx::query_scalar("select crossover.end_detached($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let ended = ended
@@ -252,6 +259,18 @@ impl Ledger {
         let taken: bool = within(ended.fetch_one(&self.pool)).await?;
         let report = Report::Taken { side: row.side, outcome, retried: retry.is_some(), again: false };
         Ok(taken.then_some(report))
+    }
+
+    /// Holds its account back, where its group heeds what a runner was told. An end is taken all the same if that fails.
+    async fn heed(&self, row: &Detached, ms: i64) {
+        let heeded = sqlx::query(
+            "select crossover.heed_retry_after(crossover.detached_worker(), array[d.id], array[d.attempt], array[d.rank], array[d.vt], array[$4])
+             from crossover.detached d where d.id = $1 and d.epoch = $2 and d.attempt = $3",
+        );
+        let heeded = heeded.bind(row.id).bind(row.fence.epoch).bind(row.fence.attempt).bind(ms);
+        if let Err(error) = within(heeded.execute(&self.pool)).await {
+            tracing::warn!(id = %row.id, %error, "what was said of coming back later can't be kept; more of its account may start before");
+        }
     }
 
     /// What a runner took away under this fence, also if it has ended.
@@ -398,7 +417,7 @@ impl Detached {
     }
 
     /// The answer to a report of what has ended: the same word twice is not late.
-    fn again(&self, ending: &Ending) -> Report {
+    pub(super) fn again(&self, ending: &Ending) -> Report {
         let lost = self.failure.as_ref().is_some_and(|failure| failure.doubt().is_some());
         match (self.outcome, ending) {
             (Some(outcome @ Outcome::Succeeded), Ending::Done(_))
@@ -412,7 +431,7 @@ impl Detached {
     }
 }
 
-fn ms(row: &PgRow, column: &str) -> Result<Duration, sqlx::Error> {
+pub(super) fn ms(row: &PgRow, column: &str) -> Result<Duration, sqlx::Error> {
     Ok(Duration::from_millis(row.try_get::<i64, _>(column)?.max(0).unsigned_abs()))
 }
 
@@ -420,7 +439,7 @@ fn interval(span: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: span.as_micros().try_into().unwrap_or(i64::MAX) }
 }
 
-fn detached_of(row: &PgRow) -> Result<Detached, sqlx::Error> {
+pub(super) fn detached_of(row: &PgRow) -> Result<Detached, sqlx::Error> {
     let policy: &str = row.try_get("policy_text")?;
     Ok(Detached {
         id: row.try_get("id")?,
@@ -445,5 +464,6 @@ fn detached_of(row: &PgRow) -> Result<Detached, sqlx::Error> {
         result: payload(row, "result_text")?,
         error: row.try_get("error")?,
         policy: serde_json::from_str(policy).map_err(|e| sqlx::Error::Decode(e.into()))?,
+        remote: row.try_get("remote")?,
     })
 }

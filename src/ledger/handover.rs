@@ -56,6 +56,7 @@ const OWNED: &str = "from crossover.pins p
      left join crossover.running u on u.id = p.id
      left join crossover.ready r on r.id = p.id
      left join crossover.scheduled s on s.id = p.id
+     left join crossover.gate w on w.id = p.id
      where p.account = $1 and p.ended_at is null and p.owner = 'postgres'
         and ($2::text is null or p.kind = $2) and ($3::uuid is null or p.id = $3)";
 
@@ -63,7 +64,7 @@ const OWNED: &str = "from crossover.pins p
 const WHAT: &str = "case
      when p.conflict is not null then 'conflict'
      when p.cancel_requested_at is not null then 'cancelled'
-     when p.attempts > 0 or u.id is not null or r.attempt > 1 or s.attempt > 1 then 'claimed'
+     when p.attempts > 0 or u.id is not null or r.attempt > 1 or s.attempt > 1 or w.attempt > 1 then 'claimed'
      else 'moves' end";
 
 impl Ledger {

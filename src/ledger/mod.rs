@@ -14,6 +14,7 @@ mod outbox;
 mod parked;
 mod pins;
 mod reconcile;
+mod remote;
 mod schema;
 mod spool;
 mod summary;
@@ -36,6 +37,7 @@ pub use parked::{Noted, Parked, ParkedCounts, Parking, Resolution, Resolved, Res
 pub use pins::{AccountMarks, Pin, PinRequest, Pinned, StageCount, Story};
 pub(crate) use pins::{ENVELOPE, attempt_of, envelope_of, failure as failure_of, named, payload as payload_of};
 pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
+pub use remote::{Attempted, RemoteBeat, RemoteReport};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;
 

@@ -151,6 +151,12 @@ impl Ledger {
         within(pin_many(connection, requests)).await
     }
 
+    /// Whether `id` has a pin.
+    pub async fn is_pinned(&self, id: Uuid) -> Result<bool, LedgerError> {
+        let pinned = sqlx::query_scalar("select exists (select from crossover.pins where id = $1)").bind(id);
+        within(pinned.fetch_one(&self.pool)).await
+    }
+
     /// Asks to start work of `account` without a pin. False: its work must be pinned.
     pub async fn mark_unpinned(&self, account: &str) -> Result<bool, LedgerError> {
         let allowed = sqlx::query_scalar("select crossover.mark_unpinned($1)").bind(account).fetch_one(&self.pool);

@@ -10,12 +10,14 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::faulty;
+use super::groups::Told;
 use super::held::Key;
 use super::storage::Finish;
 use super::worker::Shared;
 use crate::interaction::Fence;
 use crate::ledger::{LedgerError, transient};
 use crate::observer::{self, Seen};
+use crate::policy::Failure;
 
 const BATCH: usize = 500;
 const PAUSE: Duration = Duration::from_millis(250);
@@ -37,6 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
 
 /// Reports what `worker` holds, copies or tasks, until Postgres has taken it.
 pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
+    heed(shared, worker, batch).await;
     // Whether an earlier answer was lost: then it may be this very report that took them.
     let mut in_doubt = false;
     loop {
@@ -56,6 +59,24 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// Holds back accounts that were told to come back later, before the places of those that were told so are free.
+async fn heed(shared: &Shared, worker: Uuid, batch: &[Finish]) {
+    if !shared.gate.is_needed() {
+        return;
+    }
+    let told = |end: &Finish| {
+        let wait_ms = end.failure.as_ref().and_then(Failure::retry_after_ms)?;
+        Some(Told { id: end.id, attempt: end.attempt, task: end.task, wait_ms })
+    };
+    let told: Vec<Told> = batch.iter().filter(|end| !end.rehearsal).filter_map(told).collect();
+    if !told.is_empty()
+        && let Err(error) = shared.groups.heed_retry_after(worker, &told).await
+    {
+        shared.failed("heed_retry_after", &error);
+        warn!(%error, "what was said of coming back later can't be kept; more of these accounts may start before");
     }
 }
 
@@ -109,6 +130,7 @@ async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool
         shared.held.drop(end.key());
     }
     shared.room.notify_one();
+    shared.gate.ring();
 }
 
 /// Of ends whose first answer was lost, those that had been taken all the same.

@@ -2,14 +2,20 @@
 //!
 //! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
-//! what a dead worker held; `detach` gives long runs to their runners; `tasks` are what only Postgres has.
+//! what a dead worker held; `detach` gives long runs to their runners; `remote` hands work out over HTTP; `tasks` are what only Postgres has; `groups` speaks the
+//! SQL of limits, and `gate` admits what waits for them; `floor` is the share of the lowest priority.
 
 mod detach;
 mod faulty;
 mod finisher;
+mod floor;
+mod gate;
+pub mod groups;
 mod held;
+mod kinds;
 mod places;
 mod rehearsal;
+pub mod remote;
 mod storage;
 pub mod tasks;
 mod upkeep;

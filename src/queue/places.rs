@@ -27,7 +27,7 @@ pub struct Placed {
 pub enum QueuePlace {
     /// Due later.
     Scheduled,
-    /// Can start.
+    /// Can start, or can as soon as its group has a free place.
     Ready,
     /// Held by a worker.
     Running,
@@ -39,6 +39,7 @@ pub(crate) async fn places(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Pl
         "select id, 'scheduled' as place, due_at, attempt, execute, null::integer as epoch, null::timestamptz as started_at
          from crossover.scheduled where id = any ($1)
          union all select id, 'ready', due_at, attempt, execute, null, null from crossover.ready where id = any ($1)
+         union all select id, 'ready', due_at, attempt, execute, null, null from crossover.gate where id = any ($1)
          union all select id, 'running', due_at, attempt, execute, epoch, started_at from crossover.running where id = any ($1)",
     );
     rows.bind(ids).fetch_all(tx).await?.iter().map(placed_of).collect()

@@ -8,6 +8,8 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::groups::Groups;
+use super::kinds::Ahead;
 use super::tasks::{Place, Tasks};
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
@@ -32,6 +34,9 @@ pub struct Claim {
     /// Without a heartbeat for so long, another takes it over.
     pub lease: Duration,
 }
+
+/// Where a copy stands in the ready set.
+pub(super) type CopyPlace = (i16, i64);
 
 /// A copy that a worker holds.
 #[derive(Debug, Clone)]
@@ -126,18 +131,22 @@ pub struct Depth {
     pub scheduled: i64,
     /// Is held by a worker.
     pub running: i64,
+    /// Waits at the gate of its group.
+    pub waiting: i64,
     /// Seconds for which the next copy to be claimed has been due.
     pub oldest_seconds: f64,
 }
 
-/// How much of a group is ready.
+/// How much of a group is ready, or waits at its gate.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow, serde::Serialize)]
 pub struct GroupDepth {
     /// The group.
     pub name: String,
     /// Can start now.
     pub ready: i64,
-    /// Seconds for which the oldest of them has been due.
+    /// Waits at its gate.
+    pub waiting: i64,
+    /// Seconds for which the oldest that can start has been due.
     pub oldest_seconds: f64,
 }
 
@@ -182,6 +191,16 @@ impl Finish {
     }
 }
 
+/// What a claim of copies takes.
+pub(super) const HEAD: &str = "picked as materialized (select * from head),";
+const LOW_AND_HEAD: &str = "low as materialized (
+        select rank, seq from crossover.ready where rank = (
+                select rank from crossover.ready where {which} order by rank desc, seq desc limit 1)
+            and rank > (select max(rank) from head) and {which}
+        order by rank, seq limit $4 for update skip locked),
+     picked as materialized (
+        select * from low union all (select * from head order by rank, seq limit $1 - (select count(*) from low))),";
+
 impl Queue {
     /// The queue of the database behind `pool`.
     pub fn new(pool: PgPool) -> Self {
@@ -203,35 +222,62 @@ impl Queue {
         Tasks::new(self.pool.clone())
     }
 
-    /// Takes the head of the ready set: by priority, then in order. Reads as many rows as it takes.
+    /// The groups that have limits.
+    pub fn groups_with_limits(&self) -> Groups {
+        Groups::new(self.pool.clone())
+    }
+
+    /// Takes the head of the ready set: by priority, then in order. What came to be ready before its group had limits goes to the
+    /// gate. Reads as many rows as it takes. What waits for remote workers stands behind all that.
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, LedgerError> {
-        let only = if claim.executions_only { "where execute" } else { "" };
+        self.claim_sharing(claim, 0).await
+    }
+
+    /// The same; `low` of it are of the lowest priority that waits, where the head has none of it.
+    pub async fn claim_sharing(&self, claim: Claim, low: usize) -> Result<Vec<Claimed>, LedgerError> {
+        let only = if claim.executions_only { "rank <= 500 and execute" } else { "rank <= 500" };
+        let picked = if low > 0 { LOW_AND_HEAD } else { HEAD };
+        let sql = claim_sql(only, "rank, seq", picked);
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(claim.limit)
+            .bind(claim.worker)
+            .bind(claim.lease.as_millis() as i64);
+        if low > 0 {
+            query = query.bind(low as i64);
+        }
+        let rows = within(query.fetch_all(&self.pool)).await?;
+        Ok(self.readable(claim.worker, &rows).await)
+    }
+
+    /// What is next in line after a place, for a worker that chooses by kind; what waits for remote workers is not.
+    pub(super) async fn look_ahead(
+        &self,
+        executions_only: bool,
+        after: Option<CopyPlace>,
+        most: usize,
+    ) -> Result<Vec<Ahead<CopyPlace>>, LedgerError> {
+        let only = if executions_only { "and execute" } else { "" };
         let sql = format!(
-            "with head as materialized (
-                select rank, seq from crossover.ready {only} order by rank, seq limit $1 for update skip locked),
-             taken as (
-                delete from crossover.ready r using head h where r.rank = h.rank and r.seq = h.seq returning r.*),
-             held as (
-                insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp)
-                select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
-                    t.attempt, t.rank, p.owner = 'postgres', $2, t.grp
-                from taken t join crossover.pins p on p.id = t.id
-                where p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
-                returning *)
-             select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
-                extract(epoch from h.started_at - p.run_at)::float8 as age
-             from held h join crossover.pins p on p.id = h.id
-             join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
-             order by h.rank, h.due_at"
+            "select a.rank, a.seq, a.execute, coalesce(p.kind, '') from (
+                select rank, seq, id, execute from crossover.ready
+                where rank <= 500 and (rank, seq) > ($1, $2) {only} order by rank, seq limit $3) a
+             left join crossover.pins p on p.id = a.id order by a.rank, a.seq"
         );
-        let rows = within(
-            sqlx::query(sqlx::AssertSqlSafe(sql))
-                .bind(claim.limit)
-                .bind(claim.worker)
-                .bind(claim.lease.as_millis() as i64)
-                .fetch_all(&self.pool),
-        )
-        .await?;
+        let (rank, seq) = after.unwrap_or((i16::MIN, i64::MIN));
+        let rows = sqlx::query_as::<_, (i16, i64, bool, String)>(sqlx::AssertSqlSafe(sql)).bind(rank).bind(seq);
+        let rows = within(rows.bind(most as i64).fetch_all(&self.pool)).await?;
+        let ahead = |(rank, seq, execute, kind)| Ahead { place: (rank, seq), kind, execute };
+        Ok(rows.into_iter().map(ahead).collect())
+    }
+
+    /// Takes those of the ready set that stand at `places`, as far as nobody else has.
+    pub(super) async fn claim_named(&self, claim: Claim, places: &[CopyPlace]) -> Result<Vec<Claimed>, LedgerError> {
+        let (ranks, seqs): (Vec<i16>, Vec<i64>) = places.iter().copied().unzip();
+        let named = "(rank, seq) in (select n.rank, n.seq from unnest($4::smallint[], $5::bigint[]) as n (rank, seq))";
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(claim_sql(named, "rank, seq", HEAD))).bind(claim.limit).bind(claim.worker);
+        let rows = rows.bind(claim.lease.as_millis() as i64).bind(ranks).bind(seqs);
+        let rows = within(rows.fetch_all(&self.pool)).await?;
         Ok(self.readable(claim.worker, &rows).await)
     }
 
@@ -276,15 +322,24 @@ impl Queue {
     }
 
     /// Puts back, as if it had not been claimed, what `worker` holds beside `held`: what a claim took whose answer was lost,
-    /// or what it will not end.
+    /// or what it will not end. What held a place of its group gives it back.
     pub async fn release_unknown(&self, worker: Uuid, held: &[(Uuid, i32)]) -> Result<u64, LedgerError> {
         let ids: Vec<Uuid> = held.iter().map(|key| key.0).collect();
-        let back = sqlx::query(
-            "with back as (delete from crossover.running where worker = $1 and id <> all ($2) returning *)
-             insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
-             select id, due_at, attempt, rank, execute, grp from back",
+        let back = sqlx::query_scalar::<_, i64>(
+            // In one order, as heartbeats and ends do.
+            "with mine as materialized (
+                select id from crossover.running where worker = $1 and id <> all ($2) order by id for update),
+             back as (delete from crossover.running r using mine where r.id = mine.id returning r.*),
+             stopped as (
+                insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+                select grp, false, rank, nextval('crossover.ready_seq_seq'), id, due_at, attempt, execute, gated_for
+                from back where gated_for is not null),
+             placed as (
+                insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+                select id, due_at, attempt, rank, execute, grp from back where gated_for is null)
+             select count(*) from back",
         );
-        Ok(within(back.bind(worker).bind(ids).execute(&self.pool)).await?.rows_affected())
+        Ok(within(back.bind(worker).bind(ids).fetch_one(&self.pool)).await?.unsigned_abs())
     }
 
     /// Gives an attempt that `worker` holds to its runner, which may be silent for so long, and run on for `left`. False: the
@@ -452,7 +507,7 @@ impl Queue {
         let sql = format!(
             "with head as materialized (select worker, due_at from crossover.tasks_ready order by rank, vt, id limit 50000),
              held as (select count(worker) as tasks, min(due_at) filter (where worker is null) as oldest from head)
-             select {} + {} - held.tasks as ready, {} + {} as scheduled, {} + held.tasks as running,
+             select {} + {} - held.tasks as ready, {} + {} as scheduled, {} + held.tasks as running, {} as waiting,
                 coalesce(extract(epoch from clock_timestamp() - least(held.oldest,
                     (select due_at from crossover.ready order by rank, seq limit 1)))::float8, 0) as oldest_seconds
              from held",
@@ -460,28 +515,67 @@ impl Queue {
             count("tasks_ready"),
             count("scheduled"),
             count("tasks_scheduled"),
-            count("running")
+            count("running"),
+            count("gate")
         );
         within(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool)).await
     }
 
-    /// The `most` deepest groups of the ready set, and the rest under the name `others`. Reads the 50,000 next in line.
+    /// The `most` deepest groups of what is ready or waits at a gate, and the rest under the name `others`. Reads 50,000 rows
+    /// of each.
     pub async fn groups(&self, most: i64, others: &str) -> Result<Vec<GroupDepth>, LedgerError> {
         let groups = sqlx::query_as(
             "with head as materialized (
-                (select grp, due_at from crossover.ready order by rank, seq limit 50000)
+                (select grp, due_at, false as waits from crossover.ready order by rank, seq limit 50000)
                 union all
-                (select grp, due_at from crossover.tasks_ready where worker is null order by rank, vt, id limit 50000)),
+                (select grp, due_at, false from crossover.tasks_ready where worker is null order by rank, vt, id limit 50000)
+                union all
+                (select grp, due_at, true from crossover.gate limit 50000)),
              grouped as (
-                select grp, count(*) as ready, extract(epoch from clock_timestamp() - min(due_at))::float8 as oldest,
+                select grp, count(*) filter (where not waits) as ready, count(*) filter (where waits) as waiting,
+                    coalesce(extract(epoch from clock_timestamp() - min(due_at) filter (where not waits)), 0)::float8 as oldest,
                     row_number() over (order by count(*) desc, grp) as place
                 from head group by grp)
              select case when place <= $1 then grp else $2 end as name, sum(ready)::bigint as ready,
-                max(oldest) as oldest_seconds
+                sum(waiting)::bigint as waiting, max(oldest) as oldest_seconds
              from grouped group by 1",
         );
         within(groups.bind(most).bind(others).fetch_all(&self.pool)).await
     }
+}
+
+/// Takes the first `$1` `by` that are `which` for the worker `$2`, for `$3` milliseconds, of them what is `picked`.
+pub(super) fn claim_sql(which: &str, by: &str, picked: &str) -> String {
+    // Whether there are limits is asked before a row is locked, and not in the snapshot of this statement: one that is older than a
+    // group's first limit, and came to its end after it, would start more than the limit.
+    format!(
+        "with gates as materialized (select crossover.begin_claim() as are),
+         head as materialized (
+            select rank, seq from crossover.ready where (select are from gates) is not null and {which}
+            order by {by} limit $1 for update skip locked),
+         {picked}
+         taken as (
+            delete from crossover.ready r using picked h where r.rank = h.rank and r.seq = h.seq
+            returning r.*, r.gated_for is null
+                and case when (select are from gates) then crossover.is_gated_now(r.grp) else false end as stray),
+         stopped as (
+            insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+            select t.grp, false, t.rank, t.seq, t.id, t.due_at, t.attempt, t.execute, p.account
+            from taken t join crossover.pins p on p.id = t.id where t.stray),
+         held as (
+            insert into crossover.running (id, lease_until, due_at, started_at, epoch, attempt, rank, execute, worker, grp, gated_for)
+            select t.id, clock_timestamp() + $3 * interval '1 millisecond', t.due_at, clock_timestamp(), p.epoch,
+                t.attempt, t.rank, p.owner = 'postgres', $2, t.grp, t.gated_for
+            from taken t join crossover.pins p on p.id = t.id
+            where not t.stray and p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
+            returning *)
+         select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
+            extract(epoch from h.started_at - p.run_at)::float8 as age
+         from held h join crossover.pins p on p.id = h.id
+         join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
+         order by h.rank, h.due_at"
+    )
+    .replace("{which}", which)
 }
 
 async fn finish(executor: impl sqlx::PgExecutor<'_>, worker: Uuid, ends: &[Finish]) -> Result<Vec<Uuid>, sqlx::Error> {
@@ -537,7 +631,7 @@ impl Queue {
     }
 }
 
-fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
+pub(super) fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     let (id, epoch, attempt) = (row.try_get("id").ok()?, row.try_get("epoch").ok()?, row.try_get("attempt").ok()?);
     let rehearsal = !row.try_get::<bool, _>("execute").ok()?;
     let error = crate::executor::clean(&format!("the stored copy can't be read: {error}"));
@@ -547,7 +641,7 @@ fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
     Some(Finish { id, epoch, attempt, rehearsal, ended_at, outcome, failure, retry, park, result, error, task })
 }
 
-fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+pub(super) fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
     let envelope = envelope_of(row)?;
     let age: f64 = row.try_get("age")?;
     Ok(Claimed {

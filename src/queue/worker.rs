@@ -15,9 +15,13 @@ use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
 use super::detach::{self, Taken};
+use super::floor::Floor;
+use super::gate::{self, Gate};
+use super::groups::Groups;
 use super::held::{Held, Key};
-use super::storage::{Claim, Claimed, Finish, Queue};
-use super::tasks::{self, Tasks};
+use super::kinds::{Kinds, Walk};
+use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
+use super::tasks::{self, Place, TaskPlace, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -52,6 +56,7 @@ pub(super) struct Shared {
     pub id: Uuid,
     pub queue: Queue,
     pub tasks: Tasks,
+    pub groups: Groups,
     pub options: WorkerOptions,
     pub held: Held,
     pub metrics: Arc<Metrics>,
@@ -62,6 +67,10 @@ pub(super) struct Shared {
     pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// What runs of kinds that have capacities.
+    pub kinds: Arc<Kinds>,
+    /// Groups with limits.
+    pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
     /// When Postgres last did not answer this worker, or it began.
@@ -80,10 +89,26 @@ impl Worker {
         let held = Held::new(options.slots);
         let (id, room, observer, tasks) = (Uuid::new_v4(), Notify::new(), Observer::none(), queue.tasks());
         let (vt, trouble, overflow) = (AtomicI64::new(0), Mutex::new(Instant::now()), Arc::default());
-        Self {
-            shared: Shared { id, queue, tasks, held, options, metrics, observer, wake, overflow, room, vt, trouble },
-            executor,
-        }
+        let kinds = Arc::default();
+        let (groups, gate) = (queue.groups_with_limits(), Gate::default());
+        let shared = Shared {
+            id,
+            queue,
+            tasks,
+            groups,
+            options,
+            held,
+            metrics,
+            observer,
+            wake,
+            overflow,
+            room,
+            gate,
+            kinds,
+            vt,
+            trouble,
+        };
+        Self { shared, executor }
     }
 
     /// The same, and `others` is rung when there is more to do than it has room for.
@@ -112,6 +137,7 @@ impl Worker {
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
         parts.spawn(tasks::tell_virtual_time(shared.clone(), stop.clone()));
@@ -181,7 +207,7 @@ pub(super) struct Starting {
 async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
     let shared = &starting.shared;
     let mut pause = Duration::ZERO;
-    let (mut lost, mut pace) = (Lost::default(), Pace::default());
+    let (mut lost, mut pace, mut walks) = (Lost::default(), Pace::default(), Walks::default());
     loop {
         let nap = pause.mul_f64(rand::rng().random_range(0.8..1.2));
         let mut rung = false;
@@ -190,10 +216,17 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = stop.cancelled() => break,
             () = shared.wake.notified() => {
                 pace.ring();
+                shared.gate.ring();
+                rung = true;
+            }
+            () = shared.gate.admitted.notified() => {
+                pace.ring();
                 rung = true;
             }
             // An end may have made the next of its series ready.
             () = shared.room.notified() => pace.copies.rung = true,
+            // One more of its kind may begin.
+            () = shared.kinds.freed.notified() => pace.ring(),
             () = tokio::time::sleep(nap) => {}
         }
         if shared.held.room().limit == 0 {
@@ -217,9 +250,9 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             let half = pace.copies.is_due() && pace.tasks.is_due();
             if tasks && pace.tasks.is_due() {
                 // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
-                starting.claim_tasks(&mut lost, &mut pace.tasks, half).await;
+                starting.claim_tasks(&mut lost, &mut pace.tasks, (half, &mut walks.tasks)).await;
             } else if !tasks && pace.copies.is_due() {
-                let claim = starting.claim_copies(&mut lost, &mut pace.copies, half);
+                let claim = starting.claim_copies(&mut lost, &mut pace.copies, (half, &mut walks.copies));
                 let Some(()) = stop.run_until_cancelled(claim).await else { break };
             }
         }
@@ -249,6 +282,8 @@ impl Pace {
 struct Next {
     rung: bool,
     times: Option<(Instant, Instant)>,
+    /// What is owed to the lowest priority.
+    floor: Floor,
 }
 
 /// What finds few comes again so soon.
@@ -266,10 +301,32 @@ impl Next {
         at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
     }
 
+    /// Also unasked, in so long at the latest.
+    fn no_later(&mut self, than: Option<Duration>) {
+        if let (Some(than), Some((_, unasked))) = (than, &mut self.times) {
+            *unasked = (*unasked).min(Instant::now() + than.max(FEW));
+        }
+    }
+
     fn after(&mut self, rung: Duration, unasked: Duration) {
         let now = Instant::now();
-        *self = Self { rung: false, times: Some((now + rung, now + unasked.max(rung))) };
+        (self.rung, self.times) = (false, Some((now + rung, now + unasked.max(rung))));
     }
+}
+
+/// Where looks for kinds that have room stand.
+#[derive(Default)]
+struct Walks {
+    copies: Walk<CopyPlace>,
+    tasks: Walk<TaskPlace>,
+}
+
+/// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
+/// not the turn of its accounts, and those that have nothing waiting must not come behind them.
+fn come_to(places: impl Iterator<Item = Place> + Clone, shared: bool) -> Option<i64> {
+    let lowest = places.clone().map(|place| place.rank).max().filter(|_| shared);
+    let first = places.clone().map(|place| place.rank).min();
+    places.filter(|place| Some(place.rank) == first || Some(place.rank) != lowest).map(|place| place.vt).max()
 }
 
 /// What a claim whose answer was lost may have taken, which nobody here knows of.
@@ -311,7 +368,7 @@ impl Lost {
 
 impl Starting {
     /// Claims copies of what is pinned, and begins them.
-    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next, half: bool) {
+    async fn claim_copies(&self, lost: &mut Lost, next: &mut Next, (half, walk): (bool, &mut Walk<CopyPlace>)) {
         let shared = &self.shared;
         let room = shared.held.room();
         let limit = if half { room.limit.div_ceil(2) } else { room.limit };
@@ -325,31 +382,59 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
-        let answer = shared.claimed(shared.queue.claim(claim)).await;
+        let low = next.floor.share(limit);
+        let answer = match self.executor.has_capacities() {
+            false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
+            true => shared.claimed(self.copies_with_room(claim, walk)).await,
+        };
         lost.copies = answer.is_err();
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
+        next.no_later(walk.goes_on());
     }
 
     /// The same of tasks.
-    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, half: bool) {
+    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, (half, walk): (bool, &mut Walk<TaskPlace>)) {
         let shared = &self.shared;
         let room = shared.held.room().limit;
         let limit = if half { room.div_ceil(2) } else { room }.min(TASKS);
         if limit == 0 {
             return;
         }
-        let answer = shared.claimed(shared.tasks.claim(shared.id, limit)).await;
+        let low = next.floor.share(limit);
+        let answer = match self.executor.has_capacities() {
+            false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
+            true => shared.claimed(self.tasks_with_room(limit, walk)).await,
+        };
         lost.tasks |= answer.is_err();
-        if let Some(vt) = answer.iter().flatten().filter_map(|claimed| Some(claimed.task?.vt)).max() {
+        let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
+        if let Some(vt) = come_to(places, low > 0) {
             shared.vt.fetch_max(vt, Ordering::Relaxed);
         }
-        self.start_all(answer, limit, next);
+        self.start_all(answer, (limit, low), next);
+        next.no_later(walk.goes_on());
     }
 
-    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, limit: usize, next: &mut Next) {
+    /// Copies whose kinds have room here.
+    async fn copies_with_room(&self, claim: Claim, walk: &mut Walk<CopyPlace>) -> Result<Vec<Claimed>, LedgerError> {
+        let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
+        let look = |after, most| shared.queue.look_ahead(claim.executions_only, after, most);
+        let chosen = walk.choose(claim.limit.unsigned_abs() as usize, room, look).await?;
+        if chosen.is_empty() { Ok(Vec::new()) } else { shared.queue.claim_named(claim, &chosen).await }
+    }
+
+    /// The same of tasks.
+    async fn tasks_with_room(&self, limit: usize, walk: &mut Walk<TaskPlace>) -> Result<Vec<Claimed>, LedgerError> {
+        let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
+        let look = |after, most| shared.tasks.look_ahead(after, most);
+        let chosen = walk.choose(limit, room, look).await?;
+        if chosen.is_empty() { Ok(Vec::new()) } else { shared.tasks.claim_named(shared.id, &chosen).await }
+    }
+
+    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
+                next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
                 match claimed.len() {
                     _ if full => next.after(Duration::ZERO, Duration::ZERO),
@@ -391,10 +476,13 @@ impl Starting {
             signals.call_off(wish);
         }
         let (executor, ends) = (self.executor.clone(), self.ends.clone());
+        let kind = &claimed.envelope.kind;
+        let of_its_kind = executor.capacity(kind).map(|_| shared.kinds.begin(kind));
         let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
             side = "postgres", fence = %claimed.fence);
         crate::telemetry::join(&span, id);
         let work = async move {
+            let _of_its_kind = of_its_kind;
             let ran = tokio::select! {
                 biased;
                 () = signals.lost.cancelled() => {
@@ -442,7 +530,7 @@ pub(super) fn called_off(claimed: &Claimed, wish: Option<&String>) -> Finish {
     Finish { error, ..Finish::of(claimed, Some(Outcome::Cancelled)) }
 }
 
-fn overslept(claimed: &Claimed) -> bool {
+pub(super) fn overslept(claimed: &Claimed) -> bool {
     let waited = (claimed.started_at - claimed.due_at).to_std().unwrap_or_default();
     claimed.envelope.policy.start_timeout_ms.is_some_and(|ms| waited > Duration::from_millis(ms))
 }
@@ -554,5 +642,23 @@ impl Shared {
             warn!(%id, attempt, "the lease is lost; whatever comes of this attempt is late");
             self.room.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_the_lowest_priority_does_not_move_virtual_time() {
+        let places = [(-5, 10), (-5, 20), (5, 90_000)].map(|(rank, vt)| Place { rank, vt });
+        assert_eq!(come_to(places.iter().copied(), true), Some(20));
+        assert_eq!(come_to(places.iter().copied(), false), Some(90_000), "a claim that came so far by itself");
+        assert_eq!(
+            come_to(places[2..].iter().copied(), true),
+            Some(90_000),
+            "one priority is the first and the lowest"
+        );
+        assert_eq!(come_to([].into_iter(), true), None);
     }
 }

@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::flips::{Bearing, DecisionRow, FlipStore};
-use crate::interaction::{Payload, hex};
+use crate::interaction::{Payload, hex, is_remote};
 use crate::ledger::{Ledger, LedgerError, within};
 pub use timeline::Event;
 
@@ -267,6 +267,8 @@ pub async fn observation(ledger: &Ledger, id: Uuid) -> Result<Option<Observation
     Asked { ledger, id }.observation().await
 }
 
+/// The place of what waits for its group.
+const GATE: &str = "gate";
 /// So many decisions after the pin are told.
 const DECISIONS: i64 = 50;
 
@@ -297,10 +299,19 @@ fn waits_for(story: &Story) -> Option<String> {
             let until = away.until.map(|until| until.format("%F %T%.3f UTC").to_string()).unwrap_or_default();
             format!("the runner that took attempt {} away; without a heartbeat it is lost at {until}", away.attempt)
         }),
+        "ready" if is_remote(Some(&standing.grp)) => {
+            Some(format!("a remote worker that takes from `{}`", standing.grp))
+        }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
-        "waiting" => waits_behind(story).or_else(|| undelivered(story)),
+        "waiting" => at_the_gate(story).or_else(|| waits_behind(story)).or_else(|| undelivered(story)),
         _ => None,
     }
+}
+
+/// What the view says is why.
+fn at_the_gate(story: &Story) -> Option<String> {
+    story.places.iter().find(|place| place.place == GATE && !place.rehearsal)?;
+    story.standing.as_ref()?.reason.clone()
 }
 
 fn waits_behind(story: &Story) -> Option<String> {
@@ -455,6 +466,7 @@ impl Asked<'_> {
              union all select 'scheduled', not execute, attempt, due_at, null, null, null from crossover.scheduled where id = $1
              union all select 'running', not execute, attempt, due_at, started_at, lease_until, worker
                 from crossover.running where id = $1
+             union all select 'gate', not execute, attempt, due_at, null, null, null from crossover.gate where id = $1
              union all select 'rehearsing', true, attempt, due_at, dequeued_at, bound_at, null
                 from crossover.rehearsals where id = $1
              union all select case when r.worker is null then 'ready' else 'running' end, false, r.attempt, r.due_at, r.started_at,

@@ -29,6 +29,8 @@ struct Waiting {
     shares: Shares,
     /// When virtual time was last asked for.
     asked: Option<Instant>,
+    /// When weights were.
+    weighed: Option<Instant>,
 }
 
 struct Item {
@@ -42,6 +44,8 @@ const STATEMENTS: usize = 2;
 const BATCH: usize = 500;
 /// Virtual time is asked for so often while tasks come.
 const ASK: Duration = Duration::from_millis(200);
+/// And weights so often, which are in force within a second.
+const WEIGH: Duration = Duration::from_millis(800);
 
 impl Gather {
     pub(super) fn new(tasks: Tasks) -> Self {
@@ -81,8 +85,9 @@ impl Inner {
     }
 
     /// Writes what waits, until nothing does.
-    async fn write(&self) {
+    async fn write(self: Arc<Self>) {
         loop {
+            self.look_at_weights();
             self.look_at_virtual_time().await;
             let batch = self.take();
             if batch.is_empty() {
@@ -101,6 +106,23 @@ impl Inner {
         if let Ok(now) = self.tasks.virtual_time(0).await {
             self.lock().shares.advance(now);
         }
+    }
+
+    /// Reads the weights beside the work: nobody's task waits for them.
+    fn look_at_weights(self: &Arc<Self>) {
+        let mut waiting = self.lock();
+        if waiting.weighed.is_some_and(|weighed| weighed.elapsed() < WEIGH) {
+            return;
+        }
+        waiting.weighed = Some(Instant::now());
+        drop(waiting);
+        let inner = self.clone();
+        tokio::spawn(async move {
+            // Without an answer accounts count as much as before.
+            if let Ok(weights) = inner.tasks.groups().weights().await {
+                inner.lock().shares.weigh(weights.into_iter().map(|w| (w.account, w.weight)).collect());
+            }
+        });
     }
 
     /// The next batch, stamped. What its caller no longer waits for was never accepted.

@@ -4,6 +4,7 @@
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
 pub mod breaker;
+mod caps;
 mod circuit;
 mod deliver;
 mod doubt;
@@ -38,12 +39,13 @@ pub use outage::{OutageOptions, Outages};
 pub use relay::{Relay, RelayOptions};
 pub use resolve::Resolver;
 
+use caps::{Caps, Full};
 use deliver::Settled;
 use doubt::Doubts;
 use gather::Gather;
 use outage::Pinless;
 
-use crate::arming::{Armed, Unpinned, UnpinnedStart};
+use crate::arming::{Armed, State, Unpinned, UnpinnedStart};
 use crate::faults::{self, Whether};
 use crate::flags::Decision;
 use crate::flips::Decider;
@@ -71,6 +73,8 @@ pub struct Router {
     doubts: Arc<Doubts>,
     /// Where tasks go in.
     gather: Gather,
+    /// What may wait.
+    caps: Arc<Caps>,
     /// Rung when a schedule may be due earlier than its scheduler knows.
     schedules_bell: Arc<Notify>,
     /// Rung when Temporal is to be told of one.
@@ -138,6 +142,20 @@ pub enum EnqueueError {
         /// `account`, `kind` or `payload`.
         what: &'static str,
     },
+    /// As much of its group waits as may.
+    #[error(
+        "not accepted: {waiting} interactions of group `{group}` wait, and its max_waiting is {most}; come back when fewer do"
+    )]
+    Full {
+        /// The group.
+        group: String,
+        /// Its cap.
+        most: i64,
+        /// What waits, as of a second ago.
+        waiting: i64,
+        /// The key to repeat.
+        key: String,
+    },
     /// Nothing was written; try again.
     #[error("not accepted: {reason}")]
     Unavailable {
@@ -184,8 +202,10 @@ impl Router {
         let armed = outages.armed().clone();
         let [wake_queue, wake_relay] = wake;
         let gather = Gather::new(Tasks::new(ledger.pool().clone()));
+        let caps = Arc::new(Caps::new(gather.tasks().groups(), metrics.clone()));
         let (schedules_bell, mirrors_bell) = (Arc::default(), Arc::default());
         Self {
+            caps,
             gather,
             ledger,
             decider,
@@ -208,6 +228,42 @@ impl Router {
         async move { doubts.repeat(stop).await }
     }
 
+    /// Keeps in mind what waits in groups with a cap, until `stop`.
+    pub fn follow_caps(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        let caps = self.caps.clone();
+        async move { caps.follow(stop).await }
+    }
+
+    /// Refuses work that Postgres would own where too much of its group waits. What was accepted before is no more work.
+    async fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<(), EnqueueError> {
+        let (account, group) = (&interaction.account, interaction.group.as_deref());
+        let Some(Full { most, waiting }) = self.full((account, decision.stage), group) else { return Ok(()) };
+        // Where that can't be read, coming back later is the answer that is never wrong.
+        if !interaction.key_made && self.bounded(self.ledger.is_pinned(interaction.id())).await.unwrap_or(false) {
+            return Ok(());
+        }
+        self.metrics.groups.refused.inc();
+        let group = group.unwrap_or("default").to_owned();
+        Err(EnqueueError::Full { group, most, waiting, key: interaction.key.clone() })
+    }
+
+    fn full(&self, (account, stage): (&str, Stage), group: Option<&str>) -> Option<Full> {
+        let owned = matches!(stage, Stage::Live | Stage::Complete);
+        if !owned || self.armed.state(account) != State::Armed {
+            return None;
+        }
+        self.caps.full(group)
+    }
+
+    /// Why a run of a schedule is put off, where too much of its group waits; else one more is on its way in.
+    pub fn put_off(&self, account: &str, kind: &str, group: Option<&str>) -> Option<String> {
+        let Full { most, waiting } = self.full((account, self.stage(account, kind)), group)?;
+        let group = group.unwrap_or("default");
+        Some(format!(
+            "{waiting} interactions of group `{group}` wait, and its max_waiting is {most}; its runs are put off until fewer do"
+        ))
+    }
+
     /// Accepts an interaction: the whole protocol, decide to answer.
     pub async fn enqueue(&self, interaction: &Interaction) -> Result<Accepted, EnqueueError> {
         let (asked_in, id) = (Span::current(), interaction.id());
@@ -228,6 +284,7 @@ impl Router {
         {
             return Ok(accepted);
         }
+        self.within_caps(interaction, &decision).await?;
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }

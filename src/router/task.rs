@@ -8,7 +8,7 @@ use super::request::Fault;
 use super::{Accepted, EnqueueError, How, Router, conflict, not_pinned, unavailable};
 use crate::arming::State;
 use crate::flags::Decision;
-use crate::interaction::{Interaction, Side, Stage};
+use crate::interaction::{Interaction, Side, Stage, is_remote};
 use crate::ledger::{Cancelling, LedgerError};
 use crate::policy::OnUnknown;
 use crate::queue::tasks::{self, NewTask};
@@ -31,6 +31,8 @@ impl Router {
             && interaction.key_made
             && decision.stage == Stage::Complete
             && interaction.series.is_none()
+            // Remote workers take what is pinned.
+            && !is_remote(interaction.group.as_deref())
             && interaction.policy.on_unknown == OnUnknown::Retry;
         if !able || self.armed.state(&interaction.account) != State::Armed {
             return Ok(None);
@@ -55,6 +57,7 @@ impl Router {
         };
         let now = Utc::now();
         if interaction.series.is_some()
+            || is_remote(interaction.group.as_deref())
             || interaction.policy.on_unknown != OnUnknown::Retry
             || named_at < now - KEYS_LAST
             || named_at > now + CLOCKS_APART
@@ -121,7 +124,10 @@ impl Router {
         self.bounded(self.gather.tasks().cancel(id, reason)).await
     }
 
-    async fn bounded<T>(&self, call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    pub(super) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, LedgerError>>,
+    ) -> Result<T, LedgerError> {
         let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
         tokio::time::timeout(self.options.pin_timeout, call).await.unwrap_or_else(late)
     }

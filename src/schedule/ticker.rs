@@ -216,6 +216,7 @@ impl Ticker {
                 }
                 (taken, troubled)
             });
+        let taken = self.within_caps(taken, &mut troubled);
         let (taken, look) = Look::of(taken, runs, read, &mut troubled);
         held.extend(taken.iter().map(|taken| taken.schedule.id));
         let pinned = self.router.pin_runs(&mut transaction, &look.runs).await?;
@@ -232,6 +233,20 @@ impl Ticker {
         let more = taken.iter().zip(&look.plans).any(left);
         let cancel = taken.into_iter().zip(&look.plans).filter(|(_, plan)| plan.cancel).map(|(taken, _)| taken);
         Ok(Looked { found: count, cancel: cancel.collect(), more })
+    }
+
+    /// Leaves out schedules whose group takes no more: they are looked at again later, and what of their times is then still run is
+    /// what `catch_up` says, as after an outage.
+    fn within_caps(&self, taken: Vec<Taken>, troubled: &mut Vec<(Uuid, String)>) -> Vec<Taken> {
+        let mut within = Vec::with_capacity(taken.len());
+        for taken in taken {
+            let definition = &taken.schedule.definition;
+            match self.router.put_off(&definition.account, &definition.kind, definition.group.as_deref()) {
+                Some(why) => troubled.push((taken.schedule.id, why)),
+                None => within.push(taken),
+            }
+        }
+        within
     }
 
     /// Cancels what a later run takes the place of. What can't be cancelled now is tried again with the next look.

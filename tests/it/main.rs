@@ -18,6 +18,7 @@ mod config;
 mod dashboards;
 mod demo;
 mod docs;
+mod embedded;
 #[cfg(feature = "temporal")]
 mod fences;
 #[cfg(feature = "temporal")]
@@ -37,6 +38,8 @@ mod observer;
 #[cfg(feature = "temporal")]
 mod outages_temporal;
 mod provision;
+#[cfg(feature = "temporal")]
+mod remote;
 #[cfg(feature = "temporal")]
 mod schedules;
 mod servers;

@@ -50,6 +50,9 @@ pub struct Place {
     pub vt: i64,
 }
 
+/// The same with its id, which is the order among equals.
+pub(super) type TaskPlace = (i16, i64, Uuid);
+
 /// A new task's id: a version 7 UUID (RFC 9562), whose time leads to the partition of its record.
 pub fn new_id(now: DateTime<Utc>) -> Uuid {
     Builder::from_unix_timestamp_millis(now.timestamp_millis().max(0) as u64, &rand::random()).into_uuid()

@@ -7,8 +7,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::super::groups::Groups;
+use super::super::kinds::Ahead;
 use super::super::storage::{Claimed, Finish};
-use super::{NewTask, Place, key_of, named_at};
+use super::{NewTask, Place, TaskPlace, key_of, named_at};
 use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
 use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, transient, within};
 use crate::policy::{Failure, Policy};
@@ -43,6 +45,11 @@ impl Tasks {
     /// The tasks of the database behind `pool`.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
+    }
+
+    /// The groups and weights beside them.
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.pool.clone())
     }
 
     /// Takes tasks in, in one statement. Answers those that are new now: neither one that is there already nor one of an
@@ -84,9 +91,46 @@ impl Tasks {
 
     /// Takes the head of what is ready, by priority and then in virtual time. Nothing for a worker without a lease.
     pub async fn claim(&self, worker: Uuid, limit: usize) -> Result<Vec<Claimed>, LedgerError> {
-        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2)");
-        let rows = within(query.bind(worker).bind(limit).fetch_all(&self.pool)).await?;
+        self.claim_sharing(worker, limit, 0).await
+    }
+
+    /// The same; `low` of it are of the lowest priority that waits, where the head has none of it.
+    pub async fn claim_sharing(&self, worker: Uuid, limit: usize, low: usize) -> Result<Vec<Claimed>, LedgerError> {
+        let [limit, low] = [limit, low].map(|many| i32::try_from(many).unwrap_or(i32::MAX));
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2, $3)");
+        let rows = within(query.bind(worker).bind(limit).bind(low).fetch_all(&self.pool)).await?;
+        let mut claimed = self.readable(worker, &rows).await?;
+        claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
+        Ok(claimed)
+    }
+
+    /// What is next in line after a place, for a worker that chooses by kind.
+    pub(in super::super) async fn look_ahead(
+        &self,
+        after: Option<TaskPlace>,
+        most: usize,
+    ) -> Result<Vec<Ahead<TaskPlace>>, LedgerError> {
+        let query = sqlx::query_as::<_, (i16, i64, Uuid, String)>(
+            "select rank, vt, id, kind from crossover.tasks_ready
+             where worker is null and (rank, vt, id) > ($1, $2, $3) order by rank, vt, id limit $4",
+        );
+        let (rank, vt, id) = after.unwrap_or((i16::MIN, i64::MIN, Uuid::nil()));
+        let rows = within(query.bind(rank).bind(vt).bind(id).bind(most as i64).fetch_all(&self.pool)).await?;
+        let ahead = |(rank, vt, id, kind)| Ahead { place: (rank, vt, id), kind, execute: true };
+        Ok(rows.into_iter().map(ahead).collect())
+    }
+
+    /// Takes those that stand at `places`, as far as nobody else has. Nothing for a worker without a lease.
+    pub(in super::super) async fn claim_named(
+        &self,
+        worker: Uuid,
+        places: &[TaskPlace],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_named_tasks($1, $2, $3, $4)");
+        let query = query.bind(worker).bind(places.iter().map(|place| place.0).collect::<Vec<_>>());
+        let query = query.bind(places.iter().map(|place| place.1).collect::<Vec<_>>());
+        let query = query.bind(places.iter().map(|place| place.2).collect::<Vec<_>>());
+        let rows = within(query.fetch_all(&self.pool)).await?;
         let mut claimed = self.readable(worker, &rows).await?;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
         Ok(claimed)
@@ -291,10 +335,11 @@ impl Tasks {
         let query = sqlx::query(
             "select t.run_at, t.account, t.kind, t.flag_revision, t.payload::text as payload,
                 case when s.id is not null then 'scheduled' when r.worker is not null then 'running'
-                     when r.id is not null then 'ready' end as state
+                     when r.id is not null then 'ready' when w.id is not null then 'waiting' end as state
              from crossover.tasks t
              left join crossover.tasks_ready r on r.rank = t.rank and r.vt = t.vt and r.id = t.id
              left join crossover.tasks_scheduled s on s.id = t.id
+             left join crossover.gate w on w.id = t.id
              where t.id = $1 and t.created_at = $2",
         );
         let Some(row) = within(query.bind(id).bind(created_at).fetch_optional(&self.pool)).await? else {

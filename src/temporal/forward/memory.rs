@@ -119,6 +119,7 @@ mod tests {
             failure: None,
             result: None,
             error: None,
+            remote: None,
             policy: Default::default(),
         }
     }

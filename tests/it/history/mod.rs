@@ -2,6 +2,7 @@
 
 #[cfg(feature = "temporal")]
 mod faces;
+mod gated;
 mod keeping;
 mod search;
 

@@ -40,6 +40,35 @@ async fn several_schedulers_fire_each_time_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_comes_while_too_much_of_its_group_waits_is_put_off_and_not_lost() {
+    let here = Place::new().await;
+    let groups = crossover::queue::groups::Groups::new(here.world.pool().clone());
+    groups.set("mail", json!({ "max_waiting": 1 }).as_object().unwrap(), "test").await.unwrap();
+    groups.pause("mail", "their API is down", "test").await.unwrap();
+    let node = here.world.node().await;
+    let mut sent = 0;
+    until("it is full", async || {
+        sent += 1;
+        let request = with(here.world.request(&sent.to_string()), json!({ "group": "mail" }));
+        (node.post(&request).await.status == 429).then_some(())
+    })
+    .await;
+    let schedule = here.create("s", json!({ "group": "mail" })).await;
+    let nominal = here.passed(&schedule, 0).await;
+    here.set(schedule.id, nominal).await;
+    let put_off = until("it is put off", async || here.get(schedule.id).await.trouble).await;
+    assert!(put_off.contains("group `mail`") && put_off.contains("max_waiting is 1"), "{put_off}");
+    assert!(here.runs(schedule.id).await.is_empty(), "nothing was skipped");
+    groups.resume("mail", "test").await.unwrap();
+    until("it is enqueued", async || Some(here.enqueued(schedule.id).await).filter(|keys| !keys.is_empty())).await;
+    let key = key_of(schedule.id, nominal);
+    assert_eq!(here.enqueued(schedule.id).await.into_keys().collect::<Vec<_>>(), std::slice::from_ref(&key));
+    here.world.succeeded(&key).await;
+    assert_eq!(here.get(schedule.id).await.trouble, None);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn schedulers_that_are_killed_again_and_again_lose_no_time_and_fire_none_twice() {
     let here = Place::new().await;
     let worker = here.world.node_with(crate::bridge::world::WORKER, |_| {}).await;

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "temporal")]
 mod faces;
+mod groups;
+mod kinds;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +28,7 @@ use crate::wait::{PATIENCE, until};
 
 /// A database of a test's own, with one account that is armed.
 struct World {
+    url: String,
     ledger: Ledger,
     tasks: Tasks,
     metrics: Arc<Metrics>,
@@ -37,10 +40,11 @@ const LEASE: Duration = Duration::from_millis(2_400);
 
 impl World {
     async fn new() -> Self {
-        let ledger = Ledger::new(ledger::pool(&servers::database().await, 10, Duration::from_secs(10)).unwrap());
+        let url = servers::database().await;
+        let ledger = Ledger::new(ledger::pool(&url, 10, Duration::from_secs(10)).unwrap());
         ledger.migrate().await.unwrap();
         let (tasks, metrics) = (Tasks::new(ledger.pool().clone()), Arc::new(Metrics::new().unwrap()));
-        let here = Self { ledger, tasks, metrics };
+        let here = Self { url, ledger, tasks, metrics };
         here.arm(ACCOUNT).await;
         here
     }

@@ -74,7 +74,7 @@ impl Ground {
     pub(in super::super) async fn sweep(&self) -> Result<(), Failure> {
         for sql in [
             "truncate floor.jobs, floor.history",
-            "truncate crossover.tasks, crossover.tasks_ready, crossover.tasks_scheduled, crossover.attempts, crossover.pins, crossover.payloads, crossover.ready, crossover.running, crossover.scheduled, crossover.outbox",
+            "truncate crossover.tasks, crossover.tasks_ready, crossover.tasks_scheduled, crossover.attempts, crossover.pins, crossover.payloads, crossover.ready, crossover.running, crossover.scheduled, crossover.gate, crossover.outbox",
             "checkpoint",
         ] {
             sqlx::raw_sql(sql).execute(&self.pool).await?;

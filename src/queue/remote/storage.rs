@@ -1,0 +1,106 @@
+//! The claim for a remote worker: one transaction, from `ready` to its lease.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::super::storage::{Claimed, Finish, HEAD, Queue, claim_sql, claimed_of, unreadable};
+use super::super::worker::overslept;
+use super::{Asked, Handed};
+use crate::ledger::{LedgerError, within};
+
+/// A statement takes at most so many, so that an answer is not much longer than [`BYTES`].
+const CHUNK: usize = 50;
+/// No more is taken once the payloads have so many bytes.
+const BYTES: usize = 8 << 20;
+/// Nor once so much can't be handed out.
+const ASIDE: usize = 1_000;
+/// What is not handed out is ended or put back within this, or taken over.
+const LEASE_MS: i64 = 10_000;
+
+/// What a claim for a remote worker came to.
+pub(super) struct Taken {
+    /// Away with the worker.
+    pub handed: Vec<Handed>,
+    /// Held by `claimer`: what was called off, has overslept, or is a rehearsal by now.
+    pub aside: Vec<Claimed>,
+    /// The ends of those that can't be read, which `claimer` holds as well.
+    pub unreadable: Vec<Finish>,
+    /// Who holds that.
+    pub claimer: Uuid,
+}
+
+impl Queue {
+    /// Takes the head of a group: by priority, then in order. What may run is the worker's when this is committed.
+    pub(super) async fn take_for_remote(&self, asked: &Asked) -> Result<Taken, LedgerError> {
+        within(async {
+            let claimer = Uuid::new_v4();
+            let (mut runs, mut aside, mut broken, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+            let mut tx = self.pool().begin().await?;
+            // Whatever statistics say of a table that is now empty and now full, one index has them in order.
+            sqlx::query("select set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true)")
+                .execute(&mut *tx)
+                .await?;
+            while runs.len() < asked.most && bytes < BYTES && aside.len() + broken.len() < ASIDE {
+                let limit = CHUNK.min(asked.most - runs.len());
+                let sql = claim_sql("grp = $4 and rank > 500 and execute", "rank - 1000, seq", HEAD);
+                let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit as i64).bind(claimer).bind(LEASE_MS);
+                let rows = rows.bind(&asked.group).fetch_all(&mut *tx).await?;
+                for row in &rows {
+                    match claimed_of(row) {
+                        Ok(claimed) if claimed.rehearsal || claimed.called_off.is_some() || overslept(&claimed) => {
+                            aside.push(claimed);
+                        }
+                        Ok(claimed) => {
+                            bytes += claimed.envelope.payload.get().len();
+                            runs.push(claimed);
+                        }
+                        Err(error) => broken.extend(unreadable(row, &error)),
+                    }
+                }
+                if rows.len() < limit {
+                    break;
+                }
+            }
+            let handed = give(&mut tx, claimer, asked, runs).await?;
+            tx.commit().await?;
+            Ok(Taken { handed, aside, unreadable: broken, claimer })
+        })
+        .await
+    }
+}
+
+async fn give(
+    tx: &mut sqlx::PgConnection,
+    claimer: Uuid,
+    asked: &Asked,
+    runs: Vec<Claimed>,
+) -> Result<Vec<Handed>, sqlx::Error> {
+    if runs.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Whoever must report more often by its policy has to, whatever lease was asked for.
+    let lease = |claimed: &Claimed| {
+        let lease = asked.lease.as_millis() as u64;
+        claimed.envelope.policy.heartbeat_timeout_ms.map_or(lease, |ms| lease.min(ms))
+    };
+    let left = |claimed: &Claimed| claimed.envelope.policy.run_timeout().as_millis() as i64;
+    let given = sqlx::query_as::<_, (Uuid, DateTime<Utc>)>(
+        "select id, run_until from crossover.give_to_remote($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(claimer)
+    .bind(&asked.group)
+    .bind(&asked.worker)
+    .bind(runs.iter().map(|claimed| claimed.envelope.id).collect::<Vec<_>>())
+    .bind(runs.iter().map(|claimed| claimed.fence.attempt).collect::<Vec<_>>())
+    .bind(runs.iter().map(|claimed| lease(claimed) as i64).collect::<Vec<_>>())
+    .bind(runs.iter().map(left).collect::<Vec<_>>());
+    let given: HashMap<Uuid, DateTime<Utc>> = given.fetch_all(tx).await?.into_iter().collect();
+    let handed = runs.into_iter().filter_map(|claimed| {
+        let run_until = *given.get(&claimed.envelope.id)?;
+        let lease = std::time::Duration::from_millis(lease(&claimed));
+        Some(Handed { claimed, lease, run_until })
+    });
+    Ok(handed.collect())
+}

@@ -1,0 +1,51 @@
+//! A rehearsal holds a place for fidelity's sake: what has begun nothing yet gives it to an execution that waits.
+
+use super::*;
+
+impl World {
+    async fn rehearsals(&self, account: &str, many: usize) {
+        for n in 0..many {
+            self.pin(account, &format!("rehearsed {n}"), Stage::Shadow, Policy::default()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rehearsal_whose_real_run_has_not_begun_gives_its_place_to_an_execution() {
+    let here = World::new().await;
+    here.set(json!({ "max_running": 2 })).await;
+    here.rehearsals("shadowed", 3).await;
+    assert_eq!(here.admit().await, 2);
+    let worker = here.claimer(PATIENCE).await;
+    let held = here.claim_copies(worker, 10).await;
+    assert!(held.len() == 2 && held.iter().all(|claimed| claimed.rehearsal), "{held:?}");
+    assert_eq!(here.admit().await, 0, "no rehearsal gives way to another one");
+    here.real_run_begins(held[0].envelope.id).await;
+    let ids = [here.pinned("p").await, here.enqueue(mail(1)).await];
+    assert_eq!((here.admit().await, here.admit().await), (1, 0), "one of two places can be had");
+    let begun = [here.claim_copies(worker, 10).await, here.tasks.claim(worker, 10).await.unwrap()].concat();
+    assert!(begun.len() == 1 && ids.contains(&begun[0].envelope.id), "{begun:?}");
+    assert_eq!(here.group().await.held, 2);
+    assert_eq!(here.count("select count(*) from crossover.running where not execute").await, 2, "both still wait");
+}
+
+#[tokio::test]
+async fn rehearsals_of_an_account_give_way_to_its_executions_where_it_has_all_its_places() {
+    let here = World::new().await;
+    here.arm("b").await;
+    here.set(json!({ "max_running": 10, "max_per_account": 1 })).await;
+    here.rehearsals(ACCOUNT, 1).await;
+    here.rehearsals("c", 1).await;
+    assert_eq!(here.admit().await, 2);
+    let worker = here.claimer(PATIENCE).await;
+    assert_eq!(here.claim_copies(worker, 10).await.len(), 2);
+    let id = here.enqueue(mail(1)).await;
+    let other = here.enqueue(NewTask { account: "b".to_owned(), ..mail(2) }).await;
+    assert_eq!((here.admit().await, here.admit().await), (2, 0));
+    let mut begun: Vec<Uuid> =
+        here.tasks.claim(worker, 10).await.unwrap().into_iter().map(|claimed| claimed.envelope.id).collect();
+    begun.sort();
+    assert_eq!(begun, [id, other]);
+    let marked = here.count("select count(*) from crossover.running where gated_for is not null");
+    assert_eq!(marked.await, 1, "of account c nothing waits");
+}
