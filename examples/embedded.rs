@@ -64,6 +64,7 @@ fn work(kind: &str, key: &str, argument: &impl Serialize) -> Result<Interaction,
         // Who repeats a key gets the first answer.
         key: key.to_owned(),
         key_made: false,
+        after: None,
         payload: Payload::parse(serde_json::to_string(argument)?)?,
         series: None,
         group: None,

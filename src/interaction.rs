@@ -35,6 +35,41 @@ pub struct Interaction {
     pub priority: i16,
     /// Retries and time-outs.
     pub policy: Policy,
+    /// What must have ended before it starts. Only for accounts in `complete`: the Temporal copy could not wait so.
+    pub after: Option<After>,
+}
+
+/// What an interaction waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct After {
+    /// Interactions of the same account, pinned before or tasks.
+    pub ids: Vec<Uuid>,
+    /// Whether all of them must have ended, or one is enough.
+    pub when: When,
+    /// What becomes of it where they don't succeed.
+    pub on_failure: OnFailure,
+}
+
+/// How many of those that it waits for must have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// Each of them.
+    #[default]
+    All,
+    /// One.
+    Any,
+}
+
+/// What becomes of an interaction that can't be run any more after a success of what it waits for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// It is cancelled.
+    #[default]
+    Skip,
+    /// It runs all the same: how they ended does not count.
+    Run,
 }
 
 impl Interaction {

@@ -2,6 +2,7 @@
 
 mod arming;
 pub mod comparator;
+mod dependents;
 mod detached;
 mod flags;
 mod flips;
@@ -29,6 +30,7 @@ use prometheus::{
 };
 
 pub use arming::ArmingMetrics;
+pub use dependents::DependentMetrics;
 pub use detached::DetachedMetrics;
 pub use flags::FlagMetrics;
 pub use flips::FlipMetrics;
@@ -116,6 +118,8 @@ pub struct Metrics {
     pub remote: RemoteMetrics,
     /// What waits for a person.
     pub parking: ParkingMetrics,
+    /// What waits for other work.
+    pub dependents: DependentMetrics,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
     /// Handovers.
@@ -328,6 +332,7 @@ impl Metrics {
             detached: DetachedMetrics::register(&mut r)?,
             remote: RemoteMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
+            dependents: DependentMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,
@@ -415,6 +420,10 @@ fn gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Resul
 
 fn float_gauges(r: &mut Registering, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
     register(r, GaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn counter(r: &mut Registering, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    register(r, IntCounter::new(name, help)?)
 }
 
 fn gauge(r: &mut Registering, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {

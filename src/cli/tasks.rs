@@ -7,10 +7,10 @@ use clap::Subcommand;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Context, Outcome, print_json, table};
+use super::{Context, Outcome, flip, print_json, table};
 use crate::app::Servers;
 use crate::history::{Cursor, Filter, Found, MOST, Search, Shown, State};
-use crate::ledger;
+use crate::ledger::{self, Ledger, Releasing, Waits};
 use crate::report;
 
 /// List interactions, newest first, or show one with payload, result and attempts
@@ -34,6 +34,17 @@ enum What {
     Show {
         /// The interaction
         id: Uuid,
+    },
+    /// Let one run without the interactions that it was to run after
+    ///
+    /// For work whose `after` is stuck. Its turn in its series it does wait for. Says what it will do, and does it with --yes; exit
+    /// code 2: nothing was changed.
+    Release {
+        /// The interaction
+        id: Uuid,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -103,6 +114,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
             let whole = Whole { shown, waits_for };
             if context.json { print_json(&whole)? } else { show(&whole) }
         }
+        Some(What::Release { id, yes }) => return release(&ledger, id, yes, &context).await,
         None => {
             let (items, next) = list(&search, args.list).await?;
             if context.json {
@@ -113,6 +125,51 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is, or would be, released.
+#[derive(Serialize)]
+struct Release<'a> {
+    id: Uuid,
+    waits: &'a Waits,
+    released: bool,
+}
+
+async fn release(ledger: &Ledger, id: Uuid, yes: bool, context: &Context) -> Outcome {
+    let waits = ledger.waits(id).await?.unwrap_or_default();
+    let answer = match (yes, waits.named, &waits.behind) {
+        (true, ..) => ledger.release(id).await?,
+        (false, 0, Some(head)) => Some(Releasing::Behind(head.id)),
+        (false, 0, None) => match ledger.story(id).await? {
+            Some(story) if story.pin.outcome.is_some() => Some(Releasing::Ended),
+            story => story.map(|_| Releasing::NotWaiting),
+        },
+        (false, ..) => Some(Releasing::Released { behind: None }),
+    };
+    match answer {
+        Some(Releasing::Released { .. }) => {}
+        Some(Releasing::Behind(head)) => return Err(format!("{id} {}", Releasing::behind(head)).into()),
+        Some(Releasing::NotWaiting) => return Err(format!("{id} {}", Releasing::NOT_WAITING).into()),
+        Some(Releasing::Ended) => return Err(format!("{id} {}", Releasing::ENDED).into()),
+        None => return Err(format!("nothing is pinned of {id}").into()),
+    }
+    if context.json {
+        print_json(&Release { id, waits: &waits, released: yes })?;
+    } else {
+        println!("{id} waits for {} of {} interactions that it was to run after:", waits.unended, waits.named);
+        for one in &waits.after {
+            let reason = one.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            println!("  {} {}{reason}", one.id, one.state);
+        }
+        match yes {
+            true => println!("it no longer does"),
+            false => println!("would run without them; nothing was changed, repeat with --yes"),
+        }
+        if let Some(head) = &waits.behind {
+            println!("it also waits for {} of its series, which is {}", head.id, head.state);
+        }
+    }
+    Ok(if yes { ExitCode::SUCCESS } else { ExitCode::from(flip::NOT_DONE) })
 }
 
 /// Page after page until there are enough.

@@ -286,7 +286,8 @@ fn page_of((rows, narrow, order): (&str, &str, &str), more: &str) -> String {
 const PINS: (&str, &str, &str) = (
     "x.id, x.account, x.kind, x.key, x.series, x.series_no, x.grp, x.priority, w.state,
         coalesce(x.conflict, k.error, case when w.state = 'waiting' and x.series_no > h.head_no
-            then format('behind number %s of its series', h.head_no) end, x.reason,
+            then format('behind number %s of its series', h.head_no) end, case when d.id is not null
+            then format('after %s of %s interactions that have not ended', d.unended, d.named) end, x.reason,
             case when w.state = 'waiting' and g.execute then crossover.gate_reason(x.grp) end) as reason,
         x.stage, x.owner, x.attempts, x.created_at, x.run_at, x.ended_at
      from crossover.pins x
@@ -297,6 +298,7 @@ const PINS: (&str, &str, &str) = (
      left join crossover.parked k on k.id = x.id
      left join crossover.gate g on g.id = x.id
      left join crossover.series h on h.series_id = x.series_id
+     left join crossover.dependents d on d.id = x.id
      cross join lateral (select case
             when x.outcome is not null then x.outcome
             when x.conflict is not null then 'held'

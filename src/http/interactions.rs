@@ -156,12 +156,18 @@ pub(super) async fn look_up(State(api): Shared, Path(id): Path<String>) -> Respo
     let answered = async {
         let id = id_of(&id)?;
         match story(&api, id).await {
-            Ok(Some(story)) => match tokio::join!(api.ledger.away(id), report::observation(&api.ledger, id)) {
-                (Ok(away), Ok(observation)) => {
-                    Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, away, observation)))))
-                }
-                (Err(error), _) | (_, Err(error)) => Err(Problem::unavailable(error.to_string())),
-            },
+            Ok(Some(story)) => {
+                let more = async {
+                    let waits = if story.state == "waiting" { api.ledger.waits(id).await? } else { None };
+                    Ok::<_, LedgerError>((
+                        waits,
+                        api.ledger.away(id).await?,
+                        report::observation(&api.ledger, id).await?,
+                    ))
+                };
+                let (waits, away, observation) = more.await.map_err(|error| Problem::unavailable(error.to_string()))?;
+                Ok(Json(LookedUp::Pinned(Box::new(Found::new(story, waits, away, observation)))))
+            }
             Ok(None) => unpinned(&api, id).await.map(|found| Json(LookedUp::Unpinned(found))),
             Err(error) => without_postgres(&api, id, &error).await.map(|found| Json(LookedUp::Unpinned(found))),
         }

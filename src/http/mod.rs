@@ -15,6 +15,7 @@ mod interactions;
 mod observe;
 mod openapi;
 mod problem;
+mod release;
 mod remote;
 mod resolve;
 mod schedules;
@@ -156,6 +157,7 @@ fn routes(api: Arc<Api>) -> Routes {
     let operate = OpenApiRouter::new()
         .routes(routes!(interactions::cancel))
         .routes(routes!(resolve::resolve))
+        .routes(routes!(release::release))
         .routes(routes!(handover::hand_over))
         .routes(routes!(schedules::change))
         .routes(routes!(schedules::delete))

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Problem;
-use crate::interaction::{Attempt, Outcome, Payload, Side, Stage, hex};
-use crate::ledger::{Attempted, Detached, Ended, Story};
+use crate::interaction::{Attempt, OnFailure, Outcome, Payload, Side, Stage, When, hex};
+use crate::ledger::{Attempted, Detached, Ended, Story, Waits};
 use crate::policy::{Failure, Policy};
 use crate::queue::remote::Handed;
 use crate::report::{Difference, Observation};
@@ -44,11 +44,25 @@ pub(super) struct NewInteraction {
     /// Higher first; 0 where absent.
     #[schema(minimum = -100, maximum = 100)]
     priority: Option<i16>,
-    /// Not supported yet: its presence is a fault.
-    #[schema(deprecated)]
-    after: Option<Value>,
+    /// What must have ended before it starts: a list of ids of the same account, or an object. Only in stage `complete`.
+    after: Option<NewAfter>,
     /// Retries and time-outs.
     policy: Option<Policy>,
+}
+
+/// What an interaction waits for. A plain list is `ids`.
+#[derive(ToSchema)]
+#[schema(example = json!({ "keys": ["extract-7", "extract-8"], "when": "all", "on_failure": "skip" }))]
+#[allow(dead_code, reason = "it documents what is read field by field")]
+pub(super) struct NewAfter {
+    /// Interactions as their enqueues answered them; with `keys` at most 1,000.
+    ids: Option<Vec<Uuid>>,
+    /// Interactions by their keys, also of the same batch.
+    keys: Option<Vec<String>>,
+    /// Whether all of them must have ended, or one success is enough; `all` where absent.
+    when: Option<When>,
+    /// What becomes of it where they don't succeed: `skip` (it is cancelled, also where absent) or `run`.
+    on_failure: Option<OnFailure>,
 }
 
 /// The answer to an enqueue.
@@ -230,6 +244,8 @@ pub(super) struct Found {
     state: String,
     /// Why it ended so, where it did not succeed.
     reason: Option<String>,
+    /// What it waits for: the member of its series whose turn it is, and what it runs after; null where it waits for neither.
+    waits_for: Option<Waits>,
     /// The runner's answer, for a success.
     #[schema(value_type = Value)]
     result: Option<Payload>,
@@ -379,7 +395,12 @@ impl From<Attempt> for FoundAttempt {
 
 impl Found {
     /// What the ledger and the comparator know.
-    pub(super) fn new(story: Story, away: Option<Detached>, observation: Option<Observation>) -> Self {
+    pub(super) fn new(
+        story: Story,
+        waits_for: Option<Waits>,
+        away: Option<Detached>,
+        observation: Option<Observation>,
+    ) -> Self {
         let Story { pin, account, key, series, state, undelivered, attempts } = story;
         let result = attempts.iter().rev().find(|a| !a.rehearsal && a.result.is_some()).and_then(|a| a.result.clone());
         let part = |side| match (pin.stage.writes_to(side), pin.owner == side) {
@@ -393,6 +414,7 @@ impl Found {
             key,
             series,
             state,
+            waits_for,
             result,
             sides: Sides { temporal: part(Side::Temporal), postgres: part(Side::Postgres) },
             attempts: attempts.into_iter().map(FoundAttempt::from).collect(),
@@ -416,6 +438,15 @@ impl Found {
             },
         }
     }
+}
+
+/// It waits for no other work.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Released {
+    /// The interaction.
+    pub(super) id: Uuid,
+    /// Whose turn it is in its series before it; null where it is its own.
+    pub(super) behind: Option<Uuid>,
 }
 
 /// A runner is still at work.

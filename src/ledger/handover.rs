@@ -23,7 +23,7 @@ pub struct Scope {
 pub struct Candidates {
     /// The type of work.
     pub kind: String,
-    /// `moves`, or why it stays: `claimed`, `cancelled`, `conflict`.
+    /// `moves`, or why it stays: `claimed`, `cancelled`, `conflict`, `waits`.
     pub what: String,
     /// How many interactions.
     pub interactions: i64,
@@ -56,6 +56,7 @@ const OWNED: &str = "from crossover.pins p
      left join crossover.running u on u.id = p.id
      left join crossover.ready r on r.id = p.id
      left join crossover.scheduled s on s.id = p.id
+     left join crossover.dependents d on d.id = p.id
      left join crossover.gate w on w.id = p.id
      where p.account = $1 and p.ended_at is null and p.owner = 'postgres'
         and ($2::text is null or p.kind = $2) and ($3::uuid is null or p.id = $3)";
@@ -65,6 +66,7 @@ const WHAT: &str = "case
      when p.conflict is not null then 'conflict'
      when p.cancel_requested_at is not null then 'cancelled'
      when p.attempts > 0 or u.id is not null or r.attempt > 1 or s.attempt > 1 or w.attempt > 1 then 'claimed'
+     when d.id is not null then 'waits'
      else 'moves' end";
 
 impl Ledger {

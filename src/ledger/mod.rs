@@ -3,6 +3,7 @@
 //!
 //! Each step that must be atomic is a function in `migrations/`, so that it is one round trip.
 
+mod after;
 mod cancel;
 mod compare;
 mod detached;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
+pub use after::{AfterFault, Awaited, Releasing, Settled, WaitingCounts, Waits};
 pub use cancel::{Cancelling, Ended};
 pub use compare::{ComparedPin, NewPin};
 pub(crate) use compare::{compared_attempts, compared_pins, open_rehearsals};

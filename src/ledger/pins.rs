@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::postgres::PgArguments;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{FromRow, PgExecutor, Row};
+use sqlx::query::Query;
+use sqlx::{FromRow, PgExecutor, Postgres, Row};
 use uuid::Uuid;
 
 use super::lent::Lent;
 use super::{Ledger, LedgerError, within};
-use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage, series_id};
+use crate::interaction::{Attempt, Envelope, Fence, Interaction, Outcome, Payload, Side, Stage};
 use crate::policy::{Doubt, Failure, Policy};
 
 /// What a router asks to have pinned.
@@ -273,31 +275,43 @@ impl Ledger {
 const ENVELOPE_WEIGHT: usize = 4_000;
 
 async fn pin(executor: impl PgExecutor<'_>, request: PinRequest<'_>) -> Result<Pinned, sqlx::Error> {
-    let i = request.interaction;
-    let series = i.series.as_deref();
-    let policy = serde_json::to_string(&i.policy).map_err(|e| sqlx::Error::Encode(e.into()))?;
-    let row = sqlx::query(
-        "select (f.pin).*, f.created, f.direct, f.behind
-         from crossover.pin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13::json, $14, $15) f",
-    )
-    .bind(&i.account)
-    .bind(&i.key)
-    .bind(&i.kind)
-    .bind(request.stage.as_str())
-    .bind(request.revision)
-    .bind(series)
-    .bind(series.map(|s| series_id(&i.account, &i.kind, s)))
-    .bind(group_of(i.group.as_deref()))
-    .bind(i.priority)
-    .bind(i.run_at)
-    .bind(i.payload.hash().as_slice())
-    .bind(i.payload.get())
-    .bind(&policy)
-    .bind(weight(&i.payload, &policy))
-    .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
-    .fetch_one(executor)
-    .await?;
-    pinned_of(&row)
+    let sql = "select (f.pin).*, f.created, f.direct, f.behind
+         from crossover.pin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13::json, $14, $15) f";
+    let bound = Bound::of(request)?;
+    pinned_of(&bound.bind_to(sqlx::query(sql)).fetch_one(executor).await?)
+}
+
+/// The first fifteen parameters of a pin.
+pub(super) struct Bound<'a> {
+    request: PinRequest<'a>,
+    policy: String,
+}
+
+impl<'a> Bound<'a> {
+    pub(super) fn of(request: PinRequest<'a>) -> Result<Self, sqlx::Error> {
+        let policy = serde_json::to_string(&request.interaction.policy).map_err(|e| sqlx::Error::Encode(e.into()))?;
+        Ok(Self { request, policy })
+    }
+
+    pub(super) fn bind_to<'q>(&'q self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
+        let (i, request) = (self.request.interaction, &self.request);
+        query
+            .bind(&i.account)
+            .bind(&i.key)
+            .bind(&i.kind)
+            .bind(request.stage.as_str())
+            .bind(request.revision)
+            .bind(i.series.as_deref())
+            .bind(i.series_id())
+            .bind(group_of(i.group.as_deref()))
+            .bind(i.priority)
+            .bind(i.run_at)
+            .bind(i.payload.hash().to_vec())
+            .bind(i.payload.get())
+            .bind(&self.policy)
+            .bind(weight(&i.payload, &self.policy))
+            .bind(PgInterval { months: 0, days: 0, microseconds: request.grace.as_micros() as i64 })
+    }
 }
 
 /// Pins many, all or none, in their order.
@@ -332,7 +346,7 @@ async fn pin_many(executor: impl PgExecutor<'_>, requests: &[PinRequest<'_>]) ->
     rows.iter().map(pinned_of).collect()
 }
 
-fn pinned_of(row: &sqlx::postgres::PgRow) -> Result<Pinned, sqlx::Error> {
+pub(super) fn pinned_of(row: &sqlx::postgres::PgRow) -> Result<Pinned, sqlx::Error> {
     Ok(Pinned {
         pin: pin_of(row)?,
         created: row.try_get("created")?,

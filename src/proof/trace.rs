@@ -155,6 +155,7 @@ fn parse_line(text: &[u8]) -> Result<Line, String> {
         account: line.account.clone(),
         kind: line.kind.clone(),
         key_made: false,
+        after: None,
         key: line.key.clone(),
         payload: line.payload.clone(),
         series: line.series.clone(),

@@ -15,7 +15,7 @@ use super::held::Key;
 use super::storage::Finish;
 use super::worker::Shared;
 use crate::interaction::Fence;
-use crate::ledger::{LedgerError, transient};
+use crate::ledger::{LedgerError, is_contention, transient};
 use crate::observer::{self, Seen};
 use crate::policy::Failure;
 
@@ -38,11 +38,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut ends: mpsc::Receiver<Finish>) {
 }
 
 /// Reports what `worker` holds, copies or tasks, until Postgres has taken it.
-pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) {
+pub(super) async fn report(shared: &Shared, worker: Uuid, mut batch: &mut [Finish]) {
     heed(shared, worker, batch).await;
     // Whether an earlier answer was lost: then it may be this very report that took them.
     let mut in_doubt = false;
-    loop {
+    while !batch.is_empty() {
         match shared.finish(worker, batch).await {
             Ok(kept) => return settle(shared, batch, &kept, in_doubt).await,
             Err(LedgerError::Refused(error)) if !transient(&error) => {
@@ -57,9 +57,26 @@ pub(super) async fn report(shared: &Shared, worker: Uuid, batch: &mut [Finish]) 
                 shared.failed("finish", &error);
                 warn!(%error, ends = batch.len(), "ends can't be reported yet; trying again");
                 tokio::time::sleep(PAUSE).await;
+                if is_contention(&error) {
+                    let taken = one_by_one(shared, worker, batch).await;
+                    batch = &mut std::mem::take(&mut batch)[taken..];
+                }
             }
         }
     }
+}
+
+/// Somebody holds what one of them needs: the others must not wait for that one. Puts those that were taken first; how many.
+async fn one_by_one(shared: &Shared, worker: Uuid, batch: &mut [Finish]) -> usize {
+    let mut taken = 0;
+    for n in 0..batch.len() {
+        if let Ok(kept) = shared.finish(worker, &batch[n..=n]).await {
+            settle(shared, &batch[n..=n], &kept, true).await;
+            batch.swap(n, taken);
+            taken += 1;
+        }
+    }
+    taken
 }
 
 /// Holds back accounts that were told to come back later, before the places of those that were told so are free.
@@ -107,6 +124,7 @@ async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
 }
 
 async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool) {
+    shared.dependents.ring();
     let kept: HashSet<&Uuid> = kept.iter().collect();
     let before = if in_doubt { taken_before(shared, batch).await } else { HashSet::new() };
     for end in batch {

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 use uuid::Uuid;
 
+use super::dependents::{self, Dependents};
 use super::detach::{self, Taken};
 use super::floor::Floor;
 use super::gate::{self, Gate};
@@ -73,6 +74,8 @@ pub(super) struct Shared {
     pub gate: Gate,
     /// How far its claims of tasks have come in virtual time.
     pub vt: AtomicI64,
+    /// Whether anything waits for ends.
+    pub dependents: Dependents,
     /// When Postgres last did not answer this worker, or it began.
     pub trouble: Mutex<Instant>,
 }
@@ -106,6 +109,7 @@ impl Worker {
             gate,
             kinds,
             vt,
+            dependents: Dependents::default(),
             trouble,
         };
         Self { shared, executor }
@@ -137,6 +141,8 @@ impl Worker {
         parts.spawn(rehearsal::run(shared.clone(), ends.clone(), stop.clone()));
         parts.spawn(upkeep::promote(shared.clone(), stop.clone()));
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
+        parts.spawn(dependents::settle(shared.clone(), stop.clone()));
+        parts.spawn(dependents::find_overlooked(shared.clone(), stop.clone()));
         parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));

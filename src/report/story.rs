@@ -10,8 +10,8 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::flips::{Bearing, DecisionRow, FlipStore};
-use crate::interaction::{Payload, hex, is_remote};
-use crate::ledger::{Ledger, LedgerError, within};
+use crate::interaction::{Payload, When, hex, is_remote};
+use crate::ledger::{Ledger, LedgerError, Waits, within};
 pub use timeline::Event;
 
 /// Everything that is recorded of one interaction.
@@ -23,6 +23,8 @@ pub struct Story {
     pub standing: Option<Standing>,
     /// What it waits for, in a sentence; none where it has ended or runs.
     pub waits_for: Option<String>,
+    /// The same for machines, where it waits for its series or for other work.
+    pub waits: Option<Waits>,
     /// The decision of a router; none before one was made.
     pub pin: Option<PinPart>,
     /// The changes of its account's and kind's stage that bear on it: the last one before its pin, and the first few until
@@ -244,6 +246,7 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
     let mut story = Story {
         id,
         waits_for: None,
+        waits: None,
         contents: None,
         timeline: Vec::new(),
         standing,
@@ -255,6 +258,9 @@ pub async fn story(ledger: &Ledger, id: Uuid, with_contents: bool) -> Result<Opt
         observation,
     };
     story.timeline = timeline::of(&story, &sightings, &attempts);
+    if story.standing.as_ref().is_some_and(|standing| standing.state == "waiting") {
+        story.waits = ledger.waits(id).await?;
+    }
     story.waits_for = waits_for(&story);
     if with_contents {
         story.contents = Some(asked.contents().await?);
@@ -303,7 +309,10 @@ fn waits_for(story: &Story) -> Option<String> {
             Some(format!("a remote worker that takes from `{}`", standing.grp))
         }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
-        "waiting" => at_the_gate(story).or_else(|| waits_behind(story)).or_else(|| undelivered(story)),
+        "waiting" => at_the_gate(story).or_else(|| {
+            let both: Vec<String> = [waits_behind(story), waits_after(story)].into_iter().flatten().collect();
+            if both.is_empty() { undelivered(story) } else { Some(both.join(", and for ")) }
+        }),
         _ => None,
     }
 }
@@ -323,6 +332,18 @@ fn waits_behind(story: &Story) -> Option<String> {
         "number {} of series «{}» ({}, owner {}, {}){others}; it is number {}",
         first.no, series.series, first.id, first.owner, first.state, series.no
     ))
+}
+
+fn waits_after(story: &Story) -> Option<String> {
+    let waits = story.waits.as_ref().filter(|waits| waits.named > 0)?;
+    let named = waits.after.iter().take(3).map(|one| {
+        let why = one.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("{} ({}{why})", one.id, one.state)
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = waits.after.len().checked_sub(4).map_or("", |_| " and more");
+    let which = if waits.when == Some(When::Any) { "one" } else { "each" };
+    Some(format!("{which} of {} that have not ended, of {} it runs after: {named}{more}", waits.unended, waits.named))
 }
 
 fn undelivered(story: &Story) -> Option<String> {

@@ -178,6 +178,9 @@ pub fn stays(answer: &str) -> &str {
         "claimed" => "was begun, so its effect may have happened: it ends on Postgres, or is cancelled",
         "cancelled" => "is being cancelled",
         "conflict" => "is held: Temporal has other work under its key",
+        "waits" => {
+            "waits for other work (`after`), which Temporal's copy can't: it runs on Postgres once that has ended, or is released or cancelled"
+        }
         "ended" => "has ended",
         "unarmed" => "belongs to an account that is not armed",
         "busy" => "is in the hands of another transaction, which would not let go of it: ask again",

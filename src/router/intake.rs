@@ -194,9 +194,19 @@ fn read(item: IntakeItem) -> Result<Interaction, Vec<Fault>> {
         Err(error) => return Err(fault("policy", error.to_string())),
     };
     match faults.is_empty() {
-        true => {
-            Ok(Interaction { account, kind, key, key_made: false, payload, series, group, run_at, priority, policy })
-        }
+        true => Ok(Interaction {
+            account,
+            kind,
+            key,
+            key_made: false,
+            payload,
+            series,
+            group,
+            run_at,
+            priority,
+            policy,
+            after: None,
+        }),
         false => Err(faults),
     }
 }

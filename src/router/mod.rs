@@ -3,6 +3,7 @@
 //! Between any two of its steps the process may die. Before the pin commits, nothing has happened. After it, the relay
 //! delivers what the router did not. The caller who got no answer repeats the key and gets the first answer.
 
+mod after;
 pub mod breaker;
 mod caps;
 mod circuit;
@@ -288,6 +289,9 @@ impl Router {
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }
+        if let Some(after) = &interaction.after {
+            return self.accept_after(interaction, after, &decision).await;
+        }
         // Held all along: what the account is now, it is until this has its answer.
         let unpinned = self.doubts.have_room().then(|| self.outages.begin(&interaction.account)).flatten();
         if decision.stage == Stage::Off {
@@ -401,7 +405,14 @@ impl Router {
         self.armed.forget_mark(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
-        let pinned = self.ledger.pin_in(transaction, request).await.map_err(|error| not_pinned(interaction, error))?;
+        let pinned = match &interaction.after {
+            None => self.ledger.pin_in(transaction, request).await,
+            Some(after) => match self.ledger.pin_after_in(transaction, request, after).await {
+                Ok(pinned) => Ok(pinned.map_err(|fault| after::refused(interaction, &fault))?),
+                Err(error) => Err(error),
+            },
+        };
+        let pinned = pinned.map_err(|error| not_pinned(interaction, error))?;
         self.outages.in_doubt(interaction);
         self.ticket(interaction, pinned)
     }

@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 use crate::interaction::{Interaction, Payload};
 use crate::policy::Policy;
 
+pub(crate) mod after;
+
 /// What is wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Fault {
@@ -62,13 +64,12 @@ pub fn parse(body: &[u8], max_payload: usize, now: DateTime<Utc>) -> Result<Inte
     let fields: Fields = serde_json::from_str(text).map_err(|e| RequestError::Syntax(e.to_string()))?;
     let mut reader = Reader { prefix: "", fields, faults: Vec::new() };
     reader.known(&FIELDS);
-    if reader.take::<serde::de::IgnoredAny>("after").is_some() {
-        reader.fault("after", "is not supported yet".to_owned());
-    }
     let payload = reader.raw("payload").map(|raw| Payload::parse(raw.get().to_owned()));
     let key: Option<String> = reader.take("key");
+    let account = reader.required("account");
     let interaction = Interaction {
-        account: reader.required("account"),
+        after: reader.raw("after").and_then(|raw| after::read(&raw, &account, &mut reader.faults)),
+        account,
         kind: reader.required("kind"),
         key_made: key.is_none(),
         key: key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
@@ -123,21 +124,37 @@ pub fn parse_batch(body: &[u8], most: usize) -> Result<Vec<Box<RawValue>>, Reque
     if faults.is_empty() { Ok(items.unwrap_or_default()) } else { Err(RequestError::Invalid(faults)) }
 }
 
-/// What an interaction of a batch must keep its order with: its series, else its key. None: nothing.
-pub fn chain_of(item: &RawValue) -> Option<String> {
+/// What an interaction of a batch has to do with the others.
+#[derive(Debug)]
+pub struct Names {
+    /// What it must keep its order with: its series, else its key.
+    pub chain: Option<String>,
+    /// Its name, where it has a key.
+    pub id: Option<uuid::Uuid>,
+    /// What it waits for.
+    pub after: Vec<uuid::Uuid>,
+}
+
+/// The names in an interaction of a batch. None: it has none, or can't be read, which its answer will say.
+pub fn names_of(item: &RawValue) -> Option<Names> {
     #[derive(serde::Deserialize)]
-    struct Names {
-        account: Option<String>,
+    struct Read {
+        account: String,
         kind: Option<String>,
         key: Option<String>,
         series: Option<String>,
+        after: Option<Box<RawValue>>,
     }
-    let names: Names = serde_json::from_str(item.get()).ok()?;
-    match (names.series, names.key) {
-        (Some(series), _) => Some(format!("series\0{}\0{}\0{series}", names.account?, names.kind?)),
-        (None, Some(key)) => Some(format!("key\0{}\0{key}", names.account?)),
+    let read: Read = serde_json::from_str(item.get()).ok()?;
+    let account = &read.account;
+    let chain = match (&read.series, &read.key) {
+        (Some(series), _) => read.kind.map(|kind| format!("series\0{account}\0{kind}\0{series}")),
+        (None, Some(key)) => Some(format!("key\0{account}\0{key}")),
         (None, None) => None,
-    }
+    };
+    let after = read.after.and_then(|raw| after::read(&raw, account, &mut Vec::new()));
+    let id = read.key.map(|key| after::id_of_key(account, &key));
+    Some(Names { chain, id, after: after.map(|after| after.ids).unwrap_or_default() })
 }
 
 /// Every fault of an interaction, whoever made it.
@@ -166,6 +183,9 @@ pub fn check(interaction: &Interaction, now: DateTime<Utc>) -> Vec<Fault> {
     if let Some(at) = interaction.run_at.filter(|at| *at < now - PAST || *at > now + AHEAD) {
         let (back, ahead) = (PAST.num_days(), AHEAD.num_days());
         push("run_at", format!("is {at}, more than {back} days ago or {ahead} days ahead of {now}"));
+    }
+    if let Some(message) = interaction.after.as_ref().and_then(|after| after::fault(after, interaction.id())) {
+        push("after", message);
     }
     interaction.policy.faults().into_iter().for_each(|(field, message)| push(field, message));
     faults

@@ -184,6 +184,7 @@ impl Definition {
             kind: self.kind.clone(),
             key,
             key_made: false,
+            after: None,
             payload: self.payload.clone(),
             series: Some(self.series.clone().unwrap_or_else(|| series_of(id))),
             group: self.group.clone(),

@@ -72,6 +72,7 @@ impl Entry {
             account: e.account,
             kind: e.kind,
             key_made: false,
+            after: None,
             key: e.key,
             payload: e.payload,
             series: e.series,

@@ -7,6 +7,7 @@ fn entry(account: &str, key: &str) -> Entry {
         account: account.into(),
         kind: "sync".into(),
         key_made: false,
+        after: None,
         key: key.into(),
         payload: Payload::parse(format!(r#"{{"z":1.10,"a":"{key}"}}"#)).unwrap(),
         series: Some("s".into()),

@@ -17,6 +17,7 @@ mod config;
 #[cfg(feature = "temporal")]
 mod dashboards;
 mod demo;
+mod dependencies;
 mod docs;
 mod embedded;
 #[cfg(feature = "temporal")]
@@ -43,6 +44,8 @@ mod remote;
 #[cfg(feature = "temporal")]
 mod schedules;
 mod servers;
+#[cfg(feature = "temporal")]
+mod soak;
 mod sql_face;
 mod tasks;
 #[cfg(feature = "temporal")]

@@ -178,6 +178,7 @@ impl World {
             account: self.account.clone(),
             kind: "sync".into(),
             key_made: false,
+            after: None,
             key: key.into(),
             payload: Payload::parse(r#"{"b":1.10,"a":0}"#.into()).unwrap(),
             series: series.map(str::to_owned),

@@ -11,6 +11,7 @@ fn member(world: &World, series: usize, key: String) -> Interaction {
         account: world.account.clone(),
         kind: "sync".into(),
         key_made: false,
+        after: None,
         key,
         payload: Payload::parse("1".into()).unwrap(),
         series: Some(format!("s{series}")),

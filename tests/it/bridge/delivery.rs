@@ -54,6 +54,7 @@ fn interaction(world: &World, key: &str) -> Interaction {
         account: world.account.clone(),
         kind: "sync".into(),
         key_made: false,
+        after: None,
         key: key.into(),
         payload: Payload::parse("1".into()).unwrap(),
         series: None,

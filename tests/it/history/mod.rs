@@ -122,6 +122,7 @@ impl World {
             kind: "k".to_owned(),
             key: key.to_owned(),
             key_made: false,
+            after: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: series.map(str::to_owned),
             group: None,

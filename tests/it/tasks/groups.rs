@@ -49,6 +49,7 @@ impl World {
             kind,
             key,
             key_made: false,
+            after: None,
             payload,
             series,
             group,

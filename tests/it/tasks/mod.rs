@@ -1,5 +1,6 @@
 //! Tasks on a real Postgres: what a claim takes, what an end writes, what becomes of a dead worker's work.
 
+mod arrows;
 #[cfg(feature = "temporal")]
 mod faces;
 mod groups;
@@ -56,6 +57,7 @@ impl World {
             kind: "k".to_owned(),
             key: "first".to_owned(),
             key_made: false,
+            after: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: None,
             group: None,
