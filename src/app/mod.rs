@@ -35,7 +35,7 @@ use crate::queue::{Queue, Wake, Worker, WorkerOptions};
 use crate::router::{
     Deliver, Deliverer, Intake, IntakeOptions, Outages, Relay, RelayOptions, Resolver, Router, RouterOptions,
 };
-use crate::schedule::{Schedules, Ticker, TickerOptions};
+use crate::schedule::{Ticker, TickerOptions};
 use crate::spool::SpoolError;
 
 /// What a process does.
@@ -171,6 +171,7 @@ impl App {
                 working.1.spawn(router.follow_caps(working.0.clone()));
                 parts.spawn_intake(config, router.clone(), &incoming);
                 parts.spawn_ticker(config, router.clone(), &incoming);
+                parts.spawn_mirrors(config, &servers, router.clone(), &incoming)?;
                 (Some(router), Some(last))
             }
             (_, Some(registration)) => {
@@ -406,17 +407,60 @@ impl Parts {
     }
 
     fn spawn_ticker(&self, config: &Config, router: Arc<Router>, (stop, tasks): &(CancellationToken, TaskTracker)) {
-        let options = TickerOptions {
-            poll: config.schedules.poll,
-            batch: config.schedules.batch as i32,
-            parallel: config.schedules.parallel as usize,
-            keep: config.schedules.keep,
-        };
-        let (schedules, metrics, stop) =
-            (Schedules::new(self.intake.pool().clone()), self.metrics.clone(), stop.clone());
+        let options = ticker_options(config);
+        let (pool, metrics, stop) = (self.intake.pool().clone(), self.metrics.clone(), stop.clone());
         let panics = metrics.schedules.errors.clone();
-        let ticker = move || Ticker::new(schedules.clone(), router.clone(), metrics.clone(), options).run(stop.clone());
+        let ticker = move || Ticker::new(pool.clone(), router.clone(), metrics.clone(), options).run(stop.clone());
         tasks.spawn(again_after_panics("scheduler", panics, ticker));
+    }
+
+    /// What Temporal has of schedules, and what its scheduler comes with.
+    #[cfg(feature = "temporal")]
+    fn spawn_mirrors(
+        &self,
+        config: &Config,
+        servers: &Servers,
+        router: Arc<Router>,
+        (stop, tasks): &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        use crate::schedule::Mirrors;
+        use crate::schedule::reflect::{Needed, Reflector};
+        use crate::temporal::launcher::Launchers;
+        // No caller waits for these, and Temporal answers what it has of a schedule only once that is at rest.
+        let patience = config.temporal.start_timeout.max(Duration::from_secs(5));
+        let temporal = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics).waiting(patience);
+        let (pool, metrics, needed) = (self.intake.pool().clone(), self.metrics.clone(), Arc::<Needed>::default());
+        let ticks = Arc::new(Ticker::new(pool.clone(), router.clone(), metrics.clone(), ticker_options(config)));
+        let launchers = Launchers { ticks, temporal: temporal.clone() };
+        let (mirrors, poll, reflecting) = (Mirrors::new(pool), config.schedules.poll, stop.clone());
+        let (temporal, needed_by, panics) =
+            (Arc::new(temporal), needed.clone(), metrics.schedules.mirror_errors.clone());
+        let reflector = move || {
+            let (mirrors, router, temporal) = (mirrors.clone(), router.clone(), temporal.clone());
+            let reflector = Reflector::new(mirrors, router, temporal, metrics.clone(), poll, needed_by.clone());
+            reflector.run(reflecting.clone())
+        };
+        tasks.spawn(again_after_panics("mirror of schedules", panics, reflector));
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            if stop.run_until_cancelled(needed.wait()).await.is_some()
+                && let Err(error) = launchers.run(stop).await
+            {
+                warn!(%error, "the launchers' worker ended");
+            }
+        });
+        Ok(())
+    }
+
+    #[cfg(not(feature = "temporal"))]
+    fn spawn_mirrors(
+        &self,
+        _: &Config,
+        _: &Servers,
+        _: Arc<Router>,
+        _: &(CancellationToken, TaskTracker),
+    ) -> Result<(), AppError> {
+        Ok(())
     }
 
     fn spawn_workers(
@@ -575,6 +619,15 @@ impl Parts {
         tasks.spawn(upkeep::watch_sides(self.clone(), stop.clone()));
         tasks.spawn(upkeep::bound_rehearsals(self.clone(), config.relay.rehearsal_backlog, stop.clone()));
         tasks.spawn(upkeep::sweep(self.clone(), config.relay.sweep_after, stop.clone()));
+    }
+}
+
+fn ticker_options(config: &Config) -> TickerOptions {
+    TickerOptions {
+        poll: config.schedules.poll,
+        batch: config.schedules.batch as i32,
+        parallel: config.schedules.parallel as usize,
+        keep: config.schedules.keep,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::ledger::LedgerError;
 use crate::metrics::{Metrics, OTHERS, SHOWN};
 use crate::observer::NO_ANSWER;
 use crate::queue::Queue;
-use crate::schedule::Schedules;
+use crate::schedule::{Mirrors, Schedules};
 
 /// A side that takes longer to answer can't work as it should.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -130,6 +130,7 @@ pub(super) async fn gauge(parts: Parts, flags: Option<Arc<Flags>>, stop: Cancell
 pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
     let queue = Queue::new(parts.ledger.pool().clone());
     let schedules = Schedules::new(parts.ledger.pool().clone());
+    let mirrors = Mirrors::new(parts.ledger.pool().clone());
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
@@ -139,7 +140,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
             parts.metrics.parking.show(&parts.ledger.parked_counts().await?);
             parts.metrics.dependents.show(&parts.ledger.waiting_counts().await?);
             parts.metrics.detached.show(&parts.ledger.detached_counts().await?);
-            parts.metrics.schedules.show(&schedules.counts().await?);
+            parts.metrics.schedules.show(&schedules.counts().await?, &mirrors.lag().await?);
             Ok::<_, LedgerError>((
                 queues,
                 parts.ledger.outbox_depth().await?,

@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use super::{Context, Outcome, flip, print_json, table};
 use crate::config::Config;
-use crate::http::not_complete;
-use crate::interaction::{Stage, interaction_id};
+use crate::http::mirrored;
+use crate::interaction::interaction_id;
 use crate::router::request::{Fault, RequestError};
 use crate::schedule::storage::{Granted, Listed, Made};
 use crate::schedule::view::{State, View};
-use crate::schedule::{Change, Definition, Page, Schedule, Schedules, Wish, key_of_trigger};
+use crate::schedule::{Change, Definition, Mirrors, Page, RunRow, Schedule, Schedules, Wish, key_of_trigger};
 
 /// Make, look at, change, pause, trigger and delete schedules
 ///
@@ -126,7 +126,12 @@ pub async fn run(args: Args, context: Context) -> Outcome {
     let config = context.load()?;
     let ledger = super::migrate::known_ledger(&config)?;
     ledger.check_schema().await?;
-    let command = Command { schedules: Schedules::new(ledger.pool().clone()), config, json: context.json };
+    let command = Command {
+        schedules: Schedules::new(ledger.pool().clone()),
+        mirrors: Mirrors::new(ledger.pool().clone()),
+        config,
+        json: context.json,
+    };
     match args.what {
         What::List { account, kind, paused, limit } => {
             let page = Page { account, kind, paused: paused.then_some(true), after: None, limit };
@@ -148,6 +153,7 @@ pub async fn run(args: Args, context: Context) -> Outcome {
 
 struct Command {
     schedules: Schedules,
+    mirrors: Mirrors,
     config: Config,
     json: bool,
 }
@@ -155,21 +161,29 @@ struct Command {
 impl Command {
     async fn list(&self, page: &Page) -> Outcome {
         let Listed { schedules, unreadable, last } = self.schedules.list(page).await?;
-        let found: Vec<View> = schedules.into_iter().map(|s| View::of(s, 1, None)).collect();
+        let ids: Vec<Uuid> = schedules.iter().map(|s| s.id).collect();
+        let mut stands = self.mirrors.of(&ids).await?;
+        let view = |schedule: Schedule| {
+            let stand = stands.remove(&schedule.id);
+            View::of(schedule, 1, None).mirrored(stand)
+        };
+        let found: Vec<View> = schedules.into_iter().map(view).collect();
         let more = last.is_some();
         if self.json {
             print_json(&json!({ "schedules": found, "unreadable": unreadable, "more": more }))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let mut rows = table(&["ACCOUNT/NAME", "KIND", "STATE", "WHEN", "NEXT (UTC)", "ID"]);
+        let mut rows = table(&["ACCOUNT/NAME", "KIND", "STATE", "ON TEMPORAL", "WHEN", "NEXT (UTC)", "ID"]);
         for s in &found {
             let next = s.next.first().map_or("-".to_owned(), |next| next.at.format("%F %T").to_string());
             let state = s.reason.as_ref().map_or(s.state.to_string(), |why| format!("{}: {why}", s.state));
-            rows.add_row([format!("{}/{}", s.account, s.name), s.kind.clone(), state, spec::words(&s.spec), next, s.id.to_string()]);
+            let temporal = s.temporal.as_ref().map_or("-", |stand| stand.state.as_str()).to_owned();
+            rows.add_row([format!("{}/{}", s.account, s.name), s.kind.clone(), state, temporal, spec::words(&s.spec), next, s.id.to_string()]);
         }
         for u in unreadable {
             let (named, state) = (format!("{}/{}", u.account, u.name), format!("{}: {}", State::Troubled, u.reason));
-            rows.add_row([named, u.kind, state, "-".to_owned(), "-".to_owned(), u.id.to_string()]);
+            let none = || "-".to_owned();
+            rows.add_row([named, u.kind, state, none(), none(), none(), u.id.to_string()]);
         }
         println!("{}{}", rows.trim_fmt(), if more { "\nthere may be more; see --limit and --account" } else { "" });
         Ok(ExitCode::SUCCESS)
@@ -178,7 +192,7 @@ impl Command {
     async fn show(&self, named: &str, next: usize, runs: i64) -> Outcome {
         let schedule = self.find(named).await?;
         let runs = self.schedules.runs(schedule.id, runs).await?;
-        let view = View::of(schedule, next, Some(runs));
+        let view = self.view(schedule, next, Some(runs)).await?;
         if self.json {
             print_json(&view)?;
         } else {
@@ -192,17 +206,16 @@ impl Command {
         let definition = Definition::parse(text.as_bytes(), self.config.http.max_payload_bytes, now).map_err(told)?;
         let (account, kind) = (&definition.account, &definition.kind);
         let stage = flip::stage_now(&self.config, account, kind).await?;
-        if stage != Stage::Complete {
-            return Err(told(RequestError::Invalid(vec![not_complete(stage)])));
-        }
+        let mirrored = mirrored(stage).map_err(|faults| told(RequestError::Invalid(faults)))?;
         let times = definition.times().map_err(|faults| told(RequestError::Invalid(faults)))?;
         let first = times.after(now).map_or("never".to_owned(), |at| at.format("%F %T UTC").to_string());
-        let says = format!("account {account} gets schedule `{}` for kind {kind}, {}; it fires first at {first}", definition.name, spec::words(&definition.spec));
+        let both = if mirrored { ", on Temporal as well, for it is not complete" } else { "" };
+        let says = format!("account {account} gets schedule `{}` for kind {kind}, {}; it fires first at {first}{both}", definition.name, spec::words(&definition.spec));
         if !self.agreed(&says, yes)? {
             return self.not_done(&says);
         }
-        match self.schedules.create(&definition, &times, now, &self.config.operator).await? {
-            Made::Created(schedule) => self.done(&View::of(schedule, 10, None)),
+        match self.schedules.create(&definition, &times, now, &self.config.operator, mirrored).await? {
+            Made::Created(schedule) => self.done(schedule).await,
             Made::Exists(there) => Err(format!("account {account} has a schedule `{}` already, {}; change that one, or choose another name", definition.name, there.id).into()),
         }
     }
@@ -230,7 +243,7 @@ impl Command {
 
     async fn granted(&self, id: Uuid, version: Option<i64>, wish: Wish) -> Outcome {
         match self.schedules.grant(id, version, &wish, &self.config.operator).await? {
-            Granted::Done(schedule) => self.done(&View::of(*schedule, 10, None)),
+            Granted::Done(schedule) => self.done(*schedule).await,
             Granted::Version(now) => Err(format!("schedule {id} was changed meanwhile, its version is {now}; look at it and repeat the command").into()),
             Granted::Unknown => Err(format!("there is no schedule {id} any longer").into()),
         }
@@ -274,6 +287,11 @@ impl Command {
         Ok(ExitCode::SUCCESS)
     }
 
+    async fn view(&self, schedule: Schedule, next: usize, runs: Option<Vec<RunRow>>) -> Result<View, Failure> {
+        let stand = self.mirrors.of(&[schedule.id]).await?.remove(&schedule.id);
+        Ok(View::of(schedule, next, runs).mirrored(stand))
+    }
+
     async fn find(&self, named: &str) -> Result<Schedule, Failure> {
         let found = match (named.parse::<Uuid>(), named.split_once('/')) {
             (Ok(id), _) => self.schedules.get(id).await?,
@@ -305,10 +323,11 @@ impl Command {
         Ok(ExitCode::from(flip::NOT_DONE))
     }
 
-    fn done(&self, view: &View) -> Outcome {
+    async fn done(&self, schedule: Schedule) -> Outcome {
+        let view = self.view(schedule, 10, None).await?;
         match self.json {
             true => print_json(&json!({ "done": true, "schedule": view }))?,
-            false => spec::show(view),
+            false => spec::show(&view),
         }
         Ok(ExitCode::SUCCESS)
     }

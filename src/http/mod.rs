@@ -40,7 +40,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use problem::Problem;
-pub(crate) use schedules::not_complete;
+pub(crate) use schedules::mirrored;
 
 use guard::Guard;
 use wait::Waiters;

@@ -19,7 +19,9 @@ use crate::policy::Policy;
 use crate::router::request::{Fault, name_fault};
 use crate::schedule::storage::{Granted, Made, Unreadable};
 use crate::schedule::view::View;
-use crate::schedule::{CatchUp, Change, Definition, Overlap, Page, Schedules, Spec, Wish, key_of_trigger};
+use crate::schedule::{
+    CatchUp, Change, Definition, Mirrors, Overlap, Page, RunRow, Schedule, Schedules, Spec, Wish, key_of_trigger,
+};
 
 /// Room for everything of a body but its payload.
 const BODY_BYTES: usize = 64 << 10;
@@ -139,7 +141,7 @@ pub(super) struct ScheduleList {
 
 /// Make a schedule
 ///
-/// Its account must be in stage `complete` for its kind, for its times are kept by Postgres alone.
+/// In every stage of its account. Unless that is `complete`, Temporal has the schedule as well.
 #[utoipa::path(
     post, path = "/v1/schedules", tag = "schedules",
     request_body(content = NewSchedule, description = "At most http.max_payload_bytes of payload."),
@@ -160,16 +162,13 @@ pub(super) async fn create(
         let (schedules, router) = (schedules(&api), open(&api)?);
         let now = schedules.now().await.map_err(away)?;
         let definition = Definition::parse(&body, api.max_payload, now)?;
-        let stage = router.stage(&definition.account, &definition.kind);
-        if stage != Stage::Complete {
-            return Err(Problem::invalid(vec![not_complete(stage)]));
-        }
+        let mirrored = mirrored(router.stage(&definition.account, &definition.kind)).map_err(Problem::invalid)?;
         let times = definition.times().map_err(Problem::invalid)?;
-        match schedules.create(&definition, &times, now, who.name()).await.map_err(away)? {
+        match schedules.create(&definition, &times, now, who.name(), mirrored).await.map_err(away)? {
             Made::Created(schedule) => {
                 tracing::info!(id = %schedule.id, account = definition.account, name = definition.name, "a schedule is made");
-                router.schedules_bell().notify_one();
-                Ok((StatusCode::CREATED, Json(View::of(schedule, 1, None))))
+                router.schedule_changed();
+                Ok((StatusCode::CREATED, Json(viewed(&api, schedule, 1, None).await?)))
             }
             Made::Exists(there) => Err(Problem::new(
                 StatusCode::CONFLICT,
@@ -209,7 +208,13 @@ pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, St
             page.after = Some(last.ok_or_else(gone)?);
         }
         let found = schedules.list(&page).await.map_err(away)?;
-        let schedules = found.schedules.into_iter().map(|schedule| View::of(schedule, 1, None)).collect();
+        let ids: Vec<Uuid> = found.schedules.iter().map(|schedule| schedule.id).collect();
+        let mut stands = mirrors(&api).of(&ids).await.map_err(away)?;
+        let view = |schedule: Schedule| {
+            let stand = stands.remove(&schedule.id);
+            View::of(schedule, 1, None).mirrored(stand)
+        };
+        let schedules = found.schedules.into_iter().map(view).collect();
         Ok::<_, Problem>(Json(ScheduleList { schedules, unreadable: found.unreadable, after: found.last }))
     };
     answered.await.into_response()
@@ -244,7 +249,7 @@ pub(super) async fn show(
         let schedules = schedules(&api);
         let schedule = schedules.get(id).await.map_err(away)?.ok_or_else(|| unknown(id))?;
         let runs = schedules.runs(id, runs).await.map_err(away)?;
-        Ok::<_, Problem>(Json(View::of(schedule, next as usize, Some(runs))))
+        Ok::<_, Problem>(Json(viewed(&api, schedule, next as usize, Some(runs)).await?))
     };
     answered.await.into_response()
 }
@@ -368,7 +373,7 @@ pub(super) async fn trigger(State(api): Shared, Path(id): Path<String>, headers:
             None => return Err(unknown(id)),
         };
         if let Some(router) = &api.router {
-            router.schedules_bell().notify_one();
+            router.schedule_changed();
         }
         tracing::info!(schedule = %id, id = %run, "a schedule is triggered");
         Ok((status, Json(Triggered { id: run, token })))
@@ -394,18 +399,35 @@ pub(super) async fn delete(State(api): Shared, Extension(who): Extension<Who>, P
         if !schedules(&api).delete(id).await.map_err(away)? {
             return Err(unknown(id));
         }
+        if let Some(router) = &api.router {
+            router.schedule_changed();
+        }
         tracing::info!(schedule = %id, who = who.name(), "a schedule is deleted");
         Ok(StatusCode::NO_CONTENT)
     };
     answered.await.into_response()
 }
 
-/// Why a schedule can't be made in this stage.
-pub(crate) fn not_complete(stage: Stage) -> Fault {
-    let message = format!(
-        "is in stage {stage} for this kind; schedules are kept by Postgres alone for now, so they can be made in stage complete only"
-    );
-    Fault { field: "account".to_owned(), message }
+/// Whether Temporal is to have a schedule that is made in this stage.
+#[cfg(feature = "temporal")]
+pub(crate) fn mirrored(stage: Stage) -> Result<bool, Vec<Fault>> {
+    Ok(stage != Stage::Complete)
+}
+
+/// Without Temporal, what is not `complete` is nobody's.
+#[cfg(not(feature = "temporal"))]
+pub(crate) fn mirrored(stage: Stage) -> Result<bool, Vec<Fault>> {
+    let message =
+        format!("is in stage {stage} for this kind; without Temporal, schedules can be made in stage complete only");
+    match stage {
+        Stage::Complete => Ok(false),
+        _ => Err(vec![Fault { field: "account".to_owned(), message }]),
+    }
+}
+
+async fn viewed(api: &Api, schedule: Schedule, next: usize, runs: Option<Vec<RunRow>>) -> Result<View, Problem> {
+    let stand = mirrors(api).of(&[schedule.id]).await.map_err(away)?.remove(&schedule.id);
+    Ok(View::of(schedule, next, runs).mirrored(stand))
 }
 
 async fn grant(api: &Api, id: Uuid, version: Option<i64>, wish: Wish, who: &str) -> Result<Json<View>, Problem> {
@@ -413,9 +435,9 @@ async fn grant(api: &Api, id: Uuid, version: Option<i64>, wish: Wish, who: &str)
         Granted::Done(schedule) => {
             tracing::info!(schedule = %id, wish = wish.name(), who, "a schedule is changed");
             if let Some(router) = &api.router {
-                router.schedules_bell().notify_one();
+                router.schedule_changed();
             }
-            Ok(Json(View::of(*schedule, 10, None)))
+            Ok(Json(viewed(api, *schedule, 10, None).await?))
         }
         Granted::Version(now) => Err(Problem::new(
             StatusCode::CONFLICT,
@@ -427,6 +449,10 @@ async fn grant(api: &Api, id: Uuid, version: Option<i64>, wish: Wish, who: &str)
 
 fn schedules(api: &Api) -> Schedules {
     Schedules::new(api.ledger.pool().clone())
+}
+
+fn mirrors(api: &Api) -> Mirrors {
+    Mirrors::new(api.ledger.pool().clone())
 }
 
 fn away(error: LedgerError) -> Problem {

@@ -3,6 +3,7 @@
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{Registering, counters, float_gauge, gauge, gauges, register};
+use crate::schedule::mirrors::Lag;
 use crate::schedule::storage::Counts;
 
 /// What schedules do.
@@ -17,9 +18,15 @@ pub struct ScheduleMetrics {
     pub late_seconds: Histogram,
     /// Looks that came to nothing.
     pub errors: IntCounter,
+    /// What became of the times that Temporal's scheduler came with.
+    pub ticks: IntCounterVec,
+    /// Temporal could not be told of a schedule.
+    pub mirror_errors: IntCounter,
     due: IntGauge,
     oldest_seconds: Gauge,
     stand: IntGaugeVec,
+    mirrors_behind: IntGauge,
+    mirrors_oldest_seconds: Gauge,
 }
 
 /// A schedule may be found late by hours.
@@ -63,6 +70,29 @@ impl ScheduleMetrics {
                     "Looks at due schedules that came to nothing, because Postgres was away or refused. They are repeated, and nothing is lost or enqueued twice by them.",
                 )?,
             )?,
+            ticks: counters(
+                r,
+                "crossover_schedule_ticks_total",
+                "Times that Temporal's scheduler came with, by what became of them: first (before our own scheduler: the plan was followed), second (ours had come with it), paused, gone (there is no such schedule any longer), stale (of what the schedule was before a change), off_plan (no time of the plan; what Temporal has of the schedule is looked at again), unreadable, later (it could not be looked at, and comes again), and while Postgres is away: unpinned (started without a pin), overlap (an earlier run had not ended), refused.",
+                &["what"],
+            )?,
+            mirror_errors: register(
+                r,
+                IntCounter::new(
+                    "crossover_schedule_mirror_errors_total",
+                    "Tries to tell Temporal of a schedule that came to nothing, because Temporal or Postgres was away or refused. They are repeated; crossover.schedule_mirrors.error says why.",
+                )?,
+            )?,
+            mirrors_behind: gauge(
+                r,
+                "crossover_schedule_mirrors_behind",
+                "Schedules of accounts that are not complete of which Temporal has not what it is to have: a change, a pause or a deletion that it has not been told of yet.",
+            )?,
+            mirrors_oldest_seconds: float_gauge(
+                r,
+                "crossover_schedule_mirrors_oldest_seconds",
+                "Seconds for which Temporal has longest not been told of a change of a schedule; 0 where it has all.",
+            )?,
             due: gauge(
                 r,
                 "crossover_schedules_due",
@@ -83,7 +113,9 @@ impl ScheduleMetrics {
     }
 
     /// Shows how the schedules stand.
-    pub fn show(&self, counts: &Counts) {
+    pub fn show(&self, counts: &Counts, lag: &Lag) {
+        self.mirrors_behind.set(lag.behind);
+        self.mirrors_oldest_seconds.set(lag.oldest_seconds);
         self.due.set(counts.due);
         self.oldest_seconds.set(counts.oldest_seconds);
         self.stand.with_label_values(&["paused"]).set(counts.paused);

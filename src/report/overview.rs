@@ -106,6 +106,11 @@ async fn blocked(ledger: &Ledger) -> Result<Vec<Blocked>, LedgerError> {
             union all
             select 'refused from SQL', count(*), min(refused_at), 'its caller: ' || (array_agg(reason))[1], 'crossover why ' || (array_agg(id))[1]
             from (select id, refused_at, reason from crossover.intake where refused_at is not null order by refused_at limit 50000) i
+            union all
+            select 'schedule not on Temporal', count(*), min(behind_since), 'Temporal: ' || coalesce((array_agg(error) filter (where error is not null))[1], 'a router tells it'),
+                'crossover schedule show ' || (array_agg(schedule_id order by behind_since))[1]
+            from (select schedule_id, behind_since, error from crossover.schedule_mirrors where behind_since < now() - interval '10 seconds'
+                  order by behind_since limit 50000) m
         ) each where count > 0
         union all
         select * from (

@@ -179,6 +179,16 @@ impl Deliverer {
 
     /// Delivers behind the caller's back, if there is room for it.
     pub(super) fn deliver_later(&self, ledger: &Ledger, envelope: Envelope) {
+        self.deliver_later_and(ledger, envelope, || {});
+    }
+
+    /// The same, and then `delivered`, where Temporal has it.
+    pub(super) fn deliver_later_and(
+        &self,
+        ledger: &Ledger,
+        envelope: Envelope,
+        delivered: impl FnOnce() + Send + 'static,
+    ) {
         if self.circuit.is_open() {
             return self.metrics.relay.spared.inc();
         }
@@ -187,6 +197,9 @@ impl Deliverer {
         tokio::spawn(async move {
             let settled = this.settle(&ledger, &envelope, 0).await;
             this.record(&ledger, &settled, &envelope).await;
+            if settled == Settled::Delivered {
+                delivered();
+            }
             drop(place);
         });
     }

@@ -78,6 +78,8 @@ pub struct Router {
     caps: Arc<Caps>,
     /// Rung when a schedule may be due earlier than its scheduler knows.
     schedules_bell: Arc<Notify>,
+    /// Rung when Temporal is to be told of one.
+    mirrors_bell: Arc<Notify>,
 }
 
 /// How a router routes.
@@ -181,6 +183,8 @@ pub struct Ticket {
     /// The answer, valid once the caller's transaction has committed.
     pub accepted: Accepted,
     delivery: Option<Box<Envelope>>,
+    /// Its series, where that waits for it, until then.
+    waits: Option<(Uuid, Instant)>,
 }
 
 impl Router {
@@ -200,7 +204,7 @@ impl Router {
         let [wake_queue, wake_relay] = wake;
         let gather = Gather::new(Tasks::new(ledger.pool().clone()));
         let caps = Arc::new(Caps::new(gather.tasks().groups(), metrics.clone()));
-        let schedules_bell = Arc::default();
+        let (schedules_bell, mirrors_bell) = (Arc::default(), Arc::default());
         Self {
             caps,
             gather,
@@ -215,6 +219,7 @@ impl Router {
             armed,
             doubts,
             schedules_bell,
+            mirrors_bell,
         }
     }
 
@@ -348,6 +353,30 @@ impl Router {
         self.outages.start((&self.deliverer, &self.doubts), interaction, envelope, decision, pinless).await
     }
 
+    /// Whether Postgres answers, in the time that work of `account` has for it: little where it can go on without.
+    pub async fn asks_postgres(&self, account: &str) -> Result<(), LedgerError> {
+        let hasty = self.outages.begin(account).is_some();
+        match self.outages.ask(hasty, self.ledger.takes_writes()).await? {
+            true => Ok(()),
+            false => Err(LedgerError::Unreachable(sqlx::Error::Io(std::io::Error::other("it takes no writes now")))),
+        }
+    }
+
+    /// Starts work that Postgres was to be asked about, and could not be: without a pin, if its account may go on so. Nothing is pinned.
+    pub async fn start_without_postgres(
+        &self,
+        interaction: &Interaction,
+        why: LedgerError,
+    ) -> Result<Accepted, EnqueueError> {
+        valid(interaction, chrono::Utc::now())?;
+        if let Some(why) = self.armed.not_ready() {
+            return Err(unavailable(interaction, format!("this router is not ready: {why}")));
+        }
+        let decision = self.decider.decide(&interaction.account, &interaction.kind);
+        let unpinned = self.doubts.have_room().then(|| self.outages.begin(&interaction.account)).flatten();
+        self.start_for_want_of_a_pin(interaction, &decision, unpinned, Some(why)).await
+    }
+
     /// Pins in the caller's transaction: the interaction exists if and only if it commits. Pass the ticket to
     /// [`Router::deliver`] afterwards.
     pub async fn enqueue_in(
@@ -417,11 +446,10 @@ impl Router {
         for (n, pinned) in order.into_iter().zip(pinned) {
             // Of what is on Postgres alone no series waits for Temporal, and it must take no room from those that do.
             let alone = pinned.pin.stage == Stage::Complete && pinned.pin.owner == Side::Postgres;
-            if let Some(series) = runs[n].series_id().filter(|_| !alone) {
-                self.outages.order.will_wait(series);
-            }
+            let series = runs[n].series_id().filter(|_| !alone && pinned.created);
+            let waits = series.map(|series| (series, self.outages.order.will_wait(series)));
             self.outages.in_doubt(&runs[n]);
-            answers[n] = Some(self.ticket(&runs[n], pinned));
+            answers[n] = Some(self.ticket(&runs[n], pinned).map(|ticket| Ticket { waits, ..ticket }));
         }
         // Postgres answers each run that it is asked for.
         Ok(answers.into_iter().flatten().collect())
@@ -442,6 +470,17 @@ impl Router {
         &self.schedules_bell
     }
 
+    /// Rung when Temporal may have to be told of a schedule.
+    pub fn mirrors_bell(&self) -> &Arc<Notify> {
+        &self.mirrors_bell
+    }
+
+    /// A schedule was made, changed, triggered or deleted.
+    pub fn schedule_changed(&self) {
+        self.schedules_bell.notify_one();
+        self.mirrors_bell.notify_one();
+    }
+
     /// What this router goes by while Postgres is away.
     pub fn outages(&self) -> &Outages {
         &self.outages
@@ -449,7 +488,7 @@ impl Router {
 
     /// Delivers what a ticket names. An execution on Temporal is waited for; a rehearsal never delays the caller.
     pub async fn deliver(&self, ticket: Ticket) -> Accepted {
-        let Ticket { mut accepted, delivery } = ticket;
+        let Ticket { mut accepted, delivery, .. } = ticket;
         if accepted.how == How::Repeated {
             return accepted;
         }
@@ -477,9 +516,14 @@ impl Router {
             return;
         }
         self.wake_queue.notify_one();
-        match ticket.delivery {
-            Some(envelope) => self.deliverer.deliver_later(&self.ledger, *envelope),
-            None => self.wake_relay.notify_one(),
+        match (ticket.delivery, ticket.waits) {
+            (Some(envelope), Some((series, until))) => {
+                let order = self.outages.order.clone();
+                let delivered = move || order.delivered_of(series, until);
+                self.deliverer.deliver_later_and(&self.ledger, *envelope, delivered);
+            }
+            (Some(envelope), None) => self.deliverer.deliver_later(&self.ledger, *envelope),
+            (None, _) => self.wake_relay.notify_one(),
         }
     }
 
@@ -615,7 +659,7 @@ impl Router {
             let envelope = envelope(interaction, Some(&pin), pin.owner, pin.epoch);
             Box::new(Envelope { behind, ..envelope })
         });
-        Ok(Ticket { accepted, delivery })
+        Ok(Ticket { accepted, delivery, waits: None })
     }
 }
 

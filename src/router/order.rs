@@ -62,9 +62,19 @@ impl Order {
         self.waiting().wait(series, Instant::now());
     }
 
-    /// Something of it is pinned in a transaction that is still to commit.
-    pub(super) fn will_wait(&self, series: Uuid) {
-        self.waiting().wait(series, Instant::now() + COMMITS_WITHIN);
+    /// Something of it is pinned in a transaction that is still to commit; until then it waits, if nobody says more.
+    pub(super) fn will_wait(&self, series: Uuid) -> Instant {
+        let until = Instant::now() + COMMITS_WITHIN;
+        self.waiting().wait(series, until);
+        until
+    }
+
+    /// A member that was to wait `until` then has reached Temporal, and nothing before it waited. What came after it may wait.
+    pub(super) fn delivered_of(&self, series: Uuid, until: Instant) {
+        let later = self.waiting().own.get(&series).is_some_and(|known| *known > until);
+        if !later {
+            self.delivered(series);
+        }
     }
 
     /// A member has reached Temporal, and nothing before it waited.
@@ -160,6 +170,19 @@ mod tests {
         order.will_wait(A);
         order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
         assert!(order.turn(A).await.is_none(), "its transaction may commit yet");
+    }
+
+    #[tokio::test]
+    async fn what_reaches_temporal_says_nothing_of_what_came_after_it() {
+        let order = Order::new();
+        order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
+        let first = order.will_wait(A);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let second = order.will_wait(A);
+        order.delivered_of(A, first);
+        assert!(order.turn(A).await.is_none(), "the second is on its way");
+        order.delivered_of(A, second);
+        assert!(order.turn(A).await.is_some());
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! What a schedule is, as a caller writes it: read from a body, checked whole, every fault at once. No I/O.
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use crate::policy::Policy;
 use crate::router::request::{self, Fault, Reader, RequestError, name_fault, plain};
 
 /// A schedule, without what has become of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Definition {
     /// The tenant.
     pub account: String,
@@ -24,10 +24,10 @@ pub struct Definition {
     /// What each run gets.
     pub payload: Payload,
     /// What the runs must not overlap with; absent: a series of their own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<String>,
     /// The sub-queue of the runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Their priority.
     pub priority: i16,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::definition::Definition;
 use super::plan::{Skipped, Standing, passed_over};
 use super::times::{Spec, Times, jittered};
-use crate::interaction::Payload;
+use crate::interaction::{Payload, Side};
 use crate::ledger::{LedgerError, within};
 use crate::policy::Policy;
 
@@ -126,6 +126,12 @@ pub struct RunRow {
     pub interaction: Option<Uuid>,
     /// Its key.
     pub key: Option<String>,
+    /// Whose scheduler came first with it, `postgres` or `temporal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ticked_by: Option<String>,
+    /// When Temporal's scheduler came with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temporal_at: Option<DateTime<Utc>>,
 }
 
 /// What a person wants of a schedule.
@@ -238,27 +244,31 @@ impl Schedules {
         within(sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.pool)).await
     }
 
-    /// Makes a schedule, unless its account has one of its name.
+    /// Makes a schedule, unless its account has one of its name; `mirrored`: Temporal is to have it, too.
     pub async fn create(
         &self,
         definition: &Definition,
         times: &Times,
         now: DateTime<Utc>,
         who: &str,
+        mirrored: bool,
     ) -> Result<Made, LedgerError> {
         let id = Uuid::new_v4();
         let nominal = times.after(now);
         let wake_at = nominal.map(|nominal| jittered(id, nominal, TimeDelta::milliseconds(definition.jitter_ms)));
         let insert = sqlx::query(
-            "insert into crossover.schedules as s (id, nominal_at, wake_at, changed_by, account, name, kind, series, grp, priority,
-                payload, policy, spec, overlap, catch_up, window_ms, jitter_ms)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::json, $12::json, $13::json, $14, $15, $16, $17)
-             on conflict (account, name) do nothing
-             returning s.*, payload::text as payload_text, policy::text as policy_text, spec::text as spec_text",
+            "with made as (
+                insert into crossover.schedules as s (id, nominal_at, wake_at, changed_by, account, name, kind, series, grp, priority,
+                    payload, policy, spec, overlap, catch_up, window_ms, jitter_ms)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::json, $12::json, $13::json, $14, $15, $16, $17)
+                on conflict (account, name) do nothing
+                returning s.*, payload::text as payload_text, policy::text as policy_text, spec::text as spec_text),
+             mirrored as (insert into crossover.schedule_mirrors (schedule_id, wanted) select id, true from made where $18)
+             select * from made",
         );
         let insert =
             insert.bind(id).bind(nominal).bind(wake_at).bind(who).bind(&definition.account).bind(&definition.name);
-        let insert = bind(insert.bind(&definition.kind), definition)?;
+        let insert = bind(insert.bind(&definition.kind), definition)?.bind(mirrored);
         if let Some(row) = within(insert.fetch_optional(&self.pool)).await? {
             return Ok(Made::Created(read(&row)?));
         }
@@ -369,20 +379,34 @@ impl Schedules {
              from crossover.take_schedules($1, $2) t",
         );
         let rows = within(rows.bind(limit).bind(bytes).fetch_all(connection)).await?;
-        let taken = |row: &PgRow| {
-            Ok::<_, sqlx::Error>(Taken {
-                schedule: read(row)?,
-                now: row.try_get("now")?,
-                unended: row.try_get("unended_now")?,
-                uncancelled: row.try_get("uncancelled")?,
-                last_end: row.try_get("last_end")?,
-            })
-        };
         let read = |row: &PgRow| {
             let id = row.try_get("id")?;
             Ok(taken(row).map_err(|error| (id, format!("it can't be read: {error}"))))
         };
         Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
+    }
+
+    /// Takes one schedule, due or not, and waits for whoever has it; none: there is none. And which wish Temporal is to have of it.
+    pub async fn take_one(
+        &self,
+        connection: &mut PgConnection,
+        id: Uuid,
+    ) -> Result<Option<(Result<Taken, String>, Option<i64>)>, LedgerError> {
+        let row = sqlx::query(
+            "select (t.schedule).*, (t.schedule).payload::text as payload_text, (t.schedule).policy::text as policy_text,
+                (t.schedule).spec::text as spec_text, t.now, t.unended_now, t.uncancelled, t.last_end, t.wish
+             from crossover.take_schedule($1) t",
+        );
+        let row = within(row.bind(id).fetch_optional(connection)).await?;
+        let Some(row) = row else { return Ok(None) };
+        let wish = row.try_get("wish").map_err(LedgerError::from)?;
+        Ok(Some((taken(&row).map_err(|error| format!("it can't be read: {error}")), wish)))
+    }
+
+    /// Notes when Temporal's scheduler came with a time that ours had come with before.
+    pub async fn note_tick(&self, id: Uuid, nominal: DateTime<Utc>, at: DateTime<Utc>) -> Result<(), LedgerError> {
+        let note = sqlx::query("select crossover.note_schedule_tick($1, $2, $3)").bind(id).bind(nominal).bind(at);
+        within(note.execute(&self.pool)).await.map(drop)
     }
 
     /// Writes down what became of what was taken.
@@ -472,8 +496,8 @@ impl Taken {
 }
 
 impl RunRow {
-    /// What was skipped.
-    pub fn skipped(schedule_id: Uuid, skipped: &Skipped) -> Self {
+    /// What was skipped; whose scheduler came with it, where one did.
+    pub fn skipped(schedule_id: Uuid, skipped: &Skipped, ticked_by: Option<Side>) -> Self {
         Self {
             schedule_id,
             at: None,
@@ -484,6 +508,8 @@ impl RunRow {
             reason: Some(skipped.reason.as_str().to_owned()),
             interaction: None,
             key: None,
+            ticked_by: ticked_by.map(|side| side.as_str().to_owned()),
+            temporal_at: None,
         }
     }
 }
@@ -520,7 +546,7 @@ async fn apply(
         (false, nominal) => nominal.map(|nominal| jittered(schedule.id, nominal, jitter)),
     };
     if let Some(skipped) = skipped {
-        let runs = [RunRow::skipped(schedule.id, &skipped)];
+        let runs = [RunRow::skipped(schedule.id, &skipped, None)];
         sqlx::query("select crossover.settle_schedules('[]', $1)")
             .bind(sqlx::types::Json(&runs[..]))
             .execute(&mut *connection)
@@ -584,13 +610,23 @@ fn bind<'q>(query: Query<'q>, definition: &'q Definition) -> Result<Query<'q>, s
     Ok(query.bind(definition.catch_up_window_ms).bind(definition.jitter_ms))
 }
 
+fn taken(row: &PgRow) -> Result<Taken, sqlx::Error> {
+    Ok(Taken {
+        schedule: read(row)?,
+        now: row.try_get("now")?,
+        unended: row.try_get("unended_now")?,
+        uncancelled: row.try_get("uncancelled")?,
+        last_end: row.try_get("last_end")?,
+    })
+}
+
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Result<Unreadable, sqlx::Error> {
     let reason = crate::executor::clean(&format!("it can't be read: {error}"));
     let (id, account) = (row.try_get("id")?, row.try_get("account")?);
     Ok(Unreadable { id, account, name: row.try_get("name")?, kind: row.try_get("kind")?, reason })
 }
 
-fn read(row: &PgRow) -> Result<Schedule, sqlx::Error> {
+pub(super) fn read(row: &PgRow) -> Result<Schedule, sqlx::Error> {
     let broken = |error: serde_json::Error| sqlx::Error::Decode(error.into());
     let (policy, spec): (String, String) = (row.try_get("policy_text")?, row.try_get("spec_text")?);
     let policy: Policy = serde_json::from_str(&policy).map_err(broken)?;

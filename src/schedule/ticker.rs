@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgPool, Postgres, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::mirrors::Mirrors;
 use super::plan::{Due, Overlap, Plan};
 use super::storage::{RunRow, Schedules, Settled, Taken};
 use super::times::{Spec, Times, jittered};
 use crate::executor::clean;
-use crate::interaction::Interaction;
+use crate::interaction::{Interaction, Side};
 use crate::ledger::{LedgerError, is_contention, is_outage};
 use crate::metrics::Metrics;
 use crate::router::request::Fault;
@@ -41,9 +43,10 @@ pub struct TickerOptions {
 
 /// Fires schedules.
 pub struct Ticker {
-    schedules: Schedules,
-    router: Arc<Router>,
-    metrics: Arc<Metrics>,
+    pub(super) schedules: Schedules,
+    pub(super) mirrors: Mirrors,
+    pub(super) router: Arc<Router>,
+    pub(super) metrics: Arc<Metrics>,
     options: TickerOptions,
 }
 
@@ -63,11 +66,11 @@ const MOST_READ: usize = 20_000;
 const FORGOTTEN: i32 = 5_000;
 
 /// Specs that were read before.
-type Read = HashMap<Spec, Times>;
+pub(super) type Read = HashMap<Spec, Times>;
 
 /// Why a look came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+pub(super) enum Lost {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error("the look took longer than {LOOK:?}")]
@@ -94,11 +97,13 @@ impl Load {
 
 /// What came of a look.
 #[derive(Default)]
-struct Looked {
+pub(super) struct Looked {
     /// How many schedules were found.
-    found: usize,
+    pub(super) found: usize,
     /// Those whose last runs are to be cancelled.
-    cancel: Vec<Taken>,
+    pub(super) cancel: Vec<Taken>,
+    /// Something of them is due now, and was left for another look.
+    pub(super) more: bool,
 }
 
 /// What one look does, once its plans are made.
@@ -113,9 +118,10 @@ struct Look {
 }
 
 impl Ticker {
-    /// A ticker that enqueues through `router`, and hears its bell.
-    pub fn new(schedules: Schedules, router: Arc<Router>, metrics: Arc<Metrics>, options: TickerOptions) -> Self {
-        Self { schedules, router, metrics, options }
+    /// A ticker of the schedules behind a pool, that enqueues through `router`, and hears its bell.
+    pub fn new(pool: PgPool, router: Arc<Router>, metrics: Arc<Metrics>, options: TickerOptions) -> Self {
+        let (schedules, mirrors) = (Schedules::new(pool.clone()), Mirrors::new(pool));
+        Self { schedules, mirrors, router, metrics, options }
     }
 
     /// Fires until `stop`. A look under way may finish, for a moment; what is cut off then has not happened.
@@ -188,6 +194,19 @@ impl Ticker {
         if found.is_empty() {
             return Ok(Looked::default());
         }
+        self.fire(transaction, found, load.runs, read, held, Side::Postgres).await
+    }
+
+    /// Does what the plans of what was taken say, and commits; `by`: whose scheduler came with it.
+    pub(super) async fn fire(
+        &self,
+        mut transaction: Transaction<'static, Postgres>,
+        found: Vec<Result<Taken, (Uuid, String)>>,
+        runs: usize,
+        read: &mut Read,
+        held: &mut Vec<Uuid>,
+        by: Side,
+    ) -> Result<Looked, Lost> {
         let count = found.len();
         let (taken, mut troubled): (Vec<Taken>, Vec<(Uuid, String)>) =
             found.into_iter().fold((Vec::new(), Vec::new()), |(mut taken, mut troubled), found| {
@@ -198,10 +217,10 @@ impl Ticker {
                 (taken, troubled)
             });
         let taken = self.within_caps(taken, &mut troubled);
-        let (taken, look) = Look::of(taken, load.runs, read, &mut troubled);
+        let (taken, look) = Look::of(taken, runs, read, &mut troubled);
         held.extend(taken.iter().map(|taken| taken.schedule.id));
         let pinned = self.router.pin_runs(&mut transaction, &look.runs).await?;
-        let (settled, rows, tickets) = outcome(&taken, &look, pinned);
+        let (settled, rows, tickets) = outcome(&taken, &look, pinned, by);
         self.schedules.settle(&mut transaction, &settled, &rows).await?;
         if !troubled.is_empty() {
             self.schedules.postpone(&mut transaction, &troubled).await?;
@@ -210,8 +229,10 @@ impl Ticker {
         self.router.deliver_runs(tickets);
         self.count(&rows, &look, &taken);
         troubled.iter().for_each(|(id, why)| self.told(*id, why));
+        let left = |(taken, plan): (&Taken, &Plan)| plan.wake_at.is_some_and(|wake_at| wake_at <= taken.now);
+        let more = taken.iter().zip(&look.plans).any(left);
         let cancel = taken.into_iter().zip(&look.plans).filter(|(_, plan)| plan.cancel).map(|(taken, _)| taken);
-        Ok(Looked { found: count, cancel: cancel.collect() })
+        Ok(Looked { found: count, cancel: cancel.collect(), more })
     }
 
     /// Leaves out schedules whose group takes no more: they are looked at again later, and what of their times is then still run is
@@ -229,7 +250,7 @@ impl Ticker {
     }
 
     /// Cancels what a later run takes the place of. What can't be cancelled now is tried again with the next look.
-    async fn cancel(&self, taken: &Taken) {
+    pub(super) async fn cancel(&self, taken: &Taken) {
         for id in &taken.uncancelled {
             let reason =
                 format!("the next run of schedule `{}` takes its place", clean(&taken.schedule.definition.name));
@@ -357,7 +378,7 @@ fn draft(taken: &Taken, times: &Times, most: usize) -> Draft {
     (plan, runs, otherwise)
 }
 
-fn times_of(spec: &Spec, read: &mut Read) -> Result<Times, String> {
+pub(super) fn times_of(spec: &Spec, read: &mut Read) -> Result<Times, String> {
     if let Some(times) = read.get(spec) {
         return Ok(times.clone());
     }
@@ -376,6 +397,7 @@ fn outcome(
     taken: &[Taken],
     look: &Look,
     pinned: Vec<Result<Ticket, EnqueueError>>,
+    by: Side,
 ) -> (Vec<Settled>, Vec<RunRow>, Vec<Ticket>) {
     let settle = |(taken, plan): (&Taken, &Plan)| Settled {
         id: taken.schedule.id,
@@ -389,7 +411,7 @@ fn outcome(
     let mut settled: Vec<Settled> = taken.iter().zip(&look.plans).map(settle).collect();
     let skipped = |(taken, plan): (&Taken, &Plan)| {
         let id = taken.schedule.id;
-        plan.skipped.iter().map(move |skipped| RunRow::skipped(id, skipped)).collect::<Vec<_>>()
+        plan.skipped.iter().map(move |skipped| RunRow::skipped(id, skipped, Some(by))).collect::<Vec<_>>()
     };
     let mut rows: Vec<RunRow> = taken.iter().zip(&look.plans).flat_map(skipped).collect();
     let mut tickets = Vec::new();
@@ -398,7 +420,7 @@ fn outcome(
             Due::Time(nominal) => Some(*nominal),
             Due::Trigger(_) => None,
         };
-        rows.push(row(settled[*n].id, nominal, run, &answer));
+        rows.push(row(settled[*n].id, nominal, run, &answer, by));
         let Ok(ticket) = answer else {
             if let Some(next) = look.otherwise[*n] {
                 (settled[*n].nominal_at, settled[*n].wake_at) = (Some(next), Some(next));
@@ -418,11 +440,25 @@ fn row(
     nominal_at: Option<DateTime<Utc>>,
     run: &Interaction,
     answer: &Result<Ticket, EnqueueError>,
+    by: Side,
 ) -> RunRow {
     let (outcome, reason, interaction) = match answer {
         Ok(ticket) => ("enqueued", None, Some(ticket.accepted.id)),
         Err(error) => ("failed", Some(clean(&error.to_string())), None),
     };
     let (outcome, key) = (outcome.to_owned(), Some(run.key.clone()));
-    RunRow { schedule_id, at: None, nominal_at, nominal_to: None, times: 1, outcome, reason, interaction, key }
+    let ticked_by = Some(by.as_str().to_owned());
+    RunRow {
+        schedule_id,
+        at: None,
+        nominal_at,
+        nominal_to: None,
+        times: 1,
+        outcome,
+        reason,
+        interaction,
+        key,
+        ticked_by,
+        temporal_at: None,
+    }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::mirrors::Stand;
 use super::plan::{CatchUp, Overlap};
 use super::storage::{Pause, RunRow, Schedule};
 use super::times::{Spec, Times, jittered};
@@ -86,6 +87,9 @@ pub struct View {
     pub triggers: usize,
     /// When it fires next. Empty: never, as it stands, or once its last run has ended.
     pub next: Vec<Fire>,
+    /// Where Temporal stands with it. Absent: it is on Postgres alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temporal: Option<Stand>,
     /// What became of its last times, latest first; where one schedule is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runs: Option<Vec<RunRow>>,
@@ -142,8 +146,14 @@ impl View {
             unended: schedule.unended.len(),
             triggers: schedule.triggers.len(),
             next,
+            temporal: None,
             runs,
         }
+    }
+
+    /// The same, and where Temporal stands with it.
+    pub fn mirrored(self, temporal: Option<Stand>) -> Self {
+        Self { temporal, ..self }
     }
 }
 

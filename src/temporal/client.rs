@@ -101,6 +101,12 @@ impl TemporalClient {
         self
     }
 
+    /// The same, and each call may take so long.
+    pub fn waiting(mut self, timeout: Duration) -> Self {
+        self.settings = Arc::new(ClientSettings { timeout, ..(*self.settings).clone() });
+        self
+    }
+
     /// The name of that search attribute.
     pub fn attribute(&self) -> &str {
         self.attribute.name()
@@ -217,6 +223,16 @@ impl TemporalClient {
         self.service().await?;
         let none = || DeliverError::InDoubt("the connection is gone".to_owned());
         self.connection.get().map(Connection::operator_service).ok_or_else(none)
+    }
+
+    /// A connection with the SDK's patience, for a worker.
+    pub(super) async fn worker_connection(&self) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let options = ConnectionOptions::new(self.url.clone())
+            .identity(self.settings.identity.clone())
+            .connect_timeout(Duration::from_secs(2))
+            .dns_load_balancing(None)
+            .build();
+        Ok(Connection::connect(options).await?)
     }
 
     async fn connect(&self) -> Result<Connection, String> {

@@ -6,6 +6,8 @@
 //! [`deliver`] brings copies here over [`client`], [`worker`] runs them, [`mirror`] ends rehearsals when their real attempts end.
 //! [`forward`] tells Temporal of attempts that their runners took away.
 //!
+//! What it has of our schedules is in [`schedules`]; its scheduler starts launchers ([`launcher`]) that bring their times to the plan.
+//!
 //! Before an account is armed, [`reconcile`] gives a pin to what is open here without one, found by the search attribute of
 //! [`attribute`]; what it overlooked asks its pin itself ([`ask`]).
 
@@ -16,10 +18,12 @@ pub mod client;
 pub mod copy;
 pub mod deliver;
 pub mod forward;
+pub mod launcher;
 pub mod ledger;
 pub mod listing;
 pub mod mirror;
 pub mod reconcile;
+pub mod schedules;
 pub mod series;
 pub mod wire;
 pub mod worker;

@@ -61,7 +61,60 @@ pub enum WorkerError {
 /// After the drain, what has ended is reported within so long. The SDK alone would try an absent server for 20 s.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs what the SDK does, which is not `Send`, on a thread and a runtime of its own. Dropping the future abandons it, as a crash would.
+pub(super) async fn on_a_thread<F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<(), WorkerError>
+where
+    F: Future<Output = Result<(), WorkerError>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("temporal")
+        .enable_all()
+        .build()
+        .map_err(|error| WorkerError::Start(error.to_string()))?;
+    let abandon = CancellationToken::new();
+    let _abandoned = abandon.clone().drop_guard();
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let thread = move || {
+        let worked = runtime.block_on(abandon.run_until_cancelled(work()));
+        runtime.shutdown_background();
+        let _ = ended.send(worked.unwrap_or(Ok(())));
+    };
+    let named = std::thread::Builder::new().name(name.to_owned());
+    named.spawn(thread).map_err(|error| WorkerError::Start(error.to_string()))?;
+    end.await.unwrap_or(Err(WorkerError::Died))
+}
+
+/// The SDK's pollers sit out an outage; what ends them anyway is answered with a new worker, until `shutdown`.
+pub(super) async fn again_and_again(
+    name: &'static str,
+    metrics: Option<&Arc<Metrics>>,
+    shutdown: &CancellationToken,
+    run_once: impl AsyncFn(&Runtime) -> Result<(), Broken>,
+) -> Result<(), WorkerError> {
+    let options = RuntimeOptions::builder()
+        .heartbeat_interval(None)
+        .telemetry_options(metrics.map(telemetry).unwrap_or_default())
+        .build()
+        .map_err(WorkerError::Start)?;
+    let core = Runtime::from_current_tokio(options).map_err(|error| WorkerError::Start(error.to_string()))?;
+    let mut pause = Duration::from_millis(100);
+    while !shutdown.is_cancelled() {
+        let began = std::time::Instant::now();
+        match run_once(&core).await {
+            Ok(()) => continue,
+            Err(error) => tracing::warn!(%error, ?pause, "the {name} stopped; it starts again"),
+        }
+        if began.elapsed() > Duration::from_secs(30) {
+            pause = Duration::from_millis(100);
+        }
+        shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+    Ok(())
+}
 
 /// A worker that outlives Temporal's restarts.
 #[derive(Clone)]
@@ -108,50 +161,15 @@ impl TemporalWorker {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let url: Url =
             self.settings.address.parse().map_err(|_| WorkerError::Address(self.settings.address.clone()))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("temporal")
-            .enable_all()
-            .build()
-            .map_err(|error| WorkerError::Start(error.to_string()))?;
-        let abandon = CancellationToken::new();
-        let _abandoned = abandon.clone().drop_guard();
-        let (ended, end) = tokio::sync::oneshot::channel();
-        let thread = move || {
-            let worked = runtime.block_on(abandon.run_until_cancelled(self.keep_running(url, shutdown)));
-            runtime.shutdown_background();
-            let _ = ended.send(worked.unwrap_or(Ok(())));
-        };
-        let named = std::thread::Builder::new().name("temporal-worker".to_owned());
-        named.spawn(thread).map_err(|error| WorkerError::Start(error.to_string()))?;
-        end.await.unwrap_or(Err(WorkerError::Died))
+        on_a_thread("temporal-worker", move || self.keep_running(url, shutdown)).await
     }
 
-    /// The SDK's pollers sit out an outage; what ends them anyway is answered with a new worker.
     async fn keep_running(self, url: Url, shutdown: CancellationToken) -> Result<(), WorkerError> {
-        let telemetry = self.metrics.as_ref().map(telemetry).unwrap_or_default();
-        let options = RuntimeOptions::builder()
-            .heartbeat_interval(None)
-            .telemetry_options(telemetry)
-            .build()
-            .map_err(WorkerError::Start)?;
-        let core = Runtime::from_current_tokio(options).map_err(|error| WorkerError::Start(error.to_string()))?;
-        let mut pause = Duration::from_millis(100);
-        while !shutdown.is_cancelled() {
-            let began = std::time::Instant::now();
-            match self.run_once(&core, &url, &shutdown).await {
-                Ok(()) => continue,
-                Err(error) => {
-                    self.observer.disturbed(Side::Temporal, "its worker can't work");
-                    tracing::warn!(%error, ?pause, "the Temporal worker stopped; it starts again");
-                }
-            }
-            if began.elapsed() > Duration::from_secs(30) {
-                pause = Duration::from_millis(100);
-            }
-            shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
-        }
+        let once = async |core: &Runtime| {
+            let ran = self.run_once(core, &url, &shutdown).await;
+            ran.inspect_err(|_| self.observer.disturbed(Side::Temporal, "its worker can't work"))
+        };
+        again_and_again("Temporal worker", self.metrics.as_ref(), &shutdown, once).await?;
         // Records of the last attempts are on their way, and end with this runtime.
         self.unrecorded.records.close();
         let _ = tokio::time::timeout(LEDGER_WITHIN, self.unrecorded.records.wait()).await;

@@ -5,7 +5,7 @@ mod api;
 #[cfg(feature = "temporal")]
 mod arming;
 #[cfg(feature = "temporal")]
-mod arming_temporal;
+pub mod arming_temporal;
 mod asking;
 #[cfg(feature = "temporal")]
 pub mod bridge;

@@ -13,10 +13,11 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is looked for, and the query that finds it: a line for each fault, that says what to do.
-const CHECKS: [(&str, &str, &str); 3] = [
+const CHECKS: [(&str, &str, &str); 4] = [
     ("postgres settings", "every commit is on the disk before it is answered, and autovacuum runs", SETTINGS),
     ("postgres transactions", "nothing keeps dead rows from being cleaned", TRANSACTIONS),
     ("postgres upkeep", "partitions are there for two days and more, upkeep is done, every index is whole", UPKEEP),
+    ("schedules", "Temporal has of each what it is to have", SCHEDULES),
 ];
 
 const SETTINGS: &str = "
@@ -55,6 +56,11 @@ const UPKEEP: &str = "
     select format('index crossover.%s is not whole, because its migration was interrupted: drop index crossover.%1$s, then run crossover migrate --yes', c.relname)
     from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = 'crossover' and not i.indisvalid and c.relkind = 'i'";
+
+const SCHEDULES: &str = "
+    select format('Temporal has not what it is to have of %s schedules, the longest since %s (%s): see docs/runbook/schedule-mirrors-behind.md',
+        count(*), date_trunc('second', min(behind_since)), coalesce((array_agg(error) filter (where error is not null))[1], 'no router runs'))
+    from crossover.schedule_mirrors where behind_since < clock_timestamp() - interval '5 minutes' having count(*) > 0";
 
 /// Looks at the configured Postgres; nothing where none is, or where it is not there.
 pub(super) async fn checks(config: &Config) -> Vec<Check> {

@@ -10,6 +10,7 @@ use super::super::{Outcome, print_json, table};
 use super::told;
 use crate::router::request::RequestError;
 use crate::schedule::definition::NewSpec;
+use crate::schedule::mirrors::Stand;
 use crate::schedule::times::{ByClock, Every, Once, Spec};
 use crate::schedule::view::{Fire, View, next_times};
 
@@ -88,6 +89,11 @@ pub(super) fn show(view: &View) {
     row("group, priority", format!("{}, {}", view.group.as_deref().unwrap_or("default"), view.priority));
     row("version", format!("{}, by {} at {}", view.version, view.changed_by, view.changed_at.format("%F %T UTC")));
     row("unended runs", view.unended.to_string());
+    if let Some(Stand { state, since, error, .. }) = &view.temporal {
+        let since = since.map_or_else(String::new, |since| format!(" since {}", since.format("%F %T UTC")));
+        let error = error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        row("on Temporal", format!("{state}{since}{error}"));
+    }
     println!("{}\n", rows.trim_fmt());
     print_times(&view.next);
     let Some(runs) = view.runs.as_ref().filter(|runs| !runs.is_empty()) else { return };

@@ -5,7 +5,7 @@ mod asking;
 mod listing;
 mod replays;
 mod whole;
-mod world;
+pub mod world;
 
 use chrono::{TimeDelta, Utc};
 use crossover::interaction::{Outcome, Side, Stage};

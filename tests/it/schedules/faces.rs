@@ -110,18 +110,6 @@ async fn bad_input_is_answered_with_every_fault_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_complete_no_schedule_is_made() {
-    let here = Place::new().await;
-    let node = here.world.node().await;
-    here.world.flip(Stage::Live, &[&node]).await;
-    let body = json!({ "account": here.world.account, "name": "n", "kind": "sync", "payload": 1, "spec": { "every_ms": 1_000 } });
-    let problem = at(&node, "POST", "", body, 422).await;
-    assert_eq!(fields(&problem), ["account"]);
-    assert!(problem["errors"][0]["message"].as_str().unwrap().contains("in stage live"), "{problem}");
-    node.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn pages_of_schedules_follow_each_other() {
     let here = Place::new().await;
     let node = here.world.node().await;

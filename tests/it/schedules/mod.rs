@@ -1,5 +1,6 @@
 //! Schedules on a real Postgres, with real routers and workers.
 
+mod both_sides;
 mod faces;
 mod fires;
 mod overlaps;
@@ -27,7 +28,15 @@ struct Place {
 
 impl Place {
     async fn new() -> Self {
-        let world = World::new(Stage::Complete).await;
+        Self::at(Stage::Complete).await
+    }
+
+    /// A world whose accounts are in `stage`.
+    async fn at(stage: Stage) -> Self {
+        Self::on(World::new(stage).await)
+    }
+
+    fn on(world: World) -> Self {
         let schedules = Schedules::new(world.pool().clone());
         Self { world, schedules }
     }
@@ -41,7 +50,7 @@ impl Place {
         let body =
             json!({ "account": self.world.account, "name": name, "kind": "sync", "payload": { "n": 1 }, "spec": spec });
         let definition = Definition::parse(with(body, more).to_string().as_bytes(), MAX, now).unwrap();
-        match self.schedules.create(&definition, &definition.times().unwrap(), now, "a test").await.unwrap() {
+        match self.schedules.create(&definition, &definition.times().unwrap(), now, "a test", false).await.unwrap() {
             Made::Created(schedule) => schedule,
             Made::Exists(schedule) => panic!("{schedule:?} is there"),
         }

@@ -116,7 +116,10 @@ async fn names_are_unique_within_an_account() {
     let here = Place::new().await;
     let schedule = here.create("s", json!({})).await;
     let now = here.schedules.now().await.unwrap();
-    let again =
-        here.schedules.create(&schedule.definition, &schedule.definition.times().unwrap(), now, "b").await.unwrap();
+    let again = here
+        .schedules
+        .create(&schedule.definition, &schedule.definition.times().unwrap(), now, "b", false)
+        .await
+        .unwrap();
     assert!(matches!(again, Made::Exists(there) if there.id == schedule.id));
 }
