@@ -166,8 +166,16 @@ language sql immutable as $$ select coalesce(p_burst, greatest(1, ceil(p_rate)):
 -- How much was admitted and has not begun.
 create function crossover.places_unclaimed(p_grp text) returns bigint
 language sql stable set enable_seqscan = off set jit = off as $$
-    select (select count(*) from crossover.ready r where r.grp = p_grp and r.gated_for is not null)
+    -- A rehearsal calls nobody.
+    select (select count(*) from crossover.ready r where r.grp = p_grp and r.gated_for is not null and r.execute)
         + (select count(*) from crossover.tasks_ready r where r.grp = p_grp and r.gated and r.worker is null)
+$$;
+
+-- The same of an account.
+create function crossover.unclaimed_of(p_grp text, p_account text) returns bigint
+language sql stable set enable_seqscan = off set jit = off as $$
+    select (select count(*) from crossover.ready r where r.grp = p_grp and r.gated_for = p_account and r.execute)
+        + (select count(*) from crossover.tasks_ready r where r.grp = p_grp and r.account = p_account and r.gated and r.worker is null)
 $$;
 
 -- Takes a copy to the gate.
@@ -317,9 +325,12 @@ begin
                 when p_group.heed_retry_after and exists (select from crossover.group_holds o
                     where o.grp = p_group.grp and o.account = w.account and o.until > p_now) then 0
                 -- What is no limit is null, which `least` leaves out.
-                else least(p_free, p_group.max_per_account - coalesce(h.held, 0), case when p_group.account_rate is not null then floor(
-                    crossover.tokens_now(p_group.grp, w.account, p_group.account_rate,
-                        crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now)) end)::integer end as places
+                else least(p_free, p_group.max_per_account - coalesce(h.held, 0), case when p_group.account_rate is not null then least(
+                    floor(crossover.tokens_now(p_group.grp, w.account, p_group.account_rate,
+                        crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now)),
+                    -- As of the group: what was admitted and waits for a worker starts later, and all at once.
+                    crossover.burst_of(p_group.account_rate, p_group.account_burst)
+                        - crossover.unclaimed_of(p_group.grp, w.account)) end)::integer end as places
         from waiting w left join crossover.places_of(p_group.grp) h on h.account = w.account where w.account is not null),
     -- Of each account so many that all of them are enough, and that not all of them have to be read.
     shares as materialized (
@@ -382,6 +393,7 @@ declare
     v_held   bigint;
     v_of     jsonb;
     v_one    record;
+    v_back   bigint;
     v_giver  uuid;
     v_givers jsonb;
     v_gives  uuid[] := '{}';
@@ -391,6 +403,19 @@ begin
         and not exists (select from crossover.gate g where g.grp = p_group.grp and g.execute and not g.task) then
         return '{}';
     end if;
+    v_held := crossover.places_held(p_group.grp);
+    -- What nobody has claimed goes back to the gate: where all workers are full of rehearsals, nobody will claim it, and its places would
+    -- be held for nothing.
+    with givers as materialized (
+        select r.rank, r.seq from crossover.ready r
+        where r.grp = p_group.grp and r.gated_for is not null and not r.execute
+            and (v_held >= p_group.max_running or exists (
+                select from crossover.gate g where g.grp = r.grp and g.account = r.gated_for and (g.task or g.execute)))
+        order by r.rank desc, r.seq desc limit p_most for update of r skip locked),
+    back as (delete from crossover.ready r using givers g where r.rank = g.rank and r.seq = g.seq returning r.*)
+    insert into crossover.gate (grp, task, rank, ord, id, due_at, attempt, execute, account)
+    select b.grp, false, b.rank, b.seq, b.id, b.due_at, b.attempt, b.execute, b.gated_for from back b;
+    get diagnostics v_back = row_count;
     -- Whoever has a row just now ends it or prolongs its lease.
     with givers as materialized (
         select r.id, r.gated_for, r.started_at from crossover.running r
@@ -400,7 +425,7 @@ begin
                     and s.seen_at > r.due_at - interval '1 day')
         order by r.started_at, r.id limit p_most for update of r skip locked)
     select jsonb_agg(jsonb_build_object('id', g.id, 'account', g.gated_for) order by g.started_at, g.id) into v_givers from givers g;
-    if v_givers is null then return '{}'; end if;
+    if v_givers is null and v_back = 0 then return '{}'; end if;
     v_held := crossover.places_held(p_group.grp);
     select coalesce(jsonb_object_agg(o.account, o.held), '{}') into v_of from crossover.places_of(p_group.grp) o;
     for v_one in
@@ -413,7 +438,8 @@ begin
         where not (p_group.heed_retry_after and exists (select from crossover.group_holds o
                 where o.grp = p_group.grp and o.account = w.account and o.until > p_now))
             and (p_group.account_rate is null or crossover.tokens_now(p_group.grp, w.account, p_group.account_rate,
-                crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now) >= 1)
+                crossover.burst_of(p_group.account_rate, p_group.account_burst), p_now) >= 1
+                and crossover.burst_of(p_group.account_rate, p_group.account_burst) > crossover.unclaimed_of(p_group.grp, w.account))
         order by w.rank, w.ord, w.id
     loop
         exit when cardinality(v_takes) >= p_most;

@@ -45,6 +45,9 @@ returns table (id uuid, run_until timestamptz) language plpgsql as $$
 declare
     v_now timestamptz := clock_timestamp();
 begin
+    -- Where a key is used again before its last end was forgotten here, its fences come again.
+    delete from crossover.detached d using unnest(p_ids, p_attempts) as g (id, attempt)
+    where d.id = g.id and d.attempt = g.attempt and d.closed_at is not null;
     return query with given as (
         update crossover.running r set worker = crossover.detached_worker(),
             lease_until = v_now + least(g.silence_ms, g.left_ms) * interval '1 millisecond'
@@ -159,6 +162,9 @@ end $$;
 create function crossover.remote_groups_with_work(p_grps text[]) returns setof text
 language plpgsql stable set enable_seqscan = off as $$
 begin
+    -- As a claim reads it: one row of each group, whatever statistics say of a table that was empty a moment ago.
     return query select g.grp from unnest(p_grps) as g (grp)
-    where exists (select from crossover.ready r where r.grp = g.grp and r.rank > 500 and r.execute);
+    cross join lateral (
+        select from crossover.ready r where r.grp = g.grp and r.rank > 500 and r.execute
+        order by r.rank - 1000, r.seq limit 1) one;
 end $$;

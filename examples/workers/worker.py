@@ -34,7 +34,7 @@ HANDLERS = {"mail": mail}
 TROUBLE = (OSError, http.client.HTTPException, ValueError)  # ask again
 
 stop = threading.Event()
-running = {}  # id: (item, cancelled); what is in here is kept with heartbeats
+running = {}  # (id, fence): (item, cancelled); what is in here is kept with heartbeats
 ended = queue.Queue()  # (what, item, more) for the reporter
 room = threading.Semaphore(SLOTS)
 
@@ -52,7 +52,12 @@ def run(item, cancelled):
         handler = HANDLERS.get(item["kind"])
         if handler is None:
             raise RuntimeError(f"no handler for kind {item['kind']!r} here; there are {', '.join(HANDLERS)}")
-        ended.put(("complete", item, {"result": handler(item["payload"], cancelled)}))
+        result = handler(item["payload"], cancelled)
+        try:
+            json.dumps(result, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise Permanent(f"its result is no JSON: {error}")
+        ended.put(("complete", item, {"result": result}))
     except Permanent as error:
         ended.put(("fail", item, {"error": str(error), "permanent": True}))
     except Exception as error:
@@ -62,11 +67,12 @@ def run(item, cancelled):
 def beat():
     while True:
         time.sleep(min([item["lease_ms"] for item, _ in list(running.values())] or [LEASE_MS]) / 3000)
-        items = [{"id": id, "fence": item["fence"]} for id, (item, _) in list(running.items())]
+        items = [{"id": id, "fence": fence} for id, fence in list(running)]
         try:
             for answer in call("heartbeat", {"items": items[:1000]}) if items else []:
-                if answer["answer"] != "held" and answer["id"] in running:
-                    running[answer["id"]][1].set()  # cancelled, or lost: then whatever comes of it is refused
+                held = running.get((answer["id"], answer["fence"]))
+                if answer["answer"] != "held" and held:
+                    held[1].set()  # cancelled, or lost: then whatever comes of it is refused
         except TROUBLE as error:
             print(f"heartbeats do not get through, the leases run on: {error}", file=sys.stderr)
 
@@ -82,7 +88,7 @@ def tell(what, items):
                     print(f"{answer['id']}: {what} was not taken: {answer['answer']}", file=sys.stderr)
             return
         except TROUBLE as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code in (413, 422):
+            if isinstance(error, urllib.error.HTTPError) and error.code in (400, 413, 422):
                 if len(items) > 1:
                     return [tell(what, [item]) for item in items]
                 if what == "complete":
@@ -100,7 +106,7 @@ def report():
         for what in ("complete", "fail"):
             tell(what, [{"id": i["id"], "fence": i["fence"], **more} for w, i, more in batch if w == what])
         for _, item, _ in batch:
-            running.pop(item["id"], None)
+            running.pop((item["id"], item["fence"]), None)
             room.release()
 
 
@@ -123,8 +129,9 @@ def main():
                 print(f"no work can be had: {error}", file=sys.stderr)
                 stop.wait(1)
             for item in items:
-                running[item["id"]] = (item, threading.Event())
-                pool.submit(run, *running[item["id"]])
+                at = (item["id"], item["fence"])
+                running[at] = (item, threading.Event())
+                pool.submit(run, *running[at])
             if free > len(items):
                 room.release(free - len(items))
     while running:  # all have run; their ends are on the way

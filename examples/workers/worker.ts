@@ -43,7 +43,8 @@ const handlers: Record<string, Handler> = {
 };
 
 let stopping = false;
-const running = new Map<string, { item: Item; abort: AbortController }>(); // kept with heartbeats
+const running = new Map<string, { item: Item; abort: AbortController }>(); // by id and fence; kept with heartbeats
+const at = ({ id, fence }: { id: string; fence: string }) => `${id} ${fence}`;
 const ended: End[] = []; // for the reporter
 
 function sleep(ms: number, signal?: AbortSignal): Promise<void> {
@@ -68,7 +69,13 @@ async function run(item: Item, cancelled: AbortSignal): Promise<void> {
   try {
     const handler = handlers[item.kind];
     if (!handler) throw new Error(`no handler for kind ${item.kind} here; there are ${Object.keys(handlers).join(', ')}`);
-    ended.push({ what: 'complete', item, more: { result: (await handler(item.payload, cancelled)) ?? null } });
+    const result = (await handler(item.payload, cancelled)) ?? null;
+    try {
+      JSON.stringify(result);
+    } catch (error) {
+      throw new Permanent(`its result is no JSON: ${error}`);
+    }
+    ended.push({ what: 'complete', item, more: { result } });
   } catch (error) {
     const more = { error: String(error), permanent: error instanceof Permanent };
     ended.push({ what: 'fail', item, more });
@@ -81,8 +88,8 @@ async function beat(): Promise<void> {
     const items = [...running.values()].slice(0, 1000).map(({ item }) => ({ id: item.id, fence: item.fence }));
     if (items.length === 0) continue;
     try {
-      for (const { id, answer } of await call<Answer>('heartbeat', { items })) {
-        if (answer !== 'held') running.get(id)?.abort.abort(); // cancelled, or lost: then whatever comes of it is refused
+      for (const answer of await call<Answer>('heartbeat', { items })) {
+        if (answer.answer !== 'held') running.get(at(answer))?.abort.abort(); // cancelled, or lost: then whatever comes of it is refused
       }
     } catch (error) {
       console.error(`heartbeats do not get through, the leases run on: ${error}`);
@@ -100,7 +107,7 @@ async function tell(what: 'complete' | 'fail', items: { id: string; fence: strin
       }
       return;
     } catch (error) {
-      if (error instanceof Refused && (error.status === 413 || error.status === 422)) {
+      if (error instanceof Refused && [400, 413, 422].includes(error.status)) {
         if (items.length > 1) {
           for (const item of items) await tell(what, [item]);
           return;
@@ -121,7 +128,7 @@ async function report(): Promise<void> {
     for (const what of ['complete', 'fail'] as const) {
       await tell(what, batch.filter((end) => end.what === what).map(({ item, more }) => ({ id: item.id, fence: item.fence, ...more })));
     }
-    batch.forEach(({ item }) => running.delete(item.id));
+    batch.forEach(({ item }) => running.delete(at(item)));
   }
 }
 
@@ -136,7 +143,7 @@ async function main(): Promise<void> {
       const asked = { max: Math.min(free, 1000), wait_ms: WAIT_MS, lease_ms: LEASE_MS };
       for (const item of await call<Item>('dequeue', asked)) {
         const abort = new AbortController();
-        running.set(item.id, { item, abort });
+        running.set(at(item), { item, abort });
         void run(item, abort.signal);
       }
     } catch (error) {

@@ -485,7 +485,10 @@ impl Parts {
             .overflowing(others)
             .seen_by(self.observer.clone());
         tasks.spawn(worker.run(stop.clone()));
-        self.spawn_temporal_worker(config, servers, executor, (stop, tasks));
+        // Who runs nothing must take nothing that Temporal owns away from those who do.
+        if executor.runs_anything() {
+            self.spawn_temporal_worker(config, servers, executor, (stop, tasks));
+        }
         Ok(())
     }
 

@@ -138,6 +138,11 @@ pub trait Executor: Send + Sync {
         None
     }
 
+    /// Whether it runs anything at all.
+    fn runs_anything(&self) -> bool {
+        true
+    }
+
     /// Whether any kind has a capacity of its own.
     fn has_capacities(&self) -> bool {
         false

@@ -9,12 +9,16 @@ pub struct RemoteOnly;
 
 #[async_trait]
 impl Executor for RemoteOnly {
-    /// Reached by what Temporal owns.
+    /// Not reached: nothing is claimed for it.
     async fn execute(&self, call: &Call) -> Answer {
         Answer::retryable(format!(
             "nothing of kind `{}` is run here: worker.remote_only is set, and remote workers have what Postgres owns of groups `remote.…`",
             call.kind
         ))
+    }
+
+    fn runs_anything(&self) -> bool {
+        false
     }
 
     fn capacity(&self, _kind: &str) -> Option<usize> {

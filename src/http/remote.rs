@@ -23,7 +23,7 @@ use crate::interaction::{Fence, Payload, REMOTE, is_remote};
 use crate::ledger::{Attempted, Ending, LedgerError, RemoteBeat, RemoteReport};
 use crate::policy::Failure;
 use crate::queue::remote::{Asked, Batch};
-use crate::router::request::Fault;
+use crate::router::request::{Fault, name_fault};
 
 /// What one request may be about.
 const ITEMS: u64 = 1_000;
@@ -273,6 +273,8 @@ async fn said(
             "«{}» is run by the workers of crossover; remote workers have the groups whose names begin with `{REMOTE}`",
             clean(group)
         );
+        faults.push(fault("group", message));
+    } else if let Some(message) = name_fault(group, 100) {
         faults.push(fault("group", message));
     }
     unknown("", &fields, known, &mut faults);

@@ -9,7 +9,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::detached::{ROW, detached_of, ms};
-use super::{Detached, Ending, Ledger, LedgerError, Report, is_outage, within};
+use super::{Detached, Ending, Ledger, LedgerError, Report, is_contention, is_outage, within};
 use crate::interaction::{Fence, Outcome, Side};
 use crate::policy::{Failure, Next};
 
@@ -62,6 +62,9 @@ struct End<'a> {
     retry: Option<Duration>,
     ending: &'a Ending,
 }
+
+/// Of a batch, so many may be held by others, each for as long as a lock is waited for.
+const HELD: usize = 3;
 
 impl Ledger {
     /// Heartbeats for attempts that were taken from `group`, in any order; an answer for each.
@@ -130,7 +133,9 @@ impl Ledger {
                 answers.extend(ours.map(|end| (end.of, end.taken())));
                 Ok(())
             }
-            Err(error @ LedgerError::Refused(_)) if !is_outage(&error) => {
+            Err(error) if !is_outage(&error) || is_contention(&error) => {
+                // What somebody holds just now is asked to be repeated, with all of them: the others have ended by then.
+                let mut held = Vec::new();
                 for end in ends {
                     match self.end_together(group, std::slice::from_ref(end)).await {
                         Ok(taken) if taken.is_empty() => {}
@@ -138,10 +143,11 @@ impl Ledger {
                         Err(error @ LedgerError::Refused(_)) if !is_outage(&error) => {
                             answers.insert(end.of, RemoteReport::Refused(crate::executor::clean(&error.to_string())));
                         }
+                        Err(error) if is_contention(&error) && held.len() < HELD => held.push(error),
                         Err(error) => return Err(error),
                     }
                 }
-                Ok(())
+                held.pop().map_or(Ok(()), Err)
             }
             Err(error) => Err(error),
         }

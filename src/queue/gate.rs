@@ -67,7 +67,7 @@ pub(super) async fn admit(shared: Arc<Shared>, stop: CancellationToken) {
         };
         let look = looked.is_none_or(|at| at.elapsed() >= POLL);
         let tidy = tidied.is_none_or(|at| at.elapsed() >= TIDY);
-        let asked = Asked { most: MOST, look, tidy, from: from.take() };
+        let asked = Asked { most: MOST, look, tidy, from: from.clone() };
         let Some(pass) = stop.run_until_cancelled(shared.groups.admit(asked)).await else { return };
         pause = match pass {
             Ok(pass) => {
@@ -78,7 +78,10 @@ pub(super) async fn admit(shared: Arc<Shared>, stop: CancellationToken) {
                     tidied = Some(Instant::now());
                 }
                 let pause = after(&shared, &pass, rung);
-                from = pass.go_on;
+                // Who found somebody else at it goes on where it was, or the last groups never have their turn.
+                if !pass.busy {
+                    from = pass.go_on;
+                }
                 pause
             }
             Err(error) => {

@@ -388,7 +388,8 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
-        let low = next.floor.share(limit);
+        // A claim by kinds is too dear to look at the other end as well.
+        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
         let answer = match self.executor.has_capacities() {
             false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
             true => shared.claimed(self.copies_with_room(claim, walk)).await,
@@ -406,7 +407,7 @@ impl Starting {
         if limit == 0 {
             return;
         }
-        let low = next.floor.share(limit);
+        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
         let answer = match self.executor.has_capacities() {
             false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
             true => shared.claimed(self.tasks_with_room(limit, walk)).await,

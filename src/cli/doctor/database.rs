@@ -12,12 +12,17 @@ use crate::config::Config;
 /// A look at catalogs and statistics.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What is looked for, and the query that finds it: a line for each fault, that says what to do.
-const CHECKS: [(&str, &str, &str); 4] = [
-    ("postgres settings", "every commit is on the disk before it is answered, and autovacuum runs", SETTINGS),
-    ("postgres transactions", "nothing keeps dead rows from being cleaned", TRANSACTIONS),
-    ("postgres upkeep", "partitions are there for two days and more, upkeep is done, every index is whole", UPKEEP),
-    ("schedules", "Temporal has of each what it is to have", SCHEDULES),
+/// What is looked for, the table of ours that it needs, and the query that finds it: a line for each fault, that says what to do.
+const CHECKS: [(&str, &str, Option<&str>, &str); 4] = [
+    ("postgres settings", "every commit is on the disk before it is answered, and autovacuum runs", None, SETTINGS),
+    ("postgres transactions", "nothing keeps dead rows from being cleaned", None, TRANSACTIONS),
+    (
+        "postgres upkeep",
+        "partitions are there for two days and more, upkeep is done, every index is whole",
+        Some("crossover.maintenance"),
+        UPKEEP,
+    ),
+    ("schedules", "Temporal has of each what it is to have", Some("crossover.schedule_mirrors"), SCHEDULES),
 ];
 
 const SETTINGS: &str = "
@@ -67,11 +72,11 @@ pub(super) async fn checks(config: &Config) -> Vec<Check> {
     let Some(url) = &config.postgres.url else { return Vec::new() };
     let look = async {
         let mut connection = PgConnection::connect(url.expose()).await?;
-        let migrated = "select to_regclass('crossover.maintenance') is not null";
-        let migrated: bool = sqlx::query_scalar(migrated).fetch_one(&mut connection).await?;
         let mut checks = Vec::new();
-        for (check, sound, sql) in CHECKS {
-            if sql == UPKEEP && !migrated {
+        for (check, sound, needs, sql) in CHECKS {
+            let there = sqlx::query_scalar("select $1::text is null or to_regclass($1) is not null");
+            let there: bool = there.bind(needs).fetch_one(&mut connection).await?;
+            if !there {
                 checks.push(Check::new(check, Ok("the schema is not this program's yet: crossover migrate".to_owned())));
                 continue;
             }

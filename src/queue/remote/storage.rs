@@ -12,6 +12,8 @@ use crate::ledger::{LedgerError, within};
 
 /// A statement takes at most so many, so that an answer is not much longer than [`BYTES`].
 const CHUNK: usize = 50;
+/// The first of them, before it is known how large they are.
+const FIRST: usize = 8;
 /// No more is taken once the payloads have so many bytes.
 const BYTES: usize = 8 << 20;
 /// Nor once so much can't be handed out.
@@ -36,14 +38,17 @@ impl Queue {
     pub(super) async fn take_for_remote(&self, asked: &Asked) -> Result<Taken, LedgerError> {
         within(async {
             let claimer = Uuid::new_v4();
-            let (mut runs, mut aside, mut broken, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+            let (mut runs, mut aside, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut bytes, mut largest) = (0, 0);
             let mut tx = self.pool().begin().await?;
             // Whatever statistics say of a table that is now empty and now full, one index has them in order.
             sqlx::query("select set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true)")
                 .execute(&mut *tx)
                 .await?;
             while runs.len() < asked.most && bytes < BYTES && aside.len() + broken.len() < ASIDE {
-                let limit = CHUNK.min(asked.most - runs.len());
+                // As many as fit, if none is larger than those so far.
+                let fit = if largest == 0 { FIRST } else { ((BYTES - bytes) / largest).max(1) };
+                let limit = CHUNK.min(asked.most - runs.len()).min(fit);
                 let sql = claim_sql("grp = $4 and rank > 500 and execute", "rank - 1000, seq", HEAD);
                 let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit as i64).bind(claimer).bind(LEASE_MS);
                 let rows = rows.bind(&asked.group).fetch_all(&mut *tx).await?;
@@ -53,7 +58,9 @@ impl Queue {
                             aside.push(claimed);
                         }
                         Ok(claimed) => {
-                            bytes += claimed.envelope.payload.get().len();
+                            let size = claimed.envelope.payload.get().len();
+                            bytes += size;
+                            largest = largest.max(size);
                             runs.push(claimed);
                         }
                         Err(error) => broken.extend(unreadable(row, &error)),

@@ -87,7 +87,8 @@ async fn what_never_was_and_what_has_another_fence_is_answered_item_by_item() {
 async fn a_group_of_our_own_workers_has_no_remote_ones() {
     let world = World::new(Stage::Live).await;
     let node = world.node_with(ROUTER, |_| {}).await;
-    for group in ["default", "mail", "Remote.mail"] {
+    let long = format!("remote.{}", "x".repeat(100));
+    for group in ["default", "mail", "Remote.mail", "remote.%00", "remote.a%0Ab", &long] {
         let answer = node.call("POST", &format!("/v1/groups/{group}/dequeue"), Some(&json!({ "worker": "w" }))).await;
         assert_eq!((answer.status, &answer.body["errors"][0]["field"]), (422, &json!("group")), "{answer:?}");
     }

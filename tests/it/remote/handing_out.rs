@@ -194,3 +194,45 @@ async fn plan(world: &World, (which, by): (&str, &str)) -> String {
     let lines: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(world.pool()).await.unwrap();
     lines.join("\n")
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_a_runner_takes_nothing_of_temporals_away_from_those_that_have_one() {
+    let world = World::new(Stage::Shadow).await;
+    let alone = |config: &mut crossover::config::Config| {
+        (config.runner.url, config.worker.remote_only) = (None, true);
+    };
+    let without = world.node_with(ALL, alone).await;
+    without.accepts(&world.request("first"), 201).await;
+    let with_runner = world.node().await;
+    world.succeeded("first").await;
+    for n in 0..5 {
+        with_runner.accepts(&world.request(&format!("k{n}")), 201).await;
+    }
+    for key in ["first", "k0", "k1", "k2", "k3", "k4"] {
+        world.succeeded(key).await;
+        let fences: Vec<_> = world.runner.of(key).iter().map(|call| call.fence).collect();
+        assert_eq!(fences, [(1, 1)], "{key}: no attempt was spent elsewhere");
+    }
+    with_runner.stop().await;
+    without.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_used_again_before_its_last_end_is_forgotten_is_handed_out() {
+    let world = World::new(Stage::Complete).await;
+    let node = world.node().await;
+    node.accepts(&mail(&world, "k"), 201).await;
+    let item = next(&node, Duration::from_secs(30)).await;
+    assert_eq!(complete(&node, &item).await, "taken");
+    world.succeeded("k").await;
+    // Its retention has passed, sooner than the day for which what was handed out is remembered.
+    for sql in ["delete from crossover.pins", "delete from crossover.payloads", "delete from crossover.attempts"] {
+        sqlx::query(sql).execute(world.pool()).await.unwrap();
+    }
+    node.accepts(&mail(&world, "k"), 201).await;
+    let again = next(&node, Duration::from_secs(30)).await;
+    assert_eq!((&again["id"], &again["fence"]), (&item["id"], &item["fence"]));
+    assert_eq!(complete(&node, &again).await, "taken");
+    world.succeeded("k").await;
+    node.stop().await;
+}

@@ -122,3 +122,21 @@ async fn a_runner_that_took_it_away_holds_its_account_back_while_it_has_it_and_n
     assert_eq!(here.count("select count(*) from crossover.group_holds").await, 0, "what is over says nothing");
     worker.drain().await;
 }
+
+#[tokio::test]
+async fn of_an_account_no_more_than_a_burst_is_let_in_while_nobody_claims() {
+    let here = World::new().await;
+    here.set(json!({ "account_rate": 1000.0, "account_burst": 3 })).await;
+    for n in 0..20 {
+        here.enqueue(mail(n)).await;
+    }
+    let mut let_in = 0;
+    for _ in 0..20 {
+        let_in += here.admit().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(let_in, 3);
+    let worker = here.claimer(PATIENCE).await;
+    assert_eq!(here.tasks.claim(worker, 10).await.unwrap().len(), 3);
+    assert_eq!(here.admit().await, 3);
+}
