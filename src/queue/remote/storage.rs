@@ -47,7 +47,7 @@ impl Queue {
                 .await?;
             while runs.len() < asked.most && bytes < BYTES && aside.len() + broken.len() < ASIDE {
                 // As many as fit, if none is larger than those so far.
-                let fit = if largest == 0 { FIRST } else { ((BYTES - bytes) / largest).max(1) };
+                let fit = (BYTES - bytes).checked_div(largest).map_or(FIRST, |fit| fit.max(1));
                 let limit = CHUNK.min(asked.most - runs.len()).min(fit);
                 let sql = claim_sql("grp = $4 and rank > 500 and execute", "rank - 1000, seq", HEAD);
                 let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(limit as i64).bind(claimer).bind(LEASE_MS);
