@@ -101,7 +101,9 @@ begin
     set done = greatest(m.done, p_wish), tries = 0, error = null, told_at = clock_timestamp(),
         triggers = array(select t from unnest(m.triggers) t where t <> all (p_triggers)),
         due_at = case when m.wish > p_wish or exists (select from unnest(m.triggers) t where t <> all (p_triggers))
-                      then clock_timestamp() else p_again end,
+                      then clock_timestamp()
+                      -- What Temporal lost by itself, in a restore or by hand, makes no tick that would tell: it is looked at once a day.
+                      else least(p_again, clock_timestamp() + interval '1 day' * (0.5 + random())) end,
         behind_since = case when m.wish > p_wish then m.behind_since end
     where m.schedule_id = p_id;
     return found;

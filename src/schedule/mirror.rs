@@ -24,6 +24,8 @@ use crate::interaction::Payload;
 const MOST_TIMES: usize = 2_000;
 /// Rows of such times: those of an hour at the same second are one.
 const MOST_ROWS: usize = 200;
+/// Temporal refuses a schedule that names a later one. What comes after that is told as it comes nearer.
+const LAST_YEAR: i32 = 2100;
 /// A little of the past is told as well, so that nothing falls between a look at the clock and Temporal's.
 const BACK: TimeDelta = TimeDelta::seconds(10);
 /// Payloads up to this go along with every launcher.
@@ -181,7 +183,7 @@ fn ticks(spec: &Spec, times: &Times, now: DateTime<Utc>) -> (Ticks, Option<DateT
     let mut rows: BTreeMap<(DateTime<Utc>, u32), Vec<u32>> = BTreeMap::new();
     let mut told = Vec::new();
     let next = std::iter::successors(times.after(now - BACK), |last| times.after(*last));
-    for tick in next.take(MOST_TIMES).map(tick_of) {
+    for tick in next.take(MOST_TIMES).map(tick_of).take_while(|tick| tick.year() <= LAST_YEAR) {
         let hour = tick - TimeDelta::seconds((tick.minute() * 60 + tick.second()).into());
         let full = rows.len() >= MOST_ROWS;
         match rows.entry((hour, tick.second())) {
@@ -232,6 +234,22 @@ mod tests {
         let mut all: Vec<_> = rows.iter().flat_map(of).collect();
         all.sort_unstable();
         all
+    }
+
+    #[test]
+    fn what_comes_rarely_is_told_no_further_than_temporal_takes_it() {
+        let now = at("2027-03-01T00:00:00Z");
+        for (spec, some) in [
+            (cron("0 0 1 1 *", "UTC"), true),
+            (cron("0 0 29 2 *", "Europe/Berlin"), true),
+            (Spec::Once(Once { at: at("2110-01-01T00:00:00Z") }), false),
+            (Spec::Every(Every { every_ms: 12_345_678_901, starts_at: now }), true),
+        ] {
+            let (ticks, _) = ticks(&spec, &spec.read().unwrap(), now);
+            let all = unfolded(&ticks);
+            assert_eq!(!all.is_empty(), some, "{spec:?}");
+            assert!(all.iter().all(|tick| tick.year() <= LAST_YEAR), "{spec:?}");
+        }
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub fn queue_of(task_queue: &str) -> String {
 
 /// What a launcher came to, for who looks at its history.
 const GAVE_UP: &str = "it was given up: a later time does what it has left";
-/// Launchers at once in one process.
-const SLOTS: usize = 16;
+/// Launchers at once in one process: they wait for rows on connections that callers need, most of all after an outage.
+const SLOTS: usize = 4;
 /// A launcher that waits again and again leaves the rest to the next.
 const MOST_WAITS: u32 = 100;
 /// One look, at Temporal as well where Postgres is away.
