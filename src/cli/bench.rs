@@ -29,6 +29,10 @@ enum What {
     Latency(queue::Args),
     /// The first 20,000 done with 10,000 waiting, and with many
     Backlog(queue::Args),
+    /// A steady thousand a second, without and with a transaction held open all the while; timed is the last quarter
+    HeldOpen(queue::Args),
+    /// Run no-ops that wait, without and with a limit on their group
+    Limited(queue::Args),
     /// Run no-ops that are pinned, as those of accounts that migrate are
     Pinned(queue::Args),
     Schedules(schedules::Args),
@@ -44,6 +48,8 @@ pub async fn run(args: Args, context: Context) -> Outcome {
         What::EnqueueBatch(args) => queue::run(Work::EnqueueBatch, args, context).await,
         What::Latency(args) => queue::run(Work::Latency, args, context).await,
         What::Backlog(args) => queue::run(Work::Backlog, args, context).await,
+        What::HeldOpen(args) => queue::run(Work::HeldOpen, args, context).await,
+        What::Limited(args) => queue::run(Work::Limited, args, context).await,
         What::Pinned(args) => queue::run(Work::Pinned, args, context).await,
         What::Schedules(args) => schedules::run(args, context).await,
         #[cfg(feature = "temporal")]

@@ -49,6 +49,8 @@ pub struct Options {
     pub postgres_bin_dir: Option<PathBuf>,
     /// The `temporal` program, instead of the fetched one.
     pub temporal_bin: Option<PathBuf>,
+    /// What Postgres is told beside what it is always told, such as `wal_level=logical`.
+    pub postgres_settings: Vec<String>,
     /// A namespace that Temporal has besides `default`.
     pub namespace: Option<String>,
     /// Who hears what is being done.
@@ -63,6 +65,7 @@ impl Options {
             data_dir: None,
             postgres_bin_dir: None,
             temporal_bin: None,
+            postgres_settings: Vec::new(),
             namespace: None,
             progress: Progress::silent(),
         }

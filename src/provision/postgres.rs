@@ -66,13 +66,13 @@ pub async fn postgres(options: &Options) -> Result<Postgres> {
     }
     let home = Home::make(options.data_dir.as_ref(), "postgres", account)?;
     let _step = options.progress.step("starting Postgres");
-    let started = start(&bin, &home).await;
+    let started = start(&bin, &home, &options.postgres_settings).await;
     home.clear_unless(started)
 }
 
-async fn start(bin: &Path, home: &Home) -> Result<Postgres> {
+async fn start(bin: &Path, home: &Home, settings: &[String]) -> Result<Postgres> {
     make_cluster(bin, home).await?;
-    let plan = |[port]: [u16; 1]| Ok((launch(bin, home, port), Box::new(Ready { port }) as _));
+    let plan = |[port]: [u16; 1]| Ok((launch(bin, home, port, settings), Box::new(Ready { port }) as _));
     let (server, [port]) = Server::start(plan).await?;
     make_database(port, NAME).await.map_err(Error::Database)?;
     Ok(Postgres { url: format!("postgres://{NAME}@127.0.0.1:{port}/{NAME}"), server })
@@ -96,10 +96,11 @@ async fn make_cluster(bin: &Path, home: &Home) -> Result<()> {
     std::fs::rename(&aside, &data).map_err(Error::io("move into place", data))
 }
 
-fn launch(bin: &Path, home: &Home, port: u16) -> Launch {
+fn launch(bin: &Path, home: &Home, port: u16, settings: &[String]) -> Launch {
     let mut args: Vec<OsString> = vec!["-D".into(), home.path.join("data").into()];
     args.extend(["-h", "127.0.0.1", "-p", &port.to_string()].map(OsString::from));
-    args.extend(SETTINGS.iter().flat_map(|setting| ["-c", *setting]).map(OsString::from));
+    let settings = SETTINGS.iter().copied().chain(settings.iter().map(String::as_str));
+    args.extend(settings.flat_map(|setting| ["-c", setting]).map(OsString::from));
     // INT is the fast shutdown: it doesn't wait for clients to leave.
     let (program, home) = (bin.join("postgres"), home.clone());
     Launch { name: "Postgres", program, args, variables: Vec::new(), home, stop_signal: "INT" }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::super::proof::{number, numbers};
 use super::super::{Context, Outcome, print_json};
-use ground::Cost;
+use ground::{Cost, Statement};
 pub(super) use ground::Ground;
 pub(super) use ours::{interaction, router};
 
@@ -37,6 +37,9 @@ pub struct Args {
     callers: u32,
 }
 
+/// Tasks in a second, where they come at a steady pace.
+const RATE: u32 = 1_000;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Work {
@@ -50,6 +53,10 @@ pub enum Work {
     Latency,
     /// The first 20,000 done with few and with many waiting.
     Backlog,
+    /// A steady thousand a second, without and with a transaction held open all the while; timed is the last quarter.
+    HeldOpen,
+    /// Run no-ops that wait, without and with a limit on their group.
+    Limited,
     /// Run no-ops that are pinned, as those of accounts that migrate are.
     Pinned,
 }
@@ -57,10 +64,11 @@ pub enum Work {
 impl Work {
     fn tasks(self) -> u32 {
         match self {
-            Work::BurnDown | Work::EnqueueBatch => 200_000,
+            Work::BurnDown | Work::EnqueueBatch | Work::Limited => 200_000,
             Work::Enqueue => 50_000,
             Work::Latency => 2_000,
             Work::Backlog => 1_000_000,
+            Work::HeldOpen => 60_000,
             Work::Pinned => 10_000,
         }
     }
@@ -77,9 +85,13 @@ pub(super) struct Round {
     p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     p99_ms: Option<f64>,
-    /// For each task: bytes of the write-ahead log and commits.
+    /// For each task: bytes of the write-ahead log, commits, microseconds of CPU of this process and of Postgres.
     wal_bytes: f64,
     commits: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_cpu_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_cpu_us: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -92,6 +104,8 @@ struct Report {
     /// Ours over the floor's: tasks in a second.
     ratio_to_floor: f64,
     rounds: Vec<Round>,
+    /// What took most of the server's time in all rounds, of ours, filling included.
+    statements: Vec<Statement>,
 }
 
 /// See [`Args`].
@@ -100,6 +114,7 @@ pub async fn run(work: Work, args: Args, context: Context) -> Outcome {
     let progress = context.progress();
     let ground = Ground::prepare(context.load()?, &progress).await?;
     let mut rounds = Vec::new();
+    ground.forget_statements().await;
     for n in 1..=args.rounds {
         progress.say(&format!("round {n} of {}", args.rounds));
         let pair = match work {
@@ -110,12 +125,17 @@ pub async fn run(work: Work, args: Args, context: Context) -> Outcome {
             Work::EnqueueBatch => [floor::enqueue_batch(&ground, tasks).await?, ours::enqueue_batch(&ground, tasks).await?],
             Work::Latency => [floor::latency(&ground, tasks).await?, ours::latency(&ground, tasks).await?],
             Work::Backlog => [ours::first_of(&ground, 10_000, "few").await?, ours::first_of(&ground, tasks, "many").await?],
+            Work::Limited => [ours::burn_down(&ground, tasks).await?, ours::limited(&ground, tasks).await?],
+            Work::HeldOpen => {
+                [ours::steady(&ground, (tasks, RATE), false).await?, ours::steady(&ground, (tasks, RATE), true).await?]
+            }
             Work::Pinned => [floor::burn_down(&ground, tasks).await?, ours::pinned(&ground, tasks).await?],
         };
         rounds.extend(pair);
     }
+    let statements = ground.statements().await;
     ground.clear().await;
-    let report = Report::of(work, tasks, rounds);
+    let report = Report::of(work, tasks, (rounds, statements));
     match context.json {
         true => print_json(&report)?,
         false => report.print(),
@@ -124,15 +144,16 @@ pub async fn run(work: Work, args: Args, context: Context) -> Outcome {
 }
 
 impl Report {
-    fn of(work: Work, tasks: u32, rounds: Vec<Round>) -> Self {
+    fn of(work: Work, tasks: u32, (rounds, statements): (Vec<Round>, Vec<Statement>)) -> Self {
         let of = |place: usize| median(rounds.iter().skip(place).step_by(2).map(|round| round.per_second).collect());
         let (floor_per_second, per_second) = (of(0), of(1));
         let work = work.to_possible_value().map_or_else(String::new, |name| name.get_name().to_owned());
-        Self { work, tasks, per_second, floor_per_second, ratio_to_floor: per_second / floor_per_second, rounds }
+        Self { work, tasks, per_second, floor_per_second, ratio_to_floor: per_second / floor_per_second, rounds, statements }
     }
 
     fn print(&self) {
-        let mut table = numbers(&["", "tasks/s", "p50", "p99", "WAL bytes/task", "commits/task"]);
+        let mut table = numbers(&["", "tasks/s", "p50", "p99", "WAL bytes/task", "commits/task", "CPU here", "CPU of Postgres"]);
+        let micros = |us: Option<f64>| us.map_or_else(String::new, |us| format!("{us:.1} µs/task"));
         let ms = |ms: Option<f64>| ms.map_or_else(String::new, |ms| format!("{ms:.2} ms"));
         for round in &self.rounds {
             table.add_row([
@@ -142,9 +163,16 @@ impl Report {
                 comfy_table::Cell::new(ms(round.p99_ms)),
                 number(round.wal_bytes as u64),
                 comfy_table::Cell::new(format!("{:.4}", round.commits)),
+                comfy_table::Cell::new(micros(round.client_cpu_us)),
+                comfy_table::Cell::new(micros(round.server_cpu_us)),
             ]);
         }
         println!("{}", table.trim_fmt());
+        let mut statements = numbers(&["calls", "ms", "statement"]);
+        for s in &self.statements {
+            statements.add_row([number(s.calls.unsigned_abs()), number(s.ms as u64), comfy_table::Cell::new(&s.statement)]);
+        }
+        println!("\n{}", statements.trim_fmt());
         println!(
             "\n{} with {} tasks: {:.0} a second, {:.2} of the {} that it is compared with (medians).",
             self.work, self.tasks, self.per_second, self.ratio_to_floor, self.floor_per_second as u64
@@ -156,8 +184,17 @@ impl Round {
     fn of(who: &'static str, tasks: u32, took: Duration, cost: Cost) -> Self {
         let tasks = f64::from(tasks.max(1));
         let per_second = tasks / took.as_secs_f64();
-        let (wal_bytes, commits) = (cost.wal_bytes / tasks, cost.commits / tasks);
-        Self { who, per_second, p50_ms: None, p99_ms: None, wal_bytes, commits }
+        let micros = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e6 / tasks);
+        Self {
+            who,
+            per_second,
+            p50_ms: None,
+            p99_ms: None,
+            wal_bytes: cost.wal_bytes / tasks,
+            commits: cost.commits / tasks,
+            client_cpu_us: micros(cost.client_cpu),
+            server_cpu_us: micros(cost.server_cpu),
+        }
     }
 
     fn timed(self, mut times: Vec<Duration>) -> Self {

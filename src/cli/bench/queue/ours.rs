@@ -23,6 +23,7 @@ use crate::queue::{Queue, Worker, WorkerOptions};
 
 const KIND: &str = "noop";
 const BATCH: usize = 1_000;
+pub(super) const SLOTS: usize = 2_000;
 /// Nothing takes longer than this, or the measurement is broken.
 const PATIENCE: Duration = Duration::from_secs(1_200);
 
@@ -32,6 +33,19 @@ pub(super) async fn burn_down(ground: &Ground, tasks: u32) -> Result<Round, Fail
     fill(ground, 0..tasks).await?;
     ground.settle(&["crossover.tasks_ready", "crossover.tasks", "crossover.attempts"]).await?;
     until_run(ground, tasks, "crossover").await
+}
+
+/// The same in a group that may run 10,000 at once, and 100 of each account.
+pub(super) async fn limited(ground: &Ground, tasks: u32) -> Result<Round, Failure> {
+    ground.sweep().await?;
+    sqlx::query("select crossover.set_group('default', '{\"max_running\": 10000, \"max_per_account\": 100}')")
+        .execute(&ground.pool)
+        .await?;
+    fill(ground, 0..tasks).await?;
+    ground.settle(&["crossover.gate", "crossover.tasks_ready", "crossover.tasks", "crossover.attempts"]).await?;
+    let round = until_run(ground, tasks, "limited").await;
+    sqlx::query("select crossover.unset_group('default')").execute(&ground.pool).await?;
+    round
 }
 
 /// Runs the first 20,000 of `waiting`, or half of them.
@@ -64,7 +78,7 @@ async fn pin(ledger: &Ledger, n: u32) -> Result<(), Failure> {
 /// A worker runs until `tasks` have ended.
 async fn until_run(ground: &Ground, tasks: u32, who: &'static str) -> Result<Round, Failure> {
     let (before, run) = (ground.cost().await?, Arc::new(Run::default()));
-    let (worker, stop) = (worker(ground, &run, Arc::default())?, CancellationToken::new());
+    let (worker, stop) = (worker(ground, &run)?, CancellationToken::new());
     let began = Instant::now();
     let working = tokio::spawn(worker.run(stop.clone()));
     let took = tokio::time::timeout(PATIENCE, async {
@@ -160,29 +174,37 @@ impl Run {
     }
 }
 
-fn worker(ground: &Ground, run: &Arc<Run>, wake: Arc<Notify>) -> Result<Worker, Failure> {
+fn counted(run: &Arc<Run>) -> Handlers {
     let run = run.clone();
-    let handlers = Handlers::new().register(KIND, move |_: String, _| {
+    Handlers::new().register(KIND, move |_: String, _| {
         run.one();
         std::future::ready(Ok(()))
-    });
-    worker_of(ground, handlers, wake)
+    })
 }
 
-fn worker_of(ground: &Ground, handlers: Handlers, wake: Arc<Notify>) -> Result<Worker, Failure> {
+fn worker(ground: &Ground, run: &Arc<Run>) -> Result<Worker, Failure> {
     let options = WorkerOptions {
-        slots: 2_000,
+        slots: SLOTS,
         lease: Duration::from_secs(30),
         poll: Duration::from_millis(100),
         rehearsal_bound: Duration::from_secs(60),
         grace: Duration::from_secs(5),
     };
     let queue = Queue::new(ground.pool.clone());
-    Ok(Worker::new(queue, Arc::new(handlers), options, Arc::new(Metrics::new()?), wake))
+    Ok(Worker::new(queue, Arc::new(counted(run)), options, Arc::new(Metrics::new()?), Arc::default()))
 }
 
 /// A router of a process whose accounts are all in complete.
 pub(in super::super) async fn router(ground: &Ground) -> Result<App, Failure> {
+    app(ground, Roles { router: true, worker: false, relay: false }, Handlers::new()).await
+}
+
+/// A process that takes work in and runs it, as a program does that has the queue inside.
+async fn whole(ground: &Ground, handlers: Handlers) -> Result<App, Failure> {
+    app(ground, Roles { router: true, worker: true, relay: false }, handlers).await
+}
+
+async fn app(ground: &Ground, roles: Roles, handlers: Handlers) -> Result<App, Failure> {
     let flags = DocumentBuilder::default().everybody(Stage::Complete).build();
     flags
         .map_err(|faults| format!("the bench's flags are not right: {faults:?}"))?
@@ -195,7 +217,7 @@ pub(in super::super) async fn router(ground: &Ground) -> Result<App, Failure> {
         #[cfg(feature = "temporal")]
         temporal: None,
     };
-    Ok(App::start(&ground.config, Roles { router: true, worker: false, relay: false }, servers).await?)
+    Ok(App::start_with(&ground.config, roles, servers, handlers).await?)
 }
 
 /// What is measured is what tasks cost, and not pins.
@@ -207,10 +229,9 @@ async fn none_was_pinned(ground: &Ground) -> Result<(), Failure> {
 /// Puts `tasks` in one by one from many callers, while a worker runs them.
 pub(super) async fn enqueue(ground: &Ground, tasks: u32, callers: u32) -> Result<Round, Failure> {
     ground.sweep().await?;
-    let app = router(ground).await?;
+    let run = Arc::new(Run::default());
+    let app = whole(ground, counted(&run)).await?;
     let router = app.router().ok_or("a process without a router")?.clone();
-    let (run, stop) = (Arc::new(Run::default()), CancellationToken::new());
-    let working = tokio::spawn(worker(ground, &run, app.wake().clone())?.run(stop.clone()));
     let (before, began, each) = (ground.cost().await?, Instant::now(), tasks / callers);
     let calls = (0..callers).map(|caller| {
         let router = router.clone();
@@ -231,8 +252,6 @@ pub(super) async fn enqueue(ground: &Ground, tasks: u32, callers: u32) -> Result
     tokio::time::timeout(PATIENCE, run.reached(each * callers)).await?;
     let cost = ground.cost().await?.since(before);
     none_was_pinned(ground).await?;
-    stop.cancel();
-    working.await?;
     drop(router);
     app.stop().await;
     Ok(Round::of("crossover", each * callers, took, cost).timed(times.into_iter().flatten().collect()))
@@ -241,15 +260,13 @@ pub(super) async fn enqueue(ground: &Ground, tasks: u32, callers: u32) -> Result
 /// From the call that puts a task in to the begin of its handler, one at a time.
 pub(super) async fn latency(ground: &Ground, tasks: u32) -> Result<Round, Failure> {
     ground.sweep().await?;
-    let app = router(ground).await?;
-    let router = app.router().ok_or("a process without a router")?;
     let (begun, mut begins) = mpsc::unbounded_channel();
     let handlers = Handlers::new().register(KIND, move |_: String, _| {
         let _ = begun.send(Instant::now());
         std::future::ready(Ok(()))
     });
-    let stop = CancellationToken::new();
-    let working = tokio::spawn(worker_of(ground, handlers, app.wake().clone())?.run(stop.clone()));
+    let app = whole(ground, handlers).await?;
+    let router = app.router().ok_or("a process without a router")?;
     let (before, began) = (ground.cost().await?, Instant::now());
     let mut times = Vec::with_capacity(tasks as usize);
     for n in 0..tasks {
@@ -262,8 +279,61 @@ pub(super) async fn latency(ground: &Ground, tasks: u32) -> Result<Round, Failur
     let took = began.elapsed();
     let cost = ground.cost().await?.since(before);
     none_was_pinned(ground).await?;
-    stop.cancel();
-    working.await?;
     app.stop().await;
     Ok(Round::of("crossover", tasks, took, cost).timed(times))
+}
+
+/// Tasks at a steady pace, of which each is run at once; while a transaction is held open, if `held`. What is timed is the last
+/// quarter, when most that is dead lies about.
+pub(super) async fn steady(ground: &Ground, (tasks, rate): (u32, u32), held: bool) -> Result<Round, Failure> {
+    ground.sweep().await?;
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let handlers = Handlers::new().register(KIND, move |n: String, _| {
+        let _ = begun.send((n, Instant::now()));
+        std::future::ready(Ok(()))
+    });
+    let app = whole(ground, handlers).await?;
+    let router = app.router().ok_or("a process without a router")?.clone();
+    let mut holding = ground.pool.begin().await?;
+    if held {
+        sqlx::raw_sql("set transaction isolation level repeatable read; select txid_current()")
+            .execute(&mut *holding)
+            .await?;
+    }
+    let first_timed = tasks - tasks / 4;
+    let pace = Duration::from_secs(1) / rate;
+    let (began, mut sent, mut calls) = (Instant::now(), Vec::with_capacity(tasks as usize), tokio::task::JoinSet::new());
+    let mut before = ground.cost().await?;
+    for n in 0..tasks {
+        tokio::time::sleep_until((began + pace * n).into()).await;
+        if n == first_timed {
+            before = ground.cost().await?;
+        }
+        let (router, interaction) = (router.clone(), interaction(n)?);
+        sent.push(Instant::now());
+        calls.spawn(async move { router.enqueue(&interaction).await.map(drop) });
+        while let Some(called) = calls.try_join_next() {
+            called??;
+        }
+    }
+    while let Some(called) = calls.join_next().await {
+        called??;
+    }
+    let mut times = Vec::with_capacity(tasks as usize / 4);
+    let mut last = began;
+    for _ in 0..tasks {
+        let (n, begun) = tokio::time::timeout(PATIENCE, begins.recv()).await?.ok_or("the worker ended")?;
+        let n: u32 = n.trim_start_matches('0').parse().unwrap_or(0);
+        last = last.max(begun);
+        if n >= first_timed {
+            times.push(begun.saturating_duration_since(sent[n as usize]));
+        }
+    }
+    let cost = ground.cost().await?.since(before);
+    let took = last.saturating_duration_since(sent[first_timed as usize]);
+    holding.rollback().await?;
+    none_was_pinned(ground).await?;
+    drop(router);
+    app.stop().await;
+    Ok(Round::of(if held { "held open" } else { "nothing held" }, tasks / 4, took, cost).timed(times))
 }
