@@ -197,7 +197,12 @@ impl App {
         match executor {
             Some(executor) => parts.spawn_workers(config, &servers, executor, &working)?,
             // Whatever becomes ready here is for others.
-            None => drop(working.1.spawn(parts.wake().tell(parts.wake_queue.clone(), working.0.clone()))),
+            None => {
+                let wake = parts.wake();
+                for bell in [parts.wake_queue.clone(), parts.wake_for_tasks.clone()] {
+                    working.1.spawn(wake.clone().tell(bell, working.0.clone()));
+                }
+            }
         }
         if roles.relay {
             parts.spawn_relay(config, &working);
@@ -322,6 +327,7 @@ struct Parts {
     deliverer: Deliverer,
     armed: Armed,
     wake_queue: Arc<Notify>,
+    wake_for_tasks: Arc<Notify>,
     wake_relay: Arc<Notify>,
 }
 
@@ -357,6 +363,7 @@ impl Parts {
             deliverer,
             armed: Armed::new(false),
             wake_queue: Arc::default(),
+            wake_for_tasks: Arc::default(),
             wake_relay: Arc::default(),
         })
     }
@@ -375,7 +382,7 @@ impl Parts {
             outages,
             self.metrics.clone(),
             options,
-            [self.wake_queue.clone(), self.wake_relay.clone()],
+            [self.wake_queue.clone(), self.wake_for_tasks.clone(), self.wake_relay.clone()],
         )
     }
 
@@ -482,6 +489,7 @@ impl Parts {
         tasks.spawn(wake.clone().tell(others.clone(), stop.clone()));
         tasks.spawn(wake.hear(self.wake_queue.clone(), stop.clone()));
         let worker = Worker::new(queue, executor.clone(), options, self.metrics.clone(), self.wake_queue.clone())
+            .woken_for_tasks_by(self.wake_for_tasks.clone())
             .overflowing(others)
             .seen_by(self.observer.clone());
         tasks.spawn(worker.run(stop.clone()));

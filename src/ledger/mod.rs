@@ -22,8 +22,8 @@ mod summary;
 
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
 
 pub use after::{AfterFault, Awaited, Releasing, Settled, WaitingCounts, Waits};
 pub use cancel::{Cancelling, Ended};
@@ -146,5 +146,18 @@ pub fn pool(url: &str, max: u32, patience: Duration) -> Result<PgPool, sqlx::Err
         // Short statements with disabled plans look dear enough to be compiled, which takes longer than they do.
         ("jit", "off"),
     ]);
-    Ok(PgPoolOptions::new().max_connections(max).acquire_timeout(patience).connect_lazy_with(options))
+    let pool = PgPoolOptions::new().max_connections(max).acquire_timeout(patience);
+    // A connection that was used just now is as good as one that was asked just now, and spares the round trip.
+    let pool = pool.test_before_acquire(false).before_acquire(|connection, its| {
+        Box::pin(async move {
+            if its.idle_for >= UNTESTED {
+                connection.ping().await?;
+            }
+            Ok(true)
+        })
+    });
+    Ok(pool.connect_lazy_with(options))
 }
+
+/// A connection that was idle for less is used without asking whether it lives.
+const UNTESTED: Duration = Duration::from_secs(1);

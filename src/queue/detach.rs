@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use tracing::{info, warn};
 
-use super::held::Signals;
+use super::held::{Signals, Stop};
 use super::storage::{Claimed, Finish};
 use super::worker::{Shared, finish_of};
 use crate::executor::Answer;
@@ -51,7 +51,7 @@ pub(super) async fn give(shared: &Shared, claimed: &Claimed, taken: Taken, signa
             return Some(finish_of(claimed, age, Answer::unknown(Doubt::HeartbeatTimeout, error)));
         }
         tokio::select! {
-            () = signals.interrupted.cancelled() => {
+            () = signals.hears(Stop::Interrupted) => {
                 let error = "its worker was stopped before Postgres could be told that the runner took it away";
                 return Some(finish_of(claimed, took + began.elapsed(), Answer::unknown(Doubt::Worker, error)));
             }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -146,6 +147,9 @@ async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool
             }
         }
         shared.held.drop(end.key());
+    }
+    if batch.iter().any(|end| end.task.is_none()) {
+        shared.copy_ended.store(true, Ordering::Relaxed);
     }
     shared.room.notify_one();
     shared.gate.ring();

@@ -2,10 +2,14 @@
 //! and backlog are rehearsed, but gives it up when an execution wants it: occupancy is fidelity, never safety.
 
 use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tracing::{Span, info_span};
 use uuid::Uuid;
 
@@ -48,25 +52,96 @@ impl Rehearsing {
 /// One attempt at one interaction. The end of an attempt must not touch a later one that this worker holds as well.
 pub(super) type Key = (Uuid, i32);
 
-/// How an execution is told to stop.
+/// How an execution is told to stop. Cheap to clone, and cheap where nobody tells anything.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Signals {
+pub(super) struct Signals(Arc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    /// Bits of [`Stop`].
+    what: AtomicU8,
+    /// In which words somebody asked to cancel it.
+    wish: OnceLock<String>,
+    bell: Notify,
+}
+
+/// Why an execution must stop, the weightiest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
     /// The lease was lost: whatever comes of it is late.
-    pub lost: CancellationToken,
-    /// The worker shuts down: the attempt fails, and another follows.
-    pub interrupted: CancellationToken,
+    Lost = 1,
     /// Somebody asked to cancel it: the attempt ends so, and no other follows.
-    pub called_off: CancellationToken,
-    /// In which words.
-    pub wish: Arc<OnceLock<String>>,
+    CalledOff = 2,
+    /// The worker shuts down: the attempt fails, and another follows.
+    Interrupted = 4,
 }
 
 impl Signals {
+    /// Tells it to stop. True the first time that it is told this.
+    pub fn tell(&self, stop: Stop) -> bool {
+        let before = self.0.what.fetch_or(stop as u8, Ordering::AcqRel);
+        self.0.bell.notify_waiters();
+        before & stop as u8 == 0
+    }
+
     /// Tells it that somebody asked to cancel it. True the first time.
     pub fn call_off(&self, wish: &str) -> bool {
-        let first = self.wish.set(wish.to_owned()).is_ok();
-        self.called_off.cancel();
+        // The words first: who hears of it reads them.
+        let first = self.0.wish.set(wish.to_owned()).is_ok();
+        self.tell(Stop::CalledOff);
         first
+    }
+
+    /// In which words somebody asked to cancel it.
+    pub fn wish(&self) -> Option<&String> {
+        self.0.wish.get()
+    }
+
+    /// Whether it was told this.
+    pub fn is_told(&self, stop: Stop) -> bool {
+        self.0.what.load(Ordering::Acquire) & stop as u8 != 0
+    }
+
+    /// The weightiest that it was told.
+    pub fn told(&self) -> Option<Stop> {
+        [Stop::Lost, Stop::CalledOff, Stop::Interrupted].into_iter().find(|stop| self.is_told(*stop))
+    }
+
+    /// Waits until it is told anything.
+    pub async fn stopped(&self) -> Stop {
+        self.until(|| self.told()).await
+    }
+
+    /// Waits until it is told this.
+    pub async fn hears(&self, stop: Stop) {
+        self.until(|| self.is_told(stop).then_some(())).await
+    }
+
+    async fn until<T>(&self, seen: impl Fn() -> Option<T>) -> T {
+        loop {
+            let mut rung = pin!(self.0.bell.notified());
+            // From here on no ring is missed.
+            rung.as_mut().enable();
+            if let Some(seen) = seen() {
+                return seen;
+            }
+            rung.await;
+        }
+    }
+
+    /// Runs `work` until it ends or is told to stop; nothing of it runs after that.
+    pub async fn unless_told<T>(&self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        let mut work = pin!(work);
+        // Most work never waits, so it comes before the bell.
+        let work = poll_fn(|context| match self.told() {
+            Some(_) => Poll::Pending,
+            None => work.as_mut().poll(context),
+        });
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            stop = self.stopped() => Err(stop),
+        }
     }
 }
 
@@ -119,6 +194,9 @@ impl Held {
         let mut inner = self.lock();
         let signals = Signals::default();
         inner.executions.insert(key, Execution { signals: signals.clone(), in_series, task, reported: false });
+        if inner.rehearsals.is_empty() {
+            return signals;
+        }
         let occupying = inner.rehearsals.values().filter(|r| r.occupies).count();
         if inner.executions.len() + occupying > self.slots
             && let Some(oldest) = inner.rehearsals.values_mut().filter(|r| r.occupies).min_by_key(|r| r.since)
@@ -178,7 +256,7 @@ impl Held {
         let rehearsal = inner.rehearsals.remove(&key).is_some();
         let execution = inner.executions.remove(&key);
         if let Some(execution) = &execution {
-            execution.signals.lost.cancel();
+            execution.signals.tell(Stop::Lost);
         }
         rehearsal || execution.is_some()
     }
@@ -187,8 +265,8 @@ impl Held {
     /// Each ends as a failed attempt and is held until that is known to the database; how many there were.
     pub fn interrupt_series(&self) -> usize {
         let inner = self.lock();
-        let of_series = inner.executions.values().filter(|e| e.in_series && !e.signals.interrupted.is_cancelled());
-        of_series.map(|execution| execution.signals.interrupted.cancel()).count()
+        let of_series = inner.executions.values().filter(|e| e.in_series);
+        of_series.filter(|execution| execution.signals.tell(Stop::Interrupted)).count()
     }
 
     /// Tells an execution that somebody asked to cancel it; one whose end is known is past that. True the first time.
@@ -216,7 +294,7 @@ impl Held {
     /// Tells every execution to stop; how many there were.
     pub fn interrupt(&self) -> usize {
         let inner = self.lock();
-        inner.executions.values().for_each(|execution| execution.signals.interrupted.cancel());
+        inner.executions.values().for_each(|execution| _ = execution.signals.tell(Stop::Interrupted));
         inner.executions.len()
     }
 
@@ -311,11 +389,27 @@ mod tests {
         assert_eq!(held.rehearsals().len(), REHEARSALS_PER_SLOT + 1, "all still wait for their real runs");
     }
 
+    #[tokio::test]
+    async fn work_that_is_told_to_stop_runs_no_further_and_hears_the_weightiest_reason() {
+        let signals = Signals::default();
+        assert_eq!(signals.unless_told(async { 7 }).await, Ok(7));
+        let waits = tokio::spawn({
+            let signals = signals.clone();
+            async move { signals.unless_told(std::future::pending::<()>()).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(signals.tell(Stop::Interrupted) && !signals.tell(Stop::Interrupted));
+        assert_eq!(waits.await.unwrap(), Err(Stop::Interrupted));
+        signals.tell(Stop::Lost);
+        assert_eq!(signals.unless_told(async { unreachable!("it was told before") }).await, Err::<(), _>(Stop::Lost));
+        tokio::time::timeout(Duration::from_secs(5), signals.hears(Stop::Interrupted)).await.unwrap();
+    }
+
     #[test]
     fn a_lost_execution_is_told() {
         let held = Held::new(1);
         let signals = held.execute((Uuid::nil(), 1), false, None);
-        assert!(held.lose((Uuid::nil(), 1)) && signals.lost.is_cancelled());
+        assert!(held.lose((Uuid::nil(), 1)) && signals.told() == Some(Stop::Lost));
         assert!(!held.lose((Uuid::nil(), 1)));
     }
 
@@ -323,8 +417,8 @@ mod tests {
     fn an_execution_is_called_off_once_and_not_after_its_end() {
         let held = Held::new(1);
         let signals = held.execute((Uuid::nil(), 1), false, None);
-        assert!(held.call_off((Uuid::nil(), 1), "so be it") && signals.called_off.is_cancelled());
-        assert_eq!(signals.wish.get().unwrap(), "so be it");
+        assert!(held.call_off((Uuid::nil(), 1), "so be it") && signals.told() == Some(Stop::CalledOff));
+        assert_eq!(signals.wish().unwrap(), "so be it");
         assert!(!held.call_off((Uuid::nil(), 1), "once more"));
         held.execute((Uuid::nil(), 2), false, None);
         held.reported((Uuid::nil(), 2));
@@ -336,7 +430,7 @@ mod tests {
         let held = Held::new(1);
         let second = held.execute((Uuid::nil(), 2), true, None);
         held.drop((Uuid::nil(), 1));
-        assert!(!held.lose((Uuid::nil(), 1)) && !second.lost.is_cancelled());
+        assert!(!held.lose((Uuid::nil(), 1)) && second.told().is_none());
     }
 
     #[test]
@@ -345,7 +439,7 @@ mod tests {
         let member = held.execute((Uuid::from_u128(1), 1), true, None);
         let single = held.execute((Uuid::from_u128(2), 1), false, None);
         assert_eq!((held.interrupt_series(), held.interrupt_series()), (1, 0));
-        assert!(member.interrupted.is_cancelled() && !member.lost.is_cancelled() && !single.interrupted.is_cancelled());
+        assert!(member.told() == Some(Stop::Interrupted) && single.told().is_none());
         assert_eq!(held.keys().len(), 2);
     }
 }

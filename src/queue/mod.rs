@@ -16,6 +16,7 @@ pub mod groups;
 mod held;
 mod kinds;
 mod places;
+mod reach;
 mod rehearsal;
 pub mod remote;
 mod storage;

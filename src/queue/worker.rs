@@ -2,7 +2,7 @@
 //! heartbeat; what it loses it gives up at once.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use super::detach::{self, Taken};
 use super::floor::Floor;
 use super::gate::{self, Gate};
 use super::groups::Groups;
-use super::held::{Held, Key};
-use super::kinds::{Kinds, Walk};
+use super::held::{Held, Key, Signals, Stop};
+use super::kinds::{Kinds, Running, Walk};
+use super::reach::Reach;
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
 use super::tasks::{self, Place, TaskPlace, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
@@ -64,10 +65,14 @@ pub(super) struct Shared {
     pub observer: Observer,
     /// Something may have become ready.
     pub wake: Arc<Notify>,
+    /// A task may, and nothing else.
+    pub wake_for_tasks: Arc<Notify>,
     /// Something has become ready that finds no room here.
     pub overflow: Arc<Notify>,
     /// A slot has become free.
     pub room: Notify,
+    /// By the end of a copy: it may have made another one ready.
+    pub copy_ended: AtomicBool,
     /// What runs of kinds that have capacities.
     pub kinds: Arc<Kinds>,
     /// Groups with limits.
@@ -106,6 +111,8 @@ impl Worker {
             wake,
             overflow,
             room,
+            copy_ended: AtomicBool::default(),
+            wake_for_tasks: Arc::default(),
             gate,
             kinds,
             vt,
@@ -113,6 +120,12 @@ impl Worker {
             trouble,
         };
         Self { shared, executor }
+    }
+
+    /// The same, and `bell` is rung where only tasks may have become ready.
+    pub fn woken_for_tasks_by(mut self, bell: Arc<Notify>) -> Self {
+        self.shared.wake_for_tasks = bell;
+        self
     }
 
     /// The same, and `others` is rung when there is more to do than it has room for.
@@ -225,12 +238,17 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
                 shared.gate.ring();
                 rung = true;
             }
+            () = shared.wake_for_tasks.notified() => {
+                pace.tasks.rung = true;
+                shared.gate.ring();
+                rung = true;
+            }
             () = shared.gate.admitted.notified() => {
                 pace.ring();
                 rung = true;
             }
             // An end may have made the next of its series ready.
-            () = shared.room.notified() => pace.copies.rung = true,
+            () = shared.room.notified() => pace.copies.rung |= shared.copy_ended.swap(false, Ordering::Relaxed),
             // One more of its kind may begin.
             () = shared.kinds.freed.notified() => pace.ring(),
             () = tokio::time::sleep(nap) => {}
@@ -256,7 +274,7 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             let half = pace.copies.is_due() && pace.tasks.is_due();
             if tasks && pace.tasks.is_due() {
                 // Not cut off: what a claim of tasks has taken is found again only by reading all that is ready.
-                starting.claim_tasks(&mut lost, &mut pace.tasks, (half, &mut walks.tasks)).await;
+                starting.claim_tasks(&mut lost, &mut pace.tasks, (half, &mut walks)).await;
             } else if !tasks && pace.copies.is_due() {
                 let claim = starting.claim_copies(&mut lost, &mut pace.copies, (half, &mut walks.copies));
                 let Some(()) = stop.run_until_cancelled(claim).await else { break };
@@ -287,15 +305,20 @@ impl Pace {
 #[derive(Default)]
 struct Next {
     rung: bool,
+    /// The last claim found all that it asked for.
+    full: bool,
     times: Option<(Instant, Instant)>,
+    claimed_at: Option<Instant>,
     /// What is owed to the lowest priority.
     floor: Floor,
 }
 
-/// What finds few comes again so soon.
+/// What comes one by one is claimed so soon.
 const FEW: Duration = Duration::from_millis(1);
-/// What finds several, so late, for there will be more.
-const SEVERAL: Duration = Duration::from_millis(4);
+/// What flows, so late: there will be a handful.
+const SEVERAL: Duration = Duration::from_millis(5);
+/// It flows where so many come in [`SEVERAL`].
+const HANDFUL: u32 = 8;
 
 impl Next {
     fn is_due(&self) -> bool {
@@ -314,9 +337,16 @@ impl Next {
         }
     }
 
+    /// When to come again, having found so many that came since the last time.
+    fn handful(&self, found: usize) -> Duration {
+        let since = self.claimed_at.map_or(SEVERAL, |at| at.elapsed()).max(FEW / 4);
+        let in_several = found as f64 * SEVERAL.as_secs_f64() / since.as_secs_f64();
+        if in_several < f64::from(HANDFUL) { FEW } else { SEVERAL }
+    }
+
     fn after(&mut self, rung: Duration, unasked: Duration) {
         let now = Instant::now();
-        (self.rung, self.times) = (false, Some((now + rung, now + unasked.max(rung))));
+        (self.rung, self.times, self.claimed_at) = (false, Some((now + rung, now + unasked.max(rung))), Some(now));
     }
 }
 
@@ -325,6 +355,8 @@ impl Next {
 struct Walks {
     copies: Walk<CopyPlace>,
     tasks: Walk<TaskPlace>,
+    /// Where claims that choose no kinds go on.
+    reach: Reach,
 }
 
 /// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
@@ -400,24 +432,42 @@ impl Starting {
     }
 
     /// The same of tasks.
-    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, (half, walk): (bool, &mut Walk<TaskPlace>)) {
-        let shared = &self.shared;
+    async fn claim_tasks(&self, lost: &mut Lost, next: &mut Next, (half, walks): (bool, &mut Walks)) {
+        let (shared, walk, reach) = (&self.shared, &mut walks.tasks, &mut walks.reach);
         let room = shared.held.room().limit;
         let limit = if half { room.div_ceil(2) } else { room }.min(TASKS);
         if limit == 0 {
             return;
         }
-        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
-        let answer = match self.executor.has_capacities() {
-            false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
-            true => shared.claimed(self.tasks_with_room(limit, walk)).await,
+        let (began, by_kinds) = (Instant::now(), self.executor.has_capacities());
+        let from = reach.from(began).filter(|_| !by_kinds);
+        let low = if by_kinds || from.is_some() { 0 } else { next.floor.share(limit) };
+        // While all that is asked for is there, a second claim works while the first one's answer is read.
+        let twice = next.full && limit == TASKS && room >= 2 * TASKS && !by_kinds && from.is_none();
+        let head = |low| shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low));
+        let answers = match &from {
+            _ if by_kinds => [Some(shared.claimed(self.tasks_with_room(limit, walk)).await), None],
+            Some(places) => [Some(shared.claimed(shared.tasks.claim_from(shared.id, limit, places)).await), None],
+            None if twice => <[_; 2]>::from(tokio::join!(head(low), head(0))).map(Some),
+            None => [Some(head(low).await), None],
         };
-        lost.tasks |= answer.is_err();
-        let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
-        if let Some(vt) = come_to(places, low > 0) {
-            shared.vt.fetch_max(vt, Ordering::Relaxed);
+        let now = Instant::now();
+        if let (None, [Some(Ok(claimed)), _]) = (&from, &answers)
+            && !by_kinds
+        {
+            reach.looked(now.duration_since(began), claimed.len() * if twice { 2 } else { 1 }, now);
         }
-        self.start_all(answer, (limit, low), next);
+        for (answer, low) in answers.into_iter().flatten().zip([low, 0]) {
+            lost.tasks |= answer.is_err();
+            let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
+            if let Some(vt) = come_to(places.clone(), low > 0) {
+                shared.vt.fetch_max(vt, Ordering::Relaxed);
+            }
+            // The share of the lowest priority says nothing of how far that has come.
+            let first = places.clone().map(|place| place.rank).min().filter(|_| low > 0);
+            reach.found(places.filter(|place| first.is_none_or(|first| place.rank == first)), now);
+            self.start_all(answer, (limit, low), next);
+        }
         next.no_later(walk.goes_on());
     }
 
@@ -443,17 +493,23 @@ impl Starting {
             Ok(claimed) => {
                 next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
-                match claimed.len() {
-                    _ if full => next.after(Duration::ZERO, Duration::ZERO),
-                    0..8 => next.after(FEW, poll),
-                    _ => next.after(SEVERAL, poll),
+                next.full = full;
+                match full {
+                    true => next.after(Duration::ZERO, Duration::ZERO),
+                    false => next.after(next.handful(claimed.len()), poll),
                 }
-                claimed.into_iter().for_each(|c| self.start(c));
+                match claimed.first().is_some_and(|first| first.task.is_some()) {
+                    true => self.start_tasks(claimed),
+                    false => claimed.into_iter().for_each(|c| self.start(c)),
+                }
                 if full && self.shared.held.room().limit == 0 {
                     self.shared.overflow.notify_one();
                 }
             }
-            Err(_) => next.after(TROUBLE, poll),
+            Err(_) => {
+                next.full = false;
+                next.after(TROUBLE, poll);
+            }
         }
     }
 }
@@ -477,28 +533,58 @@ impl Starting {
         if claimed.rehearsal && !overslept(&claimed) {
             return shared.held.rehearse(claimed);
         }
-        let id = claimed.envelope.id;
-        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some(), claimed.task);
+        let held = self.hold(&claimed);
+        self.launch(claimed, held);
+    }
+
+    /// Begins tasks, beside whoever claimed them: the next claim is on its way meanwhile.
+    fn start_tasks(&self, claimed: Vec<Claimed>) {
+        let begun = claimed.into_iter().filter_map(|claimed| faulty::begin(self, claimed));
+        // What is claimed is held at once, or it would be put back as what a lost claim took.
+        let begun: Vec<_> = begun.map(|claimed| (self.hold(&claimed), claimed)).collect();
+        let starting = self.clone();
+        self.running.spawn(async move {
+            for (held, claimed) in begun {
+                starting.shared.metrics.dequeued(Side::Postgres, false, claimed.started_at - claimed.due_at);
+                starting.launch(claimed, held);
+            }
+        });
+    }
+
+    /// Takes its slot, and its part of its kind's capacity.
+    fn hold(&self, claimed: &Claimed) -> (Signals, Option<Running>) {
+        let (held, kind) = (&self.shared.held, &claimed.envelope.kind);
+        let signals = held.execute(claimed.key(), claimed.envelope.series.is_some(), claimed.task);
         if let Some(wish) = &claimed.called_off {
             signals.call_off(wish);
         }
+        (signals, self.executor.capacity(kind).map(|_| self.shared.kinds.begin(kind)))
+    }
+
+    /// Runs what is held.
+    fn launch(&self, claimed: Claimed, (signals, of_its_kind): (Signals, Option<Running>)) {
+        let (shared, id) = (self.shared.clone(), claimed.envelope.id);
         let (executor, ends) = (self.executor.clone(), self.ends.clone());
-        let kind = &claimed.envelope.kind;
-        let of_its_kind = executor.capacity(kind).map(|_| shared.kinds.begin(kind));
         let span = info_span!("execute", %id, account = claimed.envelope.account, kind = claimed.envelope.kind,
             side = "postgres", fence = %claimed.fence);
         crate::telemetry::join(&span, id);
         let work = async move {
             let _of_its_kind = of_its_kind;
-            let ran = tokio::select! {
-                biased;
-                () = signals.lost.cancelled() => {
+            let ran = match signals.unless_told(execute(&*executor, &claimed)).await {
+                Ok(ran) => ran,
+                Err(Stop::Lost) => {
                     warn!("the lease was lost; the run is given up");
                     return;
                 }
-                () = signals.called_off.cancelled() => Ok(called_off(&claimed, signals.wish.get())),
-                () = signals.interrupted.cancelled() => Ok(finish_of(&claimed, Duration::ZERO, Answer::unknown(Doubt::Worker, "its worker gave it up: it was shut down, or could not prolong its lease"))),
-                ran = execute(&*executor, &claimed) => ran,
+                Err(Stop::CalledOff) => Ok(called_off(&claimed, signals.wish())),
+                Err(Stop::Interrupted) => Ok(finish_of(
+                    &claimed,
+                    Duration::ZERO,
+                    Answer::unknown(
+                        Doubt::Worker,
+                        "its worker gave it up: it was shut down, or could not prolong its lease",
+                    ),
+                )),
             };
             let finish = match ran {
                 Ok(finish) => finish,

@@ -38,8 +38,8 @@ struct Item {
     answer: oneshot::Sender<Result<bool, LedgerError>>,
 }
 
-/// One writes while another one is read; more would only make batches smaller.
-const STATEMENTS: usize = 2;
+/// Two wait for the disk while one is read; more would only make batches smaller.
+const STATEMENTS: usize = 3;
 /// A statement has at most so many.
 const BATCH: usize = 500;
 /// Virtual time is asked for so often while tasks come.

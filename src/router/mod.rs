@@ -66,6 +66,8 @@ pub struct Router {
     options: RouterOptions,
     /// Rung when the Postgres side may have something to do.
     wake_queue: Arc<Notify>,
+    /// Rung when it may have a task to do.
+    wake_for_tasks: Arc<Notify>,
     /// Rung when the relay may.
     wake_relay: Arc<Notify>,
     /// What may start without a pin.
@@ -188,7 +190,7 @@ pub struct Ticket {
 }
 
 impl Router {
-    /// A router over these parts; `wake` are rung when there is something to run, or to relay. It takes nothing in before
+    /// A router over these parts; `wake` are rung when there is something to run, a task to run, or something to relay. It takes nothing in before
     /// it knows the accounts' states.
     pub fn new(
         ledger: Ledger,
@@ -197,11 +199,11 @@ impl Router {
         outages: Outages,
         metrics: Arc<Metrics>,
         options: RouterOptions,
-        wake: [Arc<Notify>; 2],
+        wake: [Arc<Notify>; 3],
     ) -> Self {
         let doubts = Arc::new(Doubts::new(deliverer.clone()));
         let armed = outages.armed().clone();
-        let [wake_queue, wake_relay] = wake;
+        let [wake_queue, wake_for_tasks, wake_relay] = wake;
         let gather = Gather::new(Tasks::new(ledger.pool().clone()));
         let caps = Arc::new(Caps::new(gather.tasks().groups(), metrics.clone()));
         let (schedules_bell, mirrors_bell) = (Arc::default(), Arc::default());
@@ -215,6 +217,7 @@ impl Router {
             metrics,
             options,
             wake_queue,
+            wake_for_tasks,
             wake_relay,
             armed,
             doubts,

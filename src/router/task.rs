@@ -116,7 +116,7 @@ impl Router {
             new.inspect_err(|error| self.disturbed(error)).map_err(|error| not_accepted(interaction, id, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());
         if new {
-            self.wake_queue.notify_one();
+            self.wake_for_tasks.notify_one();
         }
         Ok(new)
     }

@@ -1,5 +1,6 @@
 //! The SQL of `tasks`, `tasks_ready`, `tasks_scheduled`, `workers` and `virtual_time`. Time is the database's.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +12,7 @@ use super::super::groups::Groups;
 use super::super::kinds::Ahead;
 use super::super::storage::{Claimed, Finish};
 use super::{NewTask, Place, TaskPlace, key_of, named_at};
-use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage};
+use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage, UnknownName};
 use crate::ledger::{Cancelling, Ended, LedgerError, Pin, Story, attempt_of, named, transient, within};
 use crate::policy::{Failure, Policy};
 
@@ -55,8 +56,39 @@ impl Tasks {
     /// Takes tasks in, in one statement. Answers those that are new now: neither one that is there already nor one of an
     /// account that is not armed.
     pub async fn enqueue(&self, tasks: &[NewTask]) -> Result<Vec<Uuid>, LedgerError> {
-        let policies: Vec<Option<String>> =
-            tasks.iter().map(|t| written(&t.policy)).collect::<Result<_, sqlx::Error>>()?;
+        match self.enqueue_new(tasks).await {
+            Ok(true) => Ok(tasks.iter().map(|task| task.id).collect()),
+            Ok(false) => self.enqueue_any(tasks).await,
+            Err(LedgerError::Refused(error)) if is_repetition(&error) => self.enqueue_any(tasks).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The way of nearly all: they are new and start now, and no group has limits. False: one of them is not so, and none was
+    /// taken in.
+    async fn enqueue_new(&self, tasks: &[NewTask]) -> Result<bool, LedgerError> {
+        let Some(first) = tasks.first() else { return Ok(true) };
+        if tasks.iter().any(|t| t.run_at.is_some() || t.flag_revision != first.flag_revision) {
+            return Ok(false);
+        }
+        let accounts: BTreeSet<&str> = tasks.iter().map(|t| t.account.as_str()).collect();
+        let taken =
+            sqlx::query_scalar("select crossover.enqueue_new_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
+                .bind(accounts.into_iter().collect::<Vec<_>>())
+                .bind(&first.flag_revision)
+                .bind(tasks.iter().map(|t| t.id).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| named_at(t.id).unwrap_or_default()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.vt).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| -t.priority).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.account.as_str()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.kind.as_str()).collect::<Vec<_>>())
+                .bind(tasks.iter().map(|t| t.group.as_deref().unwrap_or("default")).collect::<Vec<_>>())
+                .bind(unless_none(policies(tasks)?))
+                .bind(tasks.iter().map(|t| t.payload.get()).collect::<Vec<_>>());
+        within(taken.fetch_one(&self.pool)).await
+    }
+
+    async fn enqueue_any(&self, tasks: &[NewTask]) -> Result<Vec<Uuid>, LedgerError> {
         let taken =
             sqlx::query_scalar("select * from crossover.enqueue_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
                 .bind(tasks.iter().map(|t| t.id).collect::<Vec<_>>())
@@ -68,7 +100,7 @@ impl Tasks {
                 .bind(tasks.iter().map(|t| t.kind.as_str()).collect::<Vec<_>>())
                 .bind(tasks.iter().map(|t| t.group.as_deref().unwrap_or("default")).collect::<Vec<_>>())
                 .bind(tasks.iter().map(|t| t.flag_revision.as_str()).collect::<Vec<_>>())
-                .bind(policies)
+                .bind(policies(tasks)?)
                 .bind(tasks.iter().map(|t| t.payload.get()).collect::<Vec<_>>());
         within(taken.fetch_all(&self.pool)).await
     }
@@ -100,6 +132,21 @@ impl Tasks {
         let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks($1, $2, $3)");
         let rows = within(query.bind(worker).bind(limit).bind(low).fetch_all(&self.pool)).await?;
         let mut claimed = self.readable(worker, &rows).await?;
+        claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
+        Ok(claimed)
+    }
+
+    /// Takes what is ready from these places on, each a rank and a virtual time in it.
+    pub async fn claim_from(
+        &self,
+        worker: Uuid,
+        limit: usize,
+        places: &[(i16, i64)],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let (ranks, vts): (Vec<i16>, Vec<i64>) = places.iter().copied().unzip();
+        let query = sqlx::query("select *, null::text as lapsed from crossover.claim_tasks_from($1, $2, $3, $4)");
+        let query = query.bind(worker).bind(i32::try_from(limit).unwrap_or(i32::MAX)).bind(ranks).bind(vts);
+        let mut claimed = self.readable(worker, &within(query.fetch_all(&self.pool)).await?).await?;
         claimed.sort_by_key(|c| c.task.map(|place| (place.rank, place.vt)));
         Ok(claimed)
     }
@@ -214,12 +261,18 @@ impl Tasks {
         .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
         .bind(ends.iter().map(|e| e.attempt).collect::<Vec<_>>())
         .bind(ends.iter().map(|e| e.outcome.map(Outcome::as_str)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.result.as_ref().map(Payload::get)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.error.as_deref()).collect::<Vec<_>>())
-        .bind(ends.iter().map(|e| e.failure.as_ref().and_then(Failure::doubt).map(|d| d.as_str())).collect::<Vec<_>>());
+        .bind(unless_none(
+            ends.iter().map(|e| e.failure.as_ref().map(|f| *f == Failure::Permanent)).collect::<Vec<_>>(),
+        ))
+        .bind(unless_none(
+            ends.iter().map(|e| e.failure.as_ref().and_then(Failure::retry_after_ms)).collect::<Vec<_>>(),
+        ))
+        .bind(unless_none(ends.iter().map(|e| e.retry.map(|r| r.as_millis() as i64)).collect::<Vec<_>>()))
+        .bind(unless_none(ends.iter().map(|e| e.result.as_ref().map(Payload::get)).collect::<Vec<_>>()))
+        .bind(unless_none(ends.iter().map(|e| e.error.as_deref()).collect::<Vec<_>>()))
+        .bind(unless_none(
+            ends.iter().map(|e| e.failure.as_ref().and_then(Failure::doubt).map(|d| d.as_str())).collect::<Vec<_>>(),
+        ));
         within(kept.fetch_all(&self.pool)).await
     }
 
@@ -385,6 +438,20 @@ impl Tasks {
 /// A router's clock, which names tasks, may go before the database's, which ends them, by so much.
 const CLOCKS_APART: Duration = Duration::from_secs(3_600);
 
+fn policies(tasks: &[NewTask]) -> Result<Vec<Option<String>>, sqlx::Error> {
+    tasks.iter().map(|task| written(&task.policy)).collect()
+}
+
+/// What none of them has, need not be told of each.
+fn unless_none<T>(values: Vec<Option<T>>) -> Option<Vec<Option<T>>> {
+    values.iter().any(Option::is_some).then_some(values)
+}
+
+/// Whether one of them is there already.
+fn is_repetition(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.is_unique_violation())
+}
+
 fn written(policy: &Policy) -> Result<Option<String>, sqlx::Error> {
     if *policy == Policy::default() {
         return Ok(None);
@@ -400,23 +467,42 @@ fn payload(row: &PgRow, column: &str) -> Result<Payload, sqlx::Error> {
     crate::ledger::payload_of(row, column)?.ok_or_else(|| sqlx::Error::ColumnNotFound(column.to_owned()))
 }
 
+/// What claims and take-overs answer, in their order: reading by name would look each name up in each row.
+mod column {
+    pub const RANK: usize = 0;
+    pub const VT: usize = 1;
+    pub const ID: usize = 2;
+    pub const ATTEMPT: usize = 3;
+    pub const DUE_AT: usize = 4;
+    pub const STARTED_AT: usize = 5;
+    pub const RUN_AT: usize = 6;
+    pub const ACCOUNT: usize = 7;
+    pub const KIND: usize = 8;
+    pub const GROUP: usize = 9;
+    pub const POLICY: usize = 10;
+    pub const PAYLOAD: usize = 11;
+    pub const WISH: usize = 12;
+    pub const LAPSED: usize = 13;
+}
+
 fn place_of(row: &PgRow) -> Result<Place, sqlx::Error> {
-    Ok(Place { rank: row.try_get("rank")?, vt: row.try_get("vt")? })
+    Ok(Place { rank: row.try_get(column::RANK)?, vt: row.try_get(column::VT)? })
 }
 
 fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
-    let policy: Option<&str> = row.try_get("policy")?;
+    let policy: Option<&str> = row.try_get(column::POLICY)?;
     let policy = policy.map(serde_json::from_str).transpose().map_err(|e| sqlx::Error::Decode(e.into()))?;
-    let (id, started_at): (Uuid, DateTime<Utc>) = (row.try_get("id")?, row.try_get("started_at")?);
-    let run_at: DateTime<Utc> = row.try_get("run_at")?;
+    let (id, started_at): (Uuid, DateTime<Utc>) = (row.try_get(column::ID)?, row.try_get(column::STARTED_AT)?);
+    let run_at: DateTime<Utc> = row.try_get(column::RUN_AT)?;
+    let payload = Payload::parse(row.try_get(column::PAYLOAD)?).map_err(|e| sqlx::Error::Decode(e.into()))?;
     let envelope = Envelope {
         id,
-        account: row.try_get("account")?,
-        kind: row.try_get("kind")?,
+        account: row.try_get(column::ACCOUNT)?,
+        kind: row.try_get(column::KIND)?,
         key: key_of(id),
         series: None,
         series_no: None,
-        group: Some(row.try_get("grp")?),
+        group: Some(row.try_get(column::GROUP)?),
         run_at: Some(run_at),
         policy: policy.unwrap_or_default(),
         owner: Side::Postgres,
@@ -426,23 +512,24 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         // Nobody compares it: there is no other copy.
         payload_hash: String::new(),
         behind: Vec::new(),
-        payload: payload(row, "payload")?,
+        payload,
     };
+    let lapsed: Option<&str> = row.try_get(column::LAPSED)?;
     Ok(Claimed {
         envelope,
-        fence: Fence { epoch: 1, attempt: row.try_get("attempt")? },
+        fence: Fence { epoch: 1, attempt: row.try_get(column::ATTEMPT)? },
         rehearsal: false,
-        due_at: row.try_get("due_at")?,
+        due_at: row.try_get(column::DUE_AT)?,
         started_at,
         age: (started_at - run_at).to_std().unwrap_or_default(),
-        called_off: row.try_get("wish")?,
-        lapsed: named(row, "lapsed")?,
+        called_off: row.try_get(column::WISH)?,
+        lapsed: lapsed.map(str::parse).transpose().map_err(|e: UnknownName| sqlx::Error::Decode(e.into()))?,
         task: Some(place_of(row)?),
     })
 }
 
 fn unreadable(row: &PgRow, error: &sqlx::Error) -> Option<Finish> {
-    let (id, attempt, task) = (row.try_get("id").ok()?, row.try_get("attempt").ok()?, place_of(row).ok()?);
+    let (id, attempt, task) = (row.try_get(column::ID).ok()?, row.try_get(column::ATTEMPT).ok()?, place_of(row).ok()?);
     let error = crate::executor::clean(&format!("the stored task can't be read: {error}"));
     tracing::error!(%id, error, "a task has failed unread; see crossover.tasks");
     Some(Finish {

@@ -45,7 +45,7 @@ fn router(world: &World, temporal: &str, node: &Node) -> Router {
     let breaker = BreakerOptions { failures: 5, open: Duration::from_secs(1) };
     let patience = OutageOptions { pin_budget: options.pin_timeout, pin_timeout: options.pin_timeout, breaker };
     let outages = Outages::new(armed, spool, world.ledger.clone(), patience, metrics.clone());
-    let wake = [Arc::default(), Arc::default()];
+    let wake = [Arc::default(), Arc::default(), Arc::default()];
     Router::new(world.ledger.clone(), Arc::new(decider), deliverer, outages, metrics, options, wake)
 }
 

@@ -324,6 +324,39 @@ async fn workers_that_claim_at_once_share_no_task_and_leave_none() {
 }
 
 #[tokio::test]
+async fn what_a_statement_reads_does_not_grow_with_what_is_ready_though_its_plan_is_older() {
+    const WAITING: i64 = 3_000;
+    let here = World::new().await;
+    // One connection, whose plans are made while there is nothing.
+    let pool = ledger::pool(&here.url, 1, PATIENCE).unwrap();
+    sqlx::raw_sql("vacuum analyze crossover.tasks_ready").execute(&pool).await.unwrap();
+    let (tasks, worker) = (Tasks::new(pool.clone()), here.claimer(PATIENCE).await);
+    let run = async |count: usize| {
+        let claimed = tasks.claim(worker, count).await.unwrap();
+        let ends: Vec<Finish> = claimed.iter().map(|c| Finish::of(c, Some(Outcome::Succeeded))).collect();
+        assert_eq!(tasks.finish(worker, &ends).await.unwrap().len(), count);
+    };
+    for n in 0..10 {
+        tasks.enqueue(&[NewTask { vt: n, ..task(json!(n)) }]).await.unwrap();
+        run(1).await;
+    }
+    let all: Vec<NewTask> = (0..WAITING).map(|n| NewTask { vt: n, ..task(json!(n)) }).collect();
+    tasks.enqueue(&all).await.unwrap();
+    let read = async || -> i64 {
+        // What this connection has read so far, told at once.
+        let read = "select pg_stat_force_next_flush(), pg_stat_clear_snapshot();
+            select 1";
+        sqlx::raw_sql(read).execute(&pool).await.unwrap();
+        let read = "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relid = 'crossover.tasks_ready'::regclass";
+        sqlx::query_scalar(read).fetch_one(&pool).await.unwrap()
+    };
+    let before = read().await;
+    run(100).await;
+    let read = read().await - before;
+    assert!(read < 1_000, "a hundred were claimed and ended, and {read} rows read");
+}
+
+#[tokio::test]
 async fn a_claim_goes_by_priority_and_then_by_virtual_time() {
     let here = World::new().await;
     let order = [(0, 5), (0, 3), (7, 9), (-7, 1)];

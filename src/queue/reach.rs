@@ -1,0 +1,127 @@
+//! From where claims of tasks go on. While some transaction is held open anywhere on the server, nobody may clean up what was claimed and
+//! ended since: it lies dead at the head of what is ready, and each claim from there reads all of it. So a worker whose claims
+//! from the head take long goes on from where it came to, rank by rank, and looks from the head for a twentieth of its time. What comes to
+//! stand before that (retries, releases, ranks not seen yet, tasks of routers that are behind) is found by those looks, at most twenty
+//! times as late as one takes. Where claims from the head are quick, as they mostly are, all are from there.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::tasks::Place;
+
+/// A claim from the head may take so long, without anybody asking why, and so much longer for each that it found.
+const QUICK: Duration = Duration::from_millis(3);
+const EACH: Duration = Duration::from_micros(20);
+/// What goes beyond is this part of a worker's time.
+const PART: u32 = 20;
+/// Routers know virtual time by so much later, and what they put in is seen by so much later again.
+const MARGIN: Duration = Duration::from_millis(1_500);
+/// Ranks that are kept in mind; more are found from the head.
+const RANKS: usize = 32;
+
+/// How far one worker's claims have come.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    ranks: BTreeMap<i16, Come>,
+    /// No claim from the head before this.
+    head_at: Option<Instant>,
+}
+
+/// In one rank.
+#[derive(Debug)]
+struct Come {
+    /// Claims go on from here: claims had come so far a margin ago.
+    from: i64,
+    /// At the mark.
+    marked: i64,
+    marked_at: Instant,
+    /// By now.
+    to: i64,
+}
+
+impl Reach {
+    /// The places from which the next claim goes on, first ranks first; none: it is one from the head.
+    pub fn from(&self, now: Instant) -> Option<Vec<(i16, i64)>> {
+        self.head_at.filter(|at| now < *at)?;
+        Some(self.ranks.iter().map(|(rank, come)| (*rank, come.from)).collect())
+    }
+
+    /// A claim found these.
+    pub fn found(&mut self, places: impl Iterator<Item = Place>, now: Instant) {
+        for Place { rank, vt } in places {
+            if let Some(come) = self.ranks.get_mut(&rank) {
+                come.to = come.to.max(vt);
+            } else if self.ranks.len() < RANKS {
+                // Nothing of it is known to lie behind.
+                self.ranks.insert(rank, Come { from: i64::MIN, marked: i64::MIN, marked_at: now, to: vt });
+            }
+        }
+        for come in self.ranks.values_mut().filter(|come| now.duration_since(come.marked_at) >= MARGIN) {
+            (come.from, come.marked, come.marked_at) = (come.marked, come.to, now);
+        }
+    }
+
+    /// A claim from the head took so long for so many.
+    pub fn looked(&mut self, took: Duration, found: usize, now: Instant) {
+        let usual = QUICK + EACH * u32::try_from(found).unwrap_or(u32::MAX);
+        self.head_at = took.checked_sub(usual).map(|beyond| now + beyond * PART);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(rank: i16, vt: i64) -> Place {
+        Place { rank, vt }
+    }
+
+    #[test]
+    fn all_claims_are_from_the_head_while_those_are_quick() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        assert_eq!(reach.from(now), None);
+        reach.found([place(0, 7)].into_iter(), now);
+        reach.looked(QUICK / 2, 1, now);
+        assert_eq!(reach.from(now), None);
+        reach.looked(QUICK + EACH * 400, 500, now);
+        assert_eq!(reach.from(now), None);
+    }
+
+    #[test]
+    fn looks_from_the_head_that_take_long_take_a_twentieth_of_the_time() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        reach.looked(QUICK + Duration::from_millis(50), 0, now);
+        assert!(reach.from(now + Duration::from_millis(999)).is_some());
+        assert_eq!(reach.from(now + Duration::from_millis(1_000)), None);
+    }
+
+    #[test]
+    fn a_claim_goes_on_in_each_rank_from_where_claims_had_come_a_margin_ago() {
+        let (mut reach, began) = (Reach::default(), Instant::now());
+        let slow = |reach: &mut Reach, now| reach.looked(Duration::from_secs(10), 2, now);
+        slow(&mut reach, began);
+        reach.found([place(0, 10), place(-5, 3)].into_iter(), began);
+        assert_eq!(
+            reach.from(began),
+            Some(vec![(-5, i64::MIN), (0, i64::MIN)]),
+            "the first one is not known to be the first"
+        );
+        let first = began + MARGIN;
+        reach.found([place(0, 20)].into_iter(), first);
+        assert_eq!(reach.from(first), Some(vec![(-5, i64::MIN), (0, i64::MIN)]), "one may be on its way yet");
+        let second = first + MARGIN;
+        reach.found([place(0, 30), place(0, 5)].into_iter(), second);
+        assert_eq!(reach.from(second), Some(vec![(-5, 3), (0, 20)]));
+        let third = second + MARGIN;
+        reach.found([].into_iter(), third);
+        assert_eq!(reach.from(third), Some(vec![(-5, 3), (0, 30)]));
+    }
+
+    #[test]
+    fn ranks_are_bounded() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        reach.found((0..200).map(|rank| place(rank, 1)), now);
+        reach.looked(Duration::from_secs(1), 200, now);
+        assert_eq!(reach.from(now).unwrap().len(), RANKS);
+    }
+}
