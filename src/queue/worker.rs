@@ -23,6 +23,7 @@ use super::held::{Held, Key};
 use super::kinds::{Kinds, Walk};
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
 use super::tasks::{self, Place, TaskPlace, Tasks};
+use super::turns::{self, Turns};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -76,6 +77,8 @@ pub(super) struct Shared {
     pub vt: AtomicI64,
     /// Whether anything waits for ends.
     pub dependents: Dependents,
+    /// Whether anything excludes others.
+    pub turns: Turns,
     /// When Postgres last did not answer this worker, or it began.
     pub trouble: Mutex<Instant>,
 }
@@ -110,6 +113,7 @@ impl Worker {
             kinds,
             vt,
             dependents: Dependents::default(),
+            turns: Turns::default(),
             trouble,
         };
         Self { shared, executor }
@@ -143,6 +147,8 @@ impl Worker {
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
         parts.spawn(dependents::settle(shared.clone(), stop.clone()));
         parts.spawn(dependents::find_overlooked(shared.clone(), stop.clone()));
+        parts.spawn(turns::give(shared.clone(), stop.clone()));
+        parts.spawn(turns::find_overlooked(shared.clone(), stop.clone()));
         parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
@@ -223,6 +229,7 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = shared.wake.notified() => {
                 pace.ring();
                 shared.gate.ring();
+                shared.turns.ring();
                 rung = true;
             }
             () = shared.gate.admitted.notified() => {
@@ -478,7 +485,11 @@ impl Starting {
             return shared.held.rehearse(claimed);
         }
         let id = claimed.envelope.id;
-        let signals = shared.held.execute(claimed.key(), claimed.envelope.series.is_some(), claimed.task);
+        if claimed.exclusive {
+            shared.turns.expect();
+        }
+        let alone = claimed.exclusive || claimed.envelope.series.is_some();
+        let signals = shared.held.execute(claimed.key(), alone, claimed.task);
         if let Some(wish) = &claimed.called_off {
             signals.call_off(wish);
         }
@@ -552,8 +563,8 @@ pub(super) fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Fi
 
 /// Prolongs the leases of everything held, calls off what somebody asked to cancel, and gives up what another has taken
 /// over meanwhile. While no heartbeat gets
-/// through, what is not of a series runs on: should another take it over, its result is late. A member of a series is
-/// given up as soon as its lease may have run out, because the next member could start beside it.
+/// through, what is not of a series runs on: should another take it over, its result is late. A member of a series, and what excludes
+/// others, is given up as soon as its lease may have run out, because the next could start beside it.
 async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
     let lease = shared.options.lease;
     let mut tick = tokio::time::interval(lease / 3);
@@ -587,10 +598,13 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.failed("heartbeat", &error);
                 warn!(%error, "the heartbeat did not get through; leases run on");
                 if alive.elapsed() + lease / 3 > lease {
-                    let runs = shared.held.interrupt_series();
+                    let runs = shared.held.interrupt_alone();
                     if runs > 0 {
                         shared.metrics.lost_leases.inc_by(runs as u64);
-                        warn!(runs, "members of series are given up: their leases may have run out");
+                        warn!(
+                            runs,
+                            "members of series, and what excludes others, are given up: their leases may have run out"
+                        );
                     }
                 }
             }

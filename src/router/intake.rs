@@ -206,6 +206,7 @@ fn read(item: IntakeItem) -> Result<Interaction, Vec<Fault>> {
             priority,
             policy,
             after: None,
+            exclusive: None,
         }),
         false => Err(faults),
     }

@@ -436,6 +436,7 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         started_at,
         age: (started_at - run_at).to_std().unwrap_or_default(),
         called_off: row.try_get("wish")?,
+        exclusive: false,
         lapsed: named(row, "lapsed")?,
         task: Some(place_of(row)?),
     })
