@@ -132,7 +132,7 @@ create function crossover.give_turns(
     p_limit integer, out given integer, out busy boolean, out waiting boolean, out more boolean, out next_ms double precision)
 language plpgsql
 -- By its indexes, whatever was known of these tables when the plan was made: a line may be a million long.
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
     v_notes bigint[];
     v_keys  uuid[];
@@ -198,7 +198,7 @@ $$;
 create function crossover.find_overlooked_turns(p_from uuid, p_limit integer, out overlooked integer, out next_from uuid)
 language plpgsql
 -- By its indexes, whatever was known of these tables when the plan was made: a line may be a million long.
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
     v_key  uuid   := coalesce(p_from, '00000000-0000-0000-0000-000000000000');
     v_keys uuid[] := '{}';
