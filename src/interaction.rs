@@ -37,6 +37,8 @@ pub struct Interaction {
     pub policy: Policy,
     /// What must have ended before it starts. Only for accounts in `complete`: the Temporal copy could not wait so.
     pub after: Option<After>,
+    /// Of an account's interactions with the same one, at most one runs at any time, in any order. Only for accounts in `complete`, too.
+    pub exclusive: Option<String>,
 }
 
 /// What an interaction waits for.
@@ -81,6 +83,11 @@ impl Interaction {
     /// The id of its series, where it has one.
     pub fn series_id(&self) -> Option<Uuid> {
         self.series.as_deref().map(|series| series_id(&self.account, &self.kind, series))
+    }
+
+    /// The id of what it excludes others by, where it does.
+    pub fn exclusive_id(&self) -> Option<Uuid> {
+        self.exclusive.as_deref().map(|exclusive| uuid_of(&["exclusive", &self.account, exclusive]))
     }
 }
 

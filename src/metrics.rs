@@ -21,6 +21,7 @@ mod remote;
 mod schedules;
 #[cfg(feature = "temporal")]
 mod temporal;
+mod turns;
 
 use chrono::TimeDelta;
 use prometheus::core::Collector;
@@ -47,6 +48,7 @@ pub use remote::RemoteMetrics;
 pub use schedules::ScheduleMetrics;
 #[cfg(feature = "temporal")]
 pub use temporal::TemporalMetrics;
+pub use turns::TurnMetrics;
 
 use crate::interaction::{Outcome, Side, Stage};
 use crate::policy::{Doubt, Failure};
@@ -120,6 +122,8 @@ pub struct Metrics {
     pub parking: ParkingMetrics,
     /// What waits for other work.
     pub dependents: DependentMetrics,
+    /// What excludes others.
+    pub turns: TurnMetrics,
     /// What comes in from SQL.
     pub intake: IntakeMetrics,
     /// Handovers.
@@ -333,6 +337,7 @@ impl Metrics {
             remote: RemoteMetrics::register(&mut r)?,
             parking: ParkingMetrics::register(&mut r)?,
             dependents: DependentMetrics::register(&mut r)?,
+            turns: TurnMetrics::register(&mut r)?,
             intake: IntakeMetrics::register(&mut r)?,
             handovers: HandoverMetrics::register(&mut r)?,
             flips: FlipMetrics::new(&mut r)?,

@@ -139,6 +139,7 @@ pub(super) async fn gauge_postgres(parts: Parts, stop: CancellationToken) {
             let handovers = parts.ledger.handover_counts().await?;
             parts.metrics.parking.show(&parts.ledger.parked_counts().await?);
             parts.metrics.dependents.show(&parts.ledger.waiting_counts().await?);
+            parts.metrics.turns.show(&parts.ledger.turn_counts().await?);
             parts.metrics.detached.show(&parts.ledger.detached_counts().await?);
             parts.metrics.schedules.show(&schedules.counts().await?, &mirrors.lag().await?);
             Ok::<_, LedgerError>((

@@ -140,6 +140,7 @@ async fn release(ledger: &Ledger, id: Uuid, yes: bool, context: &Context) -> Out
     let answer = match (yes, waits.named, &waits.behind) {
         (true, ..) => ledger.release(id).await?,
         (false, 0, Some(head)) => Some(Releasing::Behind(head.id)),
+        (false, 0, None) if waits.exclusive.is_some() => Some(Releasing::Excluded(waits.turn.as_ref().map(|turn| turn.id))),
         (false, 0, None) => match ledger.story(id).await? {
             Some(story) if story.pin.outcome.is_some() => Some(Releasing::Ended),
             story => story.map(|_| Releasing::NotWaiting),
@@ -149,6 +150,7 @@ async fn release(ledger: &Ledger, id: Uuid, yes: bool, context: &Context) -> Out
     match answer {
         Some(Releasing::Released { .. }) => {}
         Some(Releasing::Behind(head)) => return Err(format!("{id} {}", Releasing::behind(head)).into()),
+        Some(Releasing::Excluded(turn)) => return Err(format!("{id} {}", Releasing::excluded(turn)).into()),
         Some(Releasing::NotWaiting) => return Err(format!("{id} {}", Releasing::NOT_WAITING).into()),
         Some(Releasing::Ended) => return Err(format!("{id} {}", Releasing::ENDED).into()),
         None => return Err(format!("nothing is pinned of {id}").into()),
@@ -231,7 +233,7 @@ fn print(items: &[Found], next: Option<&str>) {
 }
 
 fn show(whole: &Whole) {
-    let Shown { found, attempts_made, policy, payload, result } = &whole.shown;
+    let Shown { found, exclusive, attempts_made, policy, payload, result } = &whole.shown;
     let mut rows = table(&["INTERACTION", &found.id.to_string()]);
     let mut row = |name: &str, value: String| {
         rows.add_row([name.to_owned(), value]);
@@ -244,6 +246,9 @@ fn show(whole: &Whole) {
     row("key", found.key.clone());
     if let Some((series, no)) = found.series.as_ref().zip(found.series_no) {
         row("series", format!("{series}, number {no}"));
+    }
+    if let Some(exclusive) = exclusive {
+        row("exclusive", exclusive.clone());
     }
     row("group, priority", format!("{}, {}", found.group, found.priority));
     row("state", found.state.clone());

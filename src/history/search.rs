@@ -288,7 +288,8 @@ const PINS: (&str, &str, &str) = (
         coalesce(x.conflict, k.error, case when w.state = 'waiting' and x.series_no > h.head_no
             then format('behind number %s of its series', h.head_no) end, case when d.id is not null
             then format('after %s of %s interactions that have not ended', d.unended, d.named) end, x.reason,
-            case when w.state = 'waiting' and g.execute then crossover.gate_reason(x.grp) end) as reason,
+            case when w.state = 'waiting' and g.execute then crossover.gate_reason(x.grp)
+                when e.state = 'waits' then crossover.turn_reason(e.exclusive_id, e.exclusive) end) as reason,
         x.stage, x.owner, x.attempts, x.created_at, x.run_at, x.ended_at
      from crossover.pins x
      left join crossover.outbox o on o.id = x.id
@@ -299,12 +300,13 @@ const PINS: (&str, &str, &str) = (
      left join crossover.gate g on g.id = x.id
      left join crossover.series h on h.series_id = x.series_id
      left join crossover.dependents d on d.id = x.id
+     left join crossover.turns e on e.id = x.id
      cross join lateral (select case
             when x.outcome is not null then x.outcome
             when x.conflict is not null then 'held'
             when k.id is not null then 'unknown_outcome'
             when u.execute then 'running'
-            when s.execute then 'scheduled'
+            when s.execute or e.state = 'later' then 'scheduled'
             when r.execute then 'ready'
             when x.owner = 'temporal' and o.id is null and x.run_at <= clock_timestamp() then 'running'
             when x.owner = 'temporal' and x.run_at > clock_timestamp() then 'scheduled'

@@ -20,7 +20,7 @@ use crate::ledger::Releasing;
     params(("id" = uuid::Uuid, Path, description = "As the enqueue answered it.")),
     responses(
         (status = 200, description = "It waits for no other work, unless `behind` names who is before it in its series.", body = Released),
-        (status = 409, description = "It does not wait for other work: it has ended, is under way, or waits for its series alone.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It does not wait for other work: it has ended, is under way, or waits for its series or its turn alone.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "Nothing is pinned of it.", body = Problem, content_type = "application/problem+json"),
     ),
     security(("token" = ["operate"]))
@@ -37,6 +37,7 @@ async fn answer(api: &Api, id: &str, who: &str) -> Result<Released, Problem> {
     match answer {
         Some(Releasing::Released { behind }) => Ok(Released { id, behind }),
         Some(Releasing::Behind(head)) => conflict(Releasing::behind(head)),
+        Some(Releasing::Excluded(turn)) => conflict(Releasing::excluded(turn)),
         Some(Releasing::NotWaiting) => conflict(Releasing::NOT_WAITING.to_owned()),
         Some(Releasing::Ended) => conflict(Releasing::ENDED.to_owned()),
         None => Err(Problem::new(StatusCode::NOT_FOUND, format!("no interaction {id} is pinned"))),

@@ -46,6 +46,10 @@ pub(super) struct NewInteraction {
     priority: Option<i16>,
     /// What must have ended before it starts: a list of ids of the same account, or an object. Only in stage `complete`.
     after: Option<NewAfter>,
+    /// Of the account's interactions with the same one, of whatever kind, at most one runs at any time, in any order. What waits for
+    /// another attempt lets the others go meanwhile. Only in stage `complete`.
+    #[schema(min_length = 1, max_length = 400)]
+    exclusive: Option<String>,
     /// Retries and time-outs.
     policy: Option<Policy>,
 }
@@ -244,7 +248,8 @@ pub(super) struct Found {
     state: String,
     /// Why it ended so, where it did not succeed.
     reason: Option<String>,
-    /// What it waits for: the member of its series whose turn it is, and what it runs after; null where it waits for neither.
+    /// What it waits for: the member of its series whose turn it is, what it runs after, who has the turn of its `exclusive`; null where
+    /// it waits for none of them.
     waits_for: Option<Waits>,
     /// The runner's answer, for a success.
     #[schema(value_type = Value)]

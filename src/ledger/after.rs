@@ -1,6 +1,7 @@
 //! What waits for other work to end. Speaks the SQL of `dependents`, `dependencies` and `ended_upstreams`.
 
 use serde::Serialize;
+use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -17,6 +18,8 @@ pub enum AfterFault {
     Stage,
     /// The account has no work with these ids.
     Unknown(Vec<Uuid>),
+    /// Only what Postgres alone has may exclude others.
+    Exclusive,
 }
 
 /// What an interaction waits for before it may start.
@@ -34,6 +37,10 @@ pub struct Waits {
     pub on_failure: Option<OnFailure>,
     /// The first hundred of those that have not ended.
     pub after: Vec<Awaited>,
+    /// The `exclusive` in whose line it is.
+    pub exclusive: Option<String>,
+    /// Whose turn it is there; null where it is about to be given.
+    pub turn: Option<Awaited>,
 }
 
 /// Work that other work waits for.
@@ -81,6 +88,8 @@ pub enum Releasing {
     },
     /// It waits for its series, and for nothing else: an order that is not broken.
     Behind(Uuid),
+    /// It waits for its turn among those of its `exclusive`, and for nothing else; who has it, if somebody does just now.
+    Excluded(Option<Uuid>),
     /// It does not wait.
     NotWaiting,
     /// It has ended.
@@ -97,6 +106,15 @@ impl Releasing {
     pub fn behind(head: Uuid) -> String {
         format!(
             "waits for {head}, which is before it in its series, and for nothing else; an order is not broken: see what that one waits for, or cancel it"
+        )
+    }
+
+    /// The same of what waits for its turn.
+    pub fn excluded(turn: Option<Uuid>) -> String {
+        let whose =
+            turn.map_or_else(|| "that is free and about to be given".to_owned(), |id| format!("that is {id}'s"));
+        format!(
+            "waits for its turn among those of its `exclusive`, and for nothing else; {whose}: see what that one waits for, or cancel it"
         )
     }
 }
@@ -143,9 +161,16 @@ impl Ledger {
         );
         let head: Option<Uuid> = within(head.bind(id).fetch_optional(&self.pool)).await?;
         let behind = self.standing(head.as_slice()).await?.pop();
+        let line = sqlx::query_as::<_, (String, Option<Uuid>)>(
+            "select t.exclusive, (select h.id from crossover.turns h where h.exclusive_id = t.exclusive_id and h.state = 'turn')
+             from crossover.turns t where t.id = $1 and t.state = 'waits'",
+        );
+        let (exclusive, holder) = within(line.bind(id).fetch_optional(&self.pool)).await?.unzip();
+        let turn = self.standing(holder.flatten().as_slice()).await?.pop();
         let row = sqlx::query("select named, unended, any_of, run_on_failure from crossover.dependents where id = $1");
         let Some(row) = within(row.bind(id).fetch_optional(&self.pool)).await? else {
-            return Ok(behind.map(|behind| Waits { behind: Some(behind), ..Waits::default() }));
+            let waits = behind.is_some() || exclusive.is_some();
+            return Ok(waits.then(|| Waits { behind, exclusive, turn, ..Waits::default() }));
         };
         let upstreams =
             sqlx::query_scalar("select upstream from crossover.dependencies where id = $1 order by upstream limit 100");
@@ -158,6 +183,8 @@ impl Ledger {
             when: Some(if any { When::Any } else { When::All }),
             on_failure: Some(if run { OnFailure::Run } else { OnFailure::Skip }),
             after: self.standing(&upstreams).await?,
+            exclusive,
+            turn,
         }))
     }
 
@@ -192,6 +219,7 @@ impl Ledger {
         Ok(answer.map(|answer| match (answer, behind) {
             ("released", behind) => Releasing::Released { behind },
             ("behind", Some(behind)) => Releasing::Behind(behind),
+            ("excluded", turn) => Releasing::Excluded(turn),
             ("ended", _) => Releasing::Ended,
             _ => Releasing::NotWaiting,
         }))
@@ -225,9 +253,15 @@ async fn pin_after(
         .bind(after.on_failure == OnFailure::Run)
         .fetch_one(executor)
         .await?;
+    pinned_or_fault(&row)
+}
+
+/// What a pin came to that may be refused for what it waits for.
+pub(super) fn pinned_or_fault(row: &PgRow) -> Result<Result<Pinned, AfterFault>, sqlx::Error> {
     match row.try_get::<Option<&str>, _>("fault")? {
-        None => pinned_of(&row).map(Ok),
+        None => pinned_of(row).map(Ok),
         Some("unknown") => Ok(Err(AfterFault::Unknown(row.try_get("fault_ids")?))),
+        Some("exclusive") => Ok(Err(AfterFault::Exclusive)),
         Some(_) => Ok(Err(AfterFault::Stage)),
     }
 }

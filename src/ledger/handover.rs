@@ -58,6 +58,7 @@ const OWNED: &str = "from crossover.pins p
      left join crossover.scheduled s on s.id = p.id
      left join crossover.dependents d on d.id = p.id
      left join crossover.gate w on w.id = p.id
+     left join crossover.turns e on e.id = p.id
      where p.account = $1 and p.ended_at is null and p.owner = 'postgres'
         and ($2::text is null or p.kind = $2) and ($3::uuid is null or p.id = $3)";
 
@@ -67,6 +68,7 @@ const WHAT: &str = "case
      when p.cancel_requested_at is not null then 'cancelled'
      when p.attempts > 0 or u.id is not null or r.attempt > 1 or s.attempt > 1 or w.attempt > 1 then 'claimed'
      when d.id is not null then 'waits'
+     when e.id is not null then 'exclusive'
      else 'moves' end";
 
 impl Ledger {

@@ -44,6 +44,10 @@ pub struct IntakeItem {
     pub priority: i16,
     /// The policy's JSON.
     pub policy: Option<String>,
+    /// What it runs after, as JSON.
+    pub after: Option<String>,
+    /// The key of those that it never runs beside.
+    pub exclusive: Option<String>,
     /// The payload; an error where this program can't read what SQL accepted.
     pub payload: Result<Payload, String>,
 }
@@ -74,14 +78,16 @@ pub struct IntakeDepth {
 
 impl Ledger {
     /// Up to `limit` rows after `after` that are due, in the order of acceptance. Of a series, none behind one that is not
-    /// due or stands at `after` or before it.
+    /// due or stands at `after` or before it; and nothing that runs after what is still in the intake.
     pub async fn intake_due(&self, after: i64, limit: i64) -> Result<Vec<IntakeRow>, LedgerError> {
         let rows = sqlx::query_as(
             "select i.no, i.account, i.kind, i.series from crossover.intake i
              where i.no > $2 and i.refused_at is null and i.due_at <= clock_timestamp() and not exists (
                 select from crossover.intake e
                 where e.account = i.account and e.kind = i.kind and e.series = i.series and e.no < i.no
-                    and e.refused_at is null and (e.due_at > clock_timestamp() or e.no <= $2))
+                    and e.refused_at is null and (e.due_at > clock_timestamp() or e.no <= $2 or exists (
+                        select from crossover.intake u where u.id = any (e.after_ids) and u.refused_at is null)))
+                and not exists (select from crossover.intake u where u.id = any (i.after_ids) and u.refused_at is null)
              order by i.no limit $1",
         );
         within(rows.bind(limit).bind(after).fetch_all(&self.pool)).await
@@ -97,7 +103,7 @@ impl Ledger {
         let taken = sqlx::query(
             "delete from crossover.intake where no = (
                 select no from crossover.intake where no = $1 and refused_at is null for update skip locked)
-             returning *, payload::text as payload_text, policy::text as policy_text",
+             returning *, payload::text as payload_text, policy::text as policy_text, after::text as after_text",
         );
         match within(taken.bind(no).fetch_optional(&mut *connection)).await? {
             Some(row) => Ok(Taken::Item(Box::new(item_of(&row)?))),
@@ -160,6 +166,8 @@ fn item_of(row: &sqlx::postgres::PgRow) -> Result<IntakeItem, sqlx::Error> {
         run_at: row.try_get("run_at")?,
         priority: row.try_get("priority")?,
         policy: row.try_get("policy_text")?,
+        after: row.try_get("after_text")?,
+        exclusive: row.try_get("exclusive")?,
         payload: document,
     })
 }

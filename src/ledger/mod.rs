@@ -19,6 +19,7 @@ mod remote;
 mod schema;
 mod spool;
 mod summary;
+mod turns;
 
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ pub use reconcile::{Answered, Pass, Question, Reconciliation, Verdict};
 pub use remote::{Attempted, RemoteBeat, RemoteReport};
 pub use schema::SchemaError;
 pub use summary::AttemptSummary;
+pub use turns::{TurnCounts, Turns};
 
 /// The Postgres ledger. Cheap to clone.
 #[derive(Clone)]

@@ -224,7 +224,7 @@ impl Ledger {
                 when p.conflict is not null then 'held'
                 when k.id is not null then 'unknown_outcome'
                 when u.id is not null and u.execute then 'running'
-                when s.id is not null and s.execute then 'scheduled'
+                when s.id is not null and s.execute or e.state = 'later' then 'scheduled'
                 when r.id is not null and r.execute then 'ready'
                 when p.owner = 'temporal' and o.id is null and p.run_at <= clock_timestamp() then 'running'
                 when p.owner = 'temporal' and p.run_at > clock_timestamp() then 'scheduled'
@@ -235,6 +235,7 @@ impl Ledger {
              left join crossover.scheduled s on s.id = p.id
              left join crossover.ready r on r.id = p.id
              left join crossover.parked k on k.id = p.id
+             left join crossover.turns e on e.id = p.id
              where p.id = $1",
             )
             .bind(id)

@@ -156,6 +156,7 @@ fn parse_line(text: &[u8]) -> Result<Line, String> {
         kind: line.kind.clone(),
         key_made: false,
         after: None,
+        exclusive: None,
         key: line.key.clone(),
         payload: line.payload.clone(),
         series: line.series.clone(),

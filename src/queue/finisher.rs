@@ -126,6 +126,7 @@ async fn report_alone(shared: &Shared, worker: Uuid, end: &mut Finish) {
 
 async fn settle(shared: &Shared, batch: &[Finish], kept: &[Uuid], in_doubt: bool) {
     shared.dependents.ring();
+    shared.turns.ring();
     let kept: HashSet<&Uuid> = kept.iter().collect();
     let before = if in_doubt { taken_before(shared, batch).await } else { HashSet::new() };
     for end in batch {

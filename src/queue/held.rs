@@ -147,7 +147,7 @@ impl Signals {
 
 struct Execution {
     signals: Signals,
-    in_series: bool,
+    alone: bool,
     /// Where its row is, of a task: its lease is its worker's.
     task: Option<Place>,
     /// Its end is on its way to the database.
@@ -190,10 +190,10 @@ impl Held {
     }
 
     /// Takes an execution in, in the place of a rehearsal where there is no free slot.
-    pub fn execute(&self, key: Key, in_series: bool, task: Option<Place>) -> Signals {
+    pub fn execute(&self, key: Key, alone: bool, task: Option<Place>) -> Signals {
         let mut inner = self.lock();
         let signals = Signals::default();
-        inner.executions.insert(key, Execution { signals: signals.clone(), in_series, task, reported: false });
+        inner.executions.insert(key, Execution { signals: signals.clone(), alone, task, reported: false });
         if inner.rehearsals.is_empty() {
             return signals;
         }
@@ -261,12 +261,13 @@ impl Held {
         rehearsal || execution.is_some()
     }
 
-    /// Tells what must not run on once its lease may have run out, because the next of its series could start beside it.
+    /// Tells what must not run on once its lease may have run out, because the next of its series, or of those that it excludes, could
+    /// start beside it.
     /// Each ends as a failed attempt and is held until that is known to the database; how many there were.
-    pub fn interrupt_series(&self) -> usize {
+    pub fn interrupt_alone(&self) -> usize {
         let inner = self.lock();
-        let of_series = inner.executions.values().filter(|e| e.in_series);
-        of_series.filter(|execution| execution.signals.tell(Stop::Interrupted)).count()
+        let alone = inner.executions.values().filter(|e| e.alone);
+        alone.filter(|execution| execution.signals.tell(Stop::Interrupted)).count()
     }
 
     /// Tells an execution that somebody asked to cancel it; one whose end is known is past that. True the first time.
@@ -339,6 +340,7 @@ mod tests {
             started_at: now,
             age: Duration::ZERO,
             called_off: None,
+            exclusive: false,
             task: None,
             lapsed: None,
         }
@@ -438,7 +440,7 @@ mod tests {
         let held = Held::new(2);
         let member = held.execute((Uuid::from_u128(1), 1), true, None);
         let single = held.execute((Uuid::from_u128(2), 1), false, None);
-        assert_eq!((held.interrupt_series(), held.interrupt_series()), (1, 0));
+        assert_eq!((held.interrupt_alone(), held.interrupt_alone()), (1, 0));
         assert!(member.told() == Some(Stop::Interrupted) && single.told().is_none());
         assert_eq!(held.keys().len(), 2);
     }

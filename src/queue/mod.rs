@@ -3,7 +3,7 @@
 //! `storage` speaks the SQL of `ready`, `scheduled` and `running`. `worker` holds what it claimed and runs it;
 //! `finisher` reports ends in batches; `rehearsal` follows the real run; `upkeep` makes due work ready and takes over
 //! what a dead worker held; `detach` gives long runs to their runners; `remote` hands work out over HTTP; `dependents` lets go on
-//! what waited for others to end; `tasks` are what only Postgres has; `groups` speaks the SQL of limits, and `gate` admits what waits
+//! what waited for others to end; `turns` gives turns to what excludes others; `tasks` are what only Postgres has; `groups` speaks the SQL of limits, and `gate` admits what waits
 //! for them; `floor` is the share of the lowest priority.
 
 mod dependents;
@@ -21,6 +21,7 @@ mod rehearsal;
 pub mod remote;
 mod storage;
 pub mod tasks;
+mod turns;
 mod upkeep;
 mod wake;
 mod worker;

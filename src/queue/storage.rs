@@ -55,6 +55,8 @@ pub struct Claimed {
     pub age: Duration,
     /// Somebody asked to cancel it, in these words: it is not to be run.
     pub called_off: Option<String>,
+    /// No other of its `exclusive` runs beside it.
+    pub exclusive: bool,
     /// Where its row is, of a task.
     pub task: Option<Place>,
     /// Of what was taken over: its runner had it, and this is why it is lost.
@@ -420,7 +422,7 @@ impl Queue {
                 update crossover.running r set worker = $2, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                 from lost where r.id = lost.id returning r.*)
              select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF},
-                crossover.lapse_detached(h.id, h.epoch, h.attempt) as lapsed,
+                crossover.lapse_detached(h.id, h.epoch, h.attempt) as lapsed, y.exclusive is not null as exclusive,
                 extract(epoch from clock_timestamp() - p.run_at)::float8 as age
              from held h join crossover.pins p on p.id = h.id
              join crossover.payloads y on y.id = p.id and y.created_at = p.created_at"
@@ -570,6 +572,7 @@ pub(super) fn claim_sql(which: &str, by: &str, picked: &str) -> String {
             where not t.stray and p.conflict is null and (p.owner = 'temporal' or p.owner = 'postgres' and p.ended_at is null)
             returning *)
          select {ENVELOPE}, h.attempt, h.execute, h.due_at, h.started_at, {CALLED_OFF}, null::text as lapsed,
+            y.exclusive is not null as exclusive,
             extract(epoch from h.started_at - p.run_at)::float8 as age
          from held h join crossover.pins p on p.id = h.id
          join crossover.payloads y on y.id = p.id and y.created_at = p.created_at
@@ -651,6 +654,7 @@ pub(super) fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         started_at: row.try_get("started_at")?,
         age: Duration::from_secs_f64(age.max(0.0)),
         called_off: row.try_get("called_off")?,
+        exclusive: row.try_get("exclusive")?,
         task: None,
         lapsed: named(row, "lapsed")?,
         envelope,

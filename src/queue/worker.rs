@@ -24,6 +24,7 @@ use super::kinds::{Kinds, Running, Walk};
 use super::reach::Reach;
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
 use super::tasks::{self, Place, TaskPlace, Tasks};
+use super::turns::{self, Turns};
 use super::{faulty, finisher, rehearsal, upkeep};
 use crate::executor::{self, Answer, Call, Executor};
 use crate::interaction::{Fence, Outcome, Side};
@@ -81,6 +82,8 @@ pub(super) struct Shared {
     pub vt: AtomicI64,
     /// Whether anything waits for ends.
     pub dependents: Dependents,
+    /// Whether anything excludes others.
+    pub turns: Turns,
     /// When Postgres last did not answer this worker, or it began.
     pub trouble: Mutex<Instant>,
 }
@@ -117,6 +120,7 @@ impl Worker {
             kinds,
             vt,
             dependents: Dependents::default(),
+            turns: Turns::default(),
             trouble,
         };
         Self { shared, executor }
@@ -156,6 +160,8 @@ impl Worker {
         parts.spawn(upkeep::take_over(shared.clone(), stop.clone()));
         parts.spawn(dependents::settle(shared.clone(), stop.clone()));
         parts.spawn(dependents::find_overlooked(shared.clone(), stop.clone()));
+        parts.spawn(turns::give(shared.clone(), stop.clone()));
+        parts.spawn(turns::find_overlooked(shared.clone(), stop.clone()));
         parts.spawn(gate::admit(shared.clone(), stop.clone()));
         parts.spawn(tasks::promote(shared.clone(), stop.clone()));
         parts.spawn(tasks::take_over(shared.clone(), stop.clone()));
@@ -236,6 +242,7 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = shared.wake.notified() => {
                 pace.ring();
                 shared.gate.ring();
+                shared.turns.ring();
                 rung = true;
             }
             () = shared.wake_for_tasks.notified() => {
@@ -553,8 +560,12 @@ impl Starting {
 
     /// Takes its slot, and its part of its kind's capacity.
     fn hold(&self, claimed: &Claimed) -> (Signals, Option<Running>) {
-        let (held, kind) = (&self.shared.held, &claimed.envelope.kind);
-        let signals = held.execute(claimed.key(), claimed.envelope.series.is_some(), claimed.task);
+        let (shared, kind) = (&self.shared, &claimed.envelope.kind);
+        if claimed.exclusive {
+            shared.turns.expect();
+        }
+        let alone = claimed.exclusive || claimed.envelope.series.is_some();
+        let signals = shared.held.execute(claimed.key(), alone, claimed.task);
         if let Some(wish) = &claimed.called_off {
             signals.call_off(wish);
         }
@@ -638,8 +649,8 @@ pub(super) fn finish_of(claimed: &Claimed, took: Duration, answer: Answer) -> Fi
 
 /// Prolongs the leases of everything held, calls off what somebody asked to cancel, and gives up what another has taken
 /// over meanwhile. While no heartbeat gets
-/// through, what is not of a series runs on: should another take it over, its result is late. A member of a series is
-/// given up as soon as its lease may have run out, because the next member could start beside it.
+/// through, what is not of a series runs on: should another take it over, its result is late. A member of a series, and what excludes
+/// others, is given up as soon as its lease may have run out, because the next could start beside it.
 async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
     let lease = shared.options.lease;
     let mut tick = tokio::time::interval(lease / 3);
@@ -673,10 +684,13 @@ async fn beat(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.failed("heartbeat", &error);
                 warn!(%error, "the heartbeat did not get through; leases run on");
                 if alive.elapsed() + lease / 3 > lease {
-                    let runs = shared.held.interrupt_series();
+                    let runs = shared.held.interrupt_alone();
                     if runs > 0 {
                         shared.metrics.lost_leases.inc_by(runs as u64);
-                        warn!(runs, "members of series are given up: their leases may have run out");
+                        warn!(
+                            runs,
+                            "members of series, and what excludes others, are given up: their leases may have run out"
+                        );
                     }
                 }
             }

@@ -310,8 +310,9 @@ fn waits_for(story: &Story) -> Option<String> {
         }
         "ready" => Some("a free slot of a Postgres worker".to_owned()),
         "waiting" => at_the_gate(story).or_else(|| {
-            let both: Vec<String> = [waits_behind(story), waits_after(story)].into_iter().flatten().collect();
-            if both.is_empty() { undelivered(story) } else { Some(both.join(", and for ")) }
+            let all = [waits_behind(story), waits_after(story), waits_for_its_turn(story)];
+            let all: Vec<String> = all.into_iter().flatten().collect();
+            if all.is_empty() { undelivered(story) } else { Some(all.join(", and for ")) }
         }),
         _ => None,
     }
@@ -344,6 +345,19 @@ fn waits_after(story: &Story) -> Option<String> {
     let more = waits.after.len().checked_sub(4).map_or("", |_| " and more");
     let which = if waits.when == Some(When::Any) { "one" } else { "each" };
     Some(format!("{which} of {} that have not ended, of {} it runs after: {named}{more}", waits.unended, waits.named))
+}
+
+fn waits_for_its_turn(story: &Story) -> Option<String> {
+    let waits = story.waits.as_ref()?;
+    let exclusive = waits.exclusive.as_ref()?;
+    let whose = waits.turn.as_ref().map_or_else(
+        || "it is about to be given".to_owned(),
+        |turn| {
+            let why = turn.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("it is that of {} ({}{why})", turn.id, turn.state)
+        },
+    );
+    Some(format!("its turn, for no two of exclusive «{exclusive}» run at once; {whose}"))
 }
 
 fn undelivered(story: &Story) -> Option<String> {
@@ -488,6 +502,8 @@ impl Asked<'_> {
              union all select 'running', not execute, attempt, due_at, started_at, lease_until, worker
                 from crossover.running where id = $1
              union all select 'gate', not execute, attempt, due_at, null, null, null from crossover.gate where id = $1
+             union all select case state when 'later' then 'scheduled' else 'line' end, false, attempt, due_at, null, null, null
+                from crossover.turns where id = $1 and state in ('later', 'waits')
              union all select 'rehearsing', true, attempt, due_at, dequeued_at, bound_at, null
                 from crossover.rehearsals where id = $1
              union all select case when r.worker is null then 'ready' else 'running' end, false, r.attempt, r.due_at, r.started_at,

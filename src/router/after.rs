@@ -1,4 +1,4 @@
-//! Work that runs after other work. Only Postgres can hold it back, so it is pinned there or refused: it never starts unpinned.
+//! Work that runs after other work, or excludes other work. Only Postgres can hold it back, so it is pinned there or refused: it never starts unpinned.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::request::Fault;
 use super::{Accepted, EnqueueError, How, Router, conflict, not_pinned};
 use crate::flags::Decision;
-use crate::interaction::{After, Interaction};
+use crate::interaction::Interaction;
 use crate::ledger::{AfterFault, LedgerError, PinRequest, Releasing};
 use crate::telemetry;
 
@@ -16,17 +16,23 @@ use crate::telemetry;
 const NAMED: usize = 10;
 
 impl Router {
-    /// Pins what runs after others; ready, waiting, or cancelled already where what it waits for can't succeed any more.
-    pub(super) async fn accept_after(
+    /// Pins what runs after others or excludes others; ready, waiting, or cancelled already where what it waits for can't succeed any
+    /// more.
+    pub(super) async fn accept_waiting(
         &self,
         interaction: &Interaction,
-        after: &After,
         decision: &Decision,
     ) -> Result<Accepted, EnqueueError> {
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
         let began = Instant::now();
-        let pinned = self.outages.ask(false, self.ledger.pin_after(request, after)).await;
+        let pin = async {
+            match (&interaction.after, &interaction.exclusive) {
+                (Some(after), None) => self.ledger.pin_after(request, after).await,
+                _ => self.ledger.pin_exclusive(request).await,
+            }
+        };
+        let pinned = self.outages.ask(false, pin).await;
         let pinned =
             pinned.inspect_err(|error| self.disturbed(error)).map_err(|error| not_pinned(interaction, error))?;
         let pinned = pinned.map_err(|fault| refused(interaction, &fault))?;
@@ -58,11 +64,15 @@ pub(super) fn refused(interaction: &Interaction, fault: &AfterFault) -> EnqueueE
         AfterFault::Stage => format!(
             "only work that Postgres alone has may wait for other work: bring account `{account}`, kind `{kind}` to stage `complete` first (`crossover complete`), or send it once the others have ended"
         ),
+        AfterFault::Exclusive => format!(
+            "only work that Postgres alone has may exclude other work: bring account `{account}`, kind `{kind}` to stage `complete` first (`crossover complete`); until then a `series` keeps work of one kind apart, in its order"
+        ),
         AfterFault::Unknown(ids) => {
             let named = ids.iter().take(NAMED).map(Uuid::to_string).collect::<Vec<_>>().join(", ");
             let more = ids.len().checked_sub(NAMED + 1).map_or_else(String::new, |n| format!(" and {} more", n + 1));
             format!("account `{account}` has no interactions {named}{more}; enqueue what is waited for first")
         }
     };
-    EnqueueError::Invalid(vec![Fault { field: "after".to_owned(), message }])
+    let field = if *fault == AfterFault::Exclusive { "exclusive" } else { "after" };
+    EnqueueError::Invalid(vec![Fault { field: field.to_owned(), message }])
 }

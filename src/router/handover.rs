@@ -181,6 +181,9 @@ pub fn stays(answer: &str) -> &str {
         "waits" => {
             "waits for other work (`after`), which Temporal's copy can't: it runs on Postgres once that has ended, or is released or cancelled"
         }
+        "exclusive" => {
+            "excludes others (`exclusive`), which Temporal's copy can't: it runs on Postgres when it has its turn, or is cancelled"
+        }
         "ended" => "has ended",
         "unarmed" => "belongs to an account that is not armed",
         "busy" => "is in the hands of another transaction, which would not let go of it: ask again",

@@ -186,12 +186,17 @@ fn chains(due: Vec<IntakeRow>) -> Vec<Vec<IntakeRow>> {
 /// Makes an interaction of a row. SQL has looked at all of it; what is found here is what SQL can't see.
 fn read(item: IntakeItem) -> Result<Interaction, Vec<Fault>> {
     let fault = |field: &str, message: String| vec![Fault { field: field.to_owned(), message }];
-    let IntakeItem { account, kind, key, series, group, run_at, priority, policy, payload, .. } = item;
+    let IntakeItem { account, kind, key, series, group, run_at, priority, policy, payload, after, exclusive, .. } =
+        item;
     let payload = payload.map_err(|error| fault("payload", error))?;
     let mut faults = Vec::new();
     let policy = match policy.map(RawValue::from_string).transpose() {
         Ok(raw) => raw.map_or_else(Policy::default, |raw| request::policy(&raw, &mut faults)),
         Err(error) => return Err(fault("policy", error.to_string())),
+    };
+    let after = match after.map(RawValue::from_string).transpose() {
+        Ok(raw) => raw.and_then(|raw| request::after::read(&raw, &account, &mut faults)),
+        Err(error) => return Err(fault("after", error.to_string())),
     };
     match faults.is_empty() {
         true => Ok(Interaction {
@@ -205,7 +210,8 @@ fn read(item: IntakeItem) -> Result<Interaction, Vec<Fault>> {
             run_at,
             priority,
             policy,
-            after: None,
+            after,
+            exclusive,
         }),
         false => Err(faults),
     }

@@ -292,8 +292,8 @@ impl Router {
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }
-        if let Some(after) = &interaction.after {
-            return self.accept_after(interaction, after, &decision).await;
+        if interaction.after.is_some() || interaction.exclusive.is_some() {
+            return self.accept_waiting(interaction, &decision).await;
         }
         // Held all along: what the account is now, it is until this has its answer.
         let unpinned = self.doubts.have_room().then(|| self.outages.begin(&interaction.account)).flatten();
@@ -408,14 +408,13 @@ impl Router {
         self.armed.forget_mark(&interaction.account);
         let request =
             PinRequest { interaction, stage: decision.stage, revision: &decision.revision, grace: self.options.grace };
-        let pinned = match &interaction.after {
-            None => self.ledger.pin_in(transaction, request).await,
-            Some(after) => match self.ledger.pin_after_in(transaction, request, after).await {
-                Ok(pinned) => Ok(pinned.map_err(|fault| after::refused(interaction, &fault))?),
-                Err(error) => Err(error),
-            },
+        let pinned = match (&interaction.after, &interaction.exclusive) {
+            (None, None) => self.ledger.pin_in(transaction, request).await.map(Ok),
+            (Some(after), None) => self.ledger.pin_after_in(transaction, request, after).await,
+            (_, Some(_)) => self.ledger.pin_exclusive_in(transaction, request).await,
         };
         let pinned = pinned.map_err(|error| not_pinned(interaction, error))?;
+        let pinned = pinned.map_err(|fault| after::refused(interaction, &fault))?;
         self.outages.in_doubt(interaction);
         self.ticket(interaction, pinned)
     }

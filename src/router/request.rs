@@ -38,8 +38,8 @@ pub enum RequestError {
     Invalid(Vec<Fault>),
 }
 
-pub(crate) const FIELDS: [&str; 10] =
-    ["account", "kind", "payload", "key", "series", "group", "run_at", "priority", "after", "policy"];
+pub(crate) const FIELDS: [&str; 11] =
+    ["account", "kind", "payload", "key", "series", "group", "run_at", "priority", "after", "exclusive", "policy"];
 pub(crate) const POLICY: [&str; 7] = [
     "max_attempts",
     "backoff",
@@ -86,6 +86,7 @@ pub fn parse(body: &[u8], max_payload: usize, now: DateTime<Utc>) -> Result<Inte
         },
         series: reader.take("series"),
         group: reader.take("group"),
+        exclusive: reader.take("exclusive"),
         run_at: reader.take("run_at"),
         priority: reader.take("priority").unwrap_or(0),
         policy: reader.raw("policy").map_or_else(Policy::default, |raw| policy(&raw, &mut reader.faults)),
@@ -167,6 +168,7 @@ pub fn check(interaction: &Interaction, now: DateTime<Utc>) -> Vec<Fault> {
         ("key", Some(&interaction.key), 400),
         ("series", interaction.series.as_ref(), 400),
         ("group", interaction.group.as_ref(), 100),
+        ("exclusive", interaction.exclusive.as_ref(), 400),
     ];
     for (field, name, most) in names {
         if let Some(message) = name.and_then(|name| name_fault(name, most)) {

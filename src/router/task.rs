@@ -32,6 +32,7 @@ impl Router {
             && decision.stage == Stage::Complete
             && interaction.series.is_none()
             && interaction.after.is_none()
+            && interaction.exclusive.is_none()
             // Remote workers take what is pinned.
             && !is_remote(interaction.group.as_deref())
             && interaction.policy.on_unknown == OnUnknown::Retry;
@@ -59,6 +60,7 @@ impl Router {
         let now = Utc::now();
         if interaction.series.is_some()
             || interaction.after.is_some()
+            || interaction.exclusive.is_some()
             || is_remote(interaction.group.as_deref())
             || interaction.policy.on_unknown != OnUnknown::Retry
             || named_at < now - KEYS_LAST
@@ -138,7 +140,7 @@ impl Router {
 
 /// Why a key that looks like a task's can't be.
 pub(super) fn not_a_callers_key() -> EnqueueError {
-    let message = "keys that begin with `task_` are made by routers, for work without a series, `after` or `on_unknown`, and are repeated \
+    let message = "keys that begin with `task_` are made by routers, for work without a series, `after`, `exclusive` or `on_unknown`, and are repeated \
                    as the work was sent, within window.idempotency; give new work a key of your own, or none";
     EnqueueError::Invalid(vec![Fault { field: "key".to_owned(), message: message.to_owned() }])
 }

@@ -185,6 +185,7 @@ impl Definition {
             key,
             key_made: false,
             after: None,
+            exclusive: None,
             payload: self.payload.clone(),
             series: Some(self.series.clone().unwrap_or_else(|| series_of(id))),
             group: self.group.clone(),

@@ -73,6 +73,7 @@ impl Entry {
             kind: e.kind,
             key_made: false,
             after: None,
+            exclusive: None,
             key: e.key,
             payload: e.payload,
             series: e.series,

@@ -8,6 +8,7 @@ fn entry(account: &str, key: &str) -> Entry {
         kind: "sync".into(),
         key_made: false,
         after: None,
+        exclusive: None,
         key: key.into(),
         payload: Payload::parse(format!(r#"{{"z":1.10,"a":"{key}"}}"#)).unwrap(),
         series: Some("s".into()),

@@ -15,6 +15,8 @@ pub struct Shown {
     /// What a page says of it.
     #[serde(flatten)]
     pub found: Found,
+    /// The key of those that it never runs beside; absent where there is none, or where it is kept no longer.
+    pub exclusive: Option<String>,
     /// Every attempt that is kept, of both sides, rehearsals too.
     pub attempts_made: Vec<ShownAttempt>,
     /// Retries and time-outs; absent where it is kept no longer.
@@ -70,9 +72,9 @@ impl Search {
         );
         let attempts_made = attempts_made.bind(id).bind(found.created_at).fetch_all(&mut *tx).await?;
         let contents = sqlx::query(
-            "select payload::text as payload, policy::text as policy from crossover.payloads where id = $1 and created_at = $2
+            "select payload::text as payload, policy::text as policy, exclusive from crossover.payloads where id = $1 and created_at = $2
              union all
-             select payload::text, coalesce(policy, '{}')::text from crossover.tasks where id = $1 and created_at = $2",
+             select payload::text, coalesce(policy, '{}')::text, null from crossover.tasks where id = $1 and created_at = $2",
         );
         let contents = contents.bind(id).bind(found.created_at).fetch_optional(&mut *tx).await?;
         let result: Option<String> = sqlx::query_scalar(
@@ -84,11 +86,11 @@ impl Search {
         .bind(found.created_at)
         .fetch_optional(&mut *tx)
         .await?;
-        let of = |column: &str| -> Result<_, SearchError> {
-            let text = contents.as_ref().map(|row| row.try_get::<Option<String>, _>(column)).transpose()?.flatten();
-            raw(text)
+        let of = |column: &str| -> Result<Option<String>, SearchError> {
+            Ok(contents.as_ref().map(|row| row.try_get(column)).transpose()?.flatten())
         };
-        Ok(Some(Shown { policy: of("policy")?, payload: of("payload")?, result: raw(result)?, found, attempts_made }))
+        let (policy, payload, exclusive) = (raw(of("policy")?)?, raw(of("payload")?)?, of("exclusive")?);
+        Ok(Some(Shown { policy, payload, exclusive, result: raw(result)?, found, attempts_made }))
     }
 }
 

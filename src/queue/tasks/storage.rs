@@ -523,6 +523,7 @@ fn claimed_of(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         started_at,
         age: (started_at - run_at).to_std().unwrap_or_default(),
         called_off: row.try_get(column::WISH)?,
+        exclusive: false,
         lapsed: lapsed.map(str::parse).transpose().map_err(|e: UnknownName| sqlx::Error::Decode(e.into()))?,
         task: Some(place_of(row)?),
     })

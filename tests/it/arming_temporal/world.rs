@@ -179,6 +179,7 @@ impl World {
             kind: "sync".into(),
             key_made: false,
             after: None,
+            exclusive: None,
             key: key.into(),
             payload: Payload::parse(r#"{"b":1.10,"a":0}"#.into()).unwrap(),
             series: series.map(str::to_owned),

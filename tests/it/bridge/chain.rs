@@ -12,6 +12,7 @@ fn member(world: &World, series: usize, key: String) -> Interaction {
         kind: "sync".into(),
         key_made: false,
         after: None,
+        exclusive: None,
         key,
         payload: Payload::parse("1".into()).unwrap(),
         series: Some(format!("s{series}")),

@@ -55,6 +55,7 @@ fn interaction(world: &World, key: &str) -> Interaction {
         kind: "sync".into(),
         key_made: false,
         after: None,
+        exclusive: None,
         key: key.into(),
         payload: Payload::parse("1".into()).unwrap(),
         series: None,

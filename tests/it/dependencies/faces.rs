@@ -10,7 +10,7 @@ use crate::bridge::runner::Rule;
 use crate::bridge::world::{Node, World, with};
 use crate::wait::until;
 
-async fn complete() -> (World, Node) {
+pub(super) async fn complete() -> (World, Node) {
     let world = World::new(Stage::Complete).await;
     let node = world.node_with(Roles::ALL, |config| config.router.tasks = true).await;
     node.accepts(&world.request("first"), 201).await;

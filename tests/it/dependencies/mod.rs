@@ -3,6 +3,10 @@
 #[cfg(feature = "temporal")]
 mod faces;
 mod programs;
+#[cfg(feature = "temporal")]
+mod turn_faces;
+mod turn_programs;
+mod turns;
 
 use std::time::Duration;
 
@@ -160,6 +164,7 @@ fn interaction(key: &str) -> Interaction {
         priority: 0,
         policy: Policy::default(),
         after: None,
+        exclusive: None,
     }
 }
 

@@ -123,6 +123,7 @@ impl World {
             key: key.to_owned(),
             key_made: false,
             after: None,
+            exclusive: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: series.map(str::to_owned),
             group: None,

@@ -1,5 +1,5 @@
 //! Everything that the queue can do at once, by four processes of which one or another is killed all the time: tasks, series,
-//! dependencies, groups whose limits change, pauses, schedules, retries, cancellations. No series may overlap itself, no limit be
+//! dependencies, exclusions, groups whose limits change, pauses, schedules, retries, cancellations. No series and no exclusion may overlap itself, no limit be
 //! exceeded at any moment, nothing be lost, and no table grow for ever.
 //!
 //! The short run is part of the tests. The long one, with a release build under test:
@@ -206,6 +206,12 @@ impl Soak {
             work["payload"] = json!({ "group": group });
         }
         work["priority"] = json!([0, 0, 0, 5, -5].choose(rng).copied());
+        if rng.random_bool(0.25) {
+            self.count("with an exclusive");
+            let exclusive = format!("e{}", rng.random_range(0..6));
+            work["payload"]["exclusive"] = json!(exclusive);
+            work["exclusive"] = json!(exclusive);
+        }
         let known = || self.accepted.lock().unwrap();
         match rng.random_range(0..100) {
             0..45 => self.count("tasks"),
@@ -377,7 +383,7 @@ impl Soak {
             let rows: Vec<(String, i64, i64)> = sqlx::query_as(
                 "select s.relname::text, pg_total_relation_size(s.relid), s.n_dead_tup from pg_stat_user_tables s
                  where s.schemaname = 'crossover' and s.relname in ('ready', 'running', 'scheduled', 'tasks_ready', 'tasks_scheduled',
-                    'gate', 'group_tokens', 'group_holds', 'groups', 'workers', 'dependents', 'dependencies', 'ended_upstreams', 'schedules', 'series', 'outbox')",
+                    'gate', 'group_tokens', 'group_holds', 'groups', 'workers', 'dependents', 'dependencies', 'ended_upstreams', 'turns', 'turn_notes', 'schedules', 'series', 'outbox')",
             )
             .fetch_all(self.world.pool())
             .await

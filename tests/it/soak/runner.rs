@@ -100,7 +100,9 @@ impl Seen {
         let group = body.payload["group"].as_str().map(|group| format!("group {group}"));
         let of_account = group.as_ref().map(|group| format!("{group} of {}", body.account));
         let series = body.series.as_ref().map(|series| format!("series {series} of {}", body.account));
-        let names: Vec<String> = [series, group, of_account].into_iter().flatten().collect();
+        let exclusive =
+            body.payload["exclusive"].as_str().map(|key| format!("series or exclusive {key} of {}", body.account));
+        let names: Vec<String> = [series, exclusive, group, of_account].into_iter().flatten().collect();
         for name in &names {
             let active = self.active.entry(name.clone()).or_default();
             *active += 1;

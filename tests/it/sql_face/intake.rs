@@ -185,3 +185,42 @@ async fn a_router_killed_while_it_drains_loses_nothing_and_pins_nothing_twice() 
     world.succeeded("k7").await;
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_from_sql_is_pinned_in_its_order_and_what_excludes_runs_alone() {
+    let world = World::new(Stage::Complete).await;
+    let node = world.node_with(ALL, |_| {}).await;
+    node.accepts(&world.request("first"), 201).await;
+    world.succeeded("first").await;
+    world.runner.pace(std::time::Duration::from_millis(10));
+    let mut open = world.pool().begin().await.unwrap();
+    let mut ordered = async |key: &str, more: &str| {
+        let sql = format!("select crossover.enqueue_ordered('{}', 'sync', '1', key => '{key}', {more})", world.account);
+        sqlx::query_scalar::<_, uuid::Uuid>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *open).await.unwrap()
+    };
+    ordered("extract", "series => 's'").await;
+    ordered("left", "after => '{\"keys\": [\"extract\"]}', exclusive => 'e'").await;
+    ordered("right", "after => '{\"keys\": [\"extract\"]}', exclusive => 'e'").await;
+    ordered("load", "after => '{\"keys\": [\"left\", \"right\"]}', series => 's'").await;
+    // In its series it comes behind what waits there.
+    ordered("last", "series => 's'").await;
+    open.commit().await.unwrap();
+    drained(&world).await;
+    world.succeeded("last").await;
+    let mut calls = world.runner.calls();
+    calls.retain(|call| call.key != "first");
+    calls.sort_by_key(|call| call.began);
+    let mut order: Vec<&str> = calls.iter().map(|call| call.key.as_str()).collect();
+    order[1..3].sort();
+    assert_eq!(order, ["extract", "left", "right", "load", "last"]);
+    assert!(calls[1].ended.is_some_and(|ended| ended <= calls[2].began), "{calls:?}");
+    // What can't be so is kept with its reason.
+    world.flip(Stage::Live, &[&node]).await;
+    let sql =
+        format!("select crossover.enqueue_ordered('{}', 'sync', '1', key => 'x', exclusive => 'e')", world.account);
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await.unwrap();
+    until("it is refused", async || (state(&world, "x").await["state"] == "refused").then_some(())).await;
+    let reason = state(&world, "x").await["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(reason.contains("exclusive: only work that Postgres alone has"), "{reason}");
+    node.stop().await;
+}

@@ -225,3 +225,54 @@ async fn a_reset_to_before_a_persons_answer_is_told_it_again() {
     let told = sqlx::query_scalar::<_, String>("select answer from crossover.parked where id = $1").bind(id);
     assert_eq!(told.fetch_one(ledger.pool()).await.unwrap(), "retry");
 }
+
+#[tokio::test]
+async fn what_orders_work_from_sql_names_what_is_there_and_every_fault_is_named() {
+    let ledger = ledger().await;
+    let mut connection = ledger.pool().acquire().await.unwrap();
+    let mut ordered = async |arguments: &str| {
+        let sql = format!("select crossover.enqueue_ordered('a', 'k', '1', {arguments})");
+        let asked = sqlx::query_scalar::<_, uuid::Uuid>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *connection).await;
+        asked.map_err(|error| {
+            let error = error.into_database_error().unwrap();
+            (error.code().unwrap().into_owned(), error.message().to_owned())
+        })
+    };
+    let first = ordered("key => '1'").await.unwrap();
+    ordered("key => '2', after => '[]', exclusive => 'e'").await.unwrap();
+    ordered(&format!("key => '3', after => '[\"{first}\"]'")).await.unwrap();
+    // A repeated key keeps what it said first, whatever it names then.
+    ordered("key => '3', after => '{\"keys\": [\"nobody\"]}'").await.unwrap();
+    for (arguments, said) in [
+        ("key => '4', after => '{\"keys\": [\"nobody\"]}'", "has no interactions"),
+        ("key => '4', after => '{\"keys\": [\"4\"]}'", "names the interaction itself"),
+        ("after => '7'", "after: must be a list of ids"),
+        ("after => '[7]'", "after.ids: must list ids"),
+        ("after => '{\"ids\": \"x\", \"idz\": []}'", "after.idz: is no field"),
+        ("after => '{\"keys\": [\"\"]}'", "after.keys: must list keys"),
+        ("after => '{\"when\": \"some\", \"on_failure\": \"panic\"}'", "after.on_failure: must be skip or run"),
+        ("after => to_json(array_fill(gen_random_uuid(), array[1001]))", "names 1001 interactions"),
+        ("exclusive => ''", "exclusive: is empty"),
+        ("exclusive => repeat('x', 401)", "exclusive: has 401 characters"),
+    ] {
+        let refused = ordered(arguments).await.unwrap_err();
+        assert!(refused.0 == "22023" && refused.1.contains(said), "{arguments}: {refused:?}");
+    }
+    let kept: Vec<(String, Option<Vec<uuid::Uuid>>, Option<String>)> =
+        sqlx::query_as("select key, after_ids, exclusive from crossover.intake order by no")
+            .fetch_all(ledger.pool())
+            .await
+            .unwrap();
+    let row = |key: &str, ids: Option<Vec<uuid::Uuid>>, exclusive: Option<&str>| {
+        (key.to_owned(), ids, exclusive.map(str::to_owned))
+    };
+    assert_eq!(kept, [row("1", None, None), row("2", None, Some("e")), row("3", Some(vec![first]), None)]);
+    let public: bool = sqlx::query_scalar(
+        "select exists (select from pg_proc p, aclexplode(p.proacl) a
+            where p.proname in ('enqueue', 'enqueue_ordered') and p.pronamespace = 'crossover'::regnamespace and a.grantee = 0)",
+    )
+    .fetch_one(ledger.pool())
+    .await
+    .unwrap();
+    assert!(!public, "everybody may enqueue");
+}

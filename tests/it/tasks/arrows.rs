@@ -22,6 +22,7 @@ impl World {
                     key: Uuid::new_v4().to_string(),
                     key_made: false,
                     after: None,
+                    exclusive: None,
                     payload: Payload::parse("1".to_owned()).unwrap(),
                     series: None,
                     group: None,

@@ -50,6 +50,7 @@ impl World {
             key,
             key_made: false,
             after: None,
+            exclusive: None,
             payload,
             series,
             group,

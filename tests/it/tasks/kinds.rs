@@ -79,6 +79,7 @@ async fn pinned_work_of_a_kind_that_is_full_lets_others_by() {
             key: format!("k{n}"),
             key_made: false,
             after: None,
+            exclusive: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: None,
             group: None,

@@ -58,6 +58,7 @@ impl World {
             key: "first".to_owned(),
             key_made: false,
             after: None,
+            exclusive: None,
             payload: Payload::parse("1".to_owned()).unwrap(),
             series: None,
             group: None,

@@ -142,6 +142,7 @@ pub(in super::super) fn interaction(n: u32) -> Result<Interaction, Failure> {
         key: uuid::Uuid::new_v4().to_string(),
         key_made: true,
         after: None,
+        exclusive: None,
         payload: Payload::parse(Ground::payload(n))?,
         series: None,
         group: None,
