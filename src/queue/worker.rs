@@ -20,7 +20,7 @@ use super::floor::Floor;
 use super::gate::{self, Gate};
 use super::groups::Groups;
 use super::held::{Held, Key};
-use super::kinds::{Kinds, Walk};
+use super::kinds::{Chose, Kinds, Walk};
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
 use super::tasks::{self, Place, TaskPlace, Tasks};
 use super::{faulty, finisher, rehearsal, upkeep};
@@ -328,8 +328,9 @@ struct Walks {
 }
 
 /// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
-/// not the turn of its accounts, and those that have nothing waiting must not come behind them.
+/// not the turn of its accounts, and those that have nothing waiting must not come behind them. Groups with limits have times of their own.
 fn come_to(places: impl Iterator<Item = Place> + Clone, shared: bool) -> Option<i64> {
+    let places = places.filter(|place| !place.of_a_group());
     let lowest = places.clone().map(|place| place.rank).max().filter(|_| shared);
     let first = places.clone().map(|place| place.rank).min();
     places.filter(|place| Some(place.rank) == first || Some(place.rank) != lowest).map(|place| place.vt).max()
@@ -388,14 +389,13 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
-        // A claim by kinds is too dear to look at the other end as well.
-        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
+        let low = next.floor.share(limit);
         let answer = match self.executor.has_capacities() {
             false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
-            true => shared.claimed(self.copies_with_room(claim, walk)).await,
+            true => shared.claimed(self.copies_with_room(claim, low, walk)).await,
         };
         lost.copies = answer.is_err();
-        self.start_all(answer, (limit, low), next);
+        self.start_all(answer, (limit, low), (next, walk.chose));
         next.no_later(walk.goes_on());
     }
 
@@ -407,42 +407,59 @@ impl Starting {
         if limit == 0 {
             return;
         }
-        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
+        let low = next.floor.share(limit);
         let answer = match self.executor.has_capacities() {
             false => shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low)).await,
-            true => shared.claimed(self.tasks_with_room(limit, walk)).await,
+            true => shared.claimed(self.tasks_with_room(limit, low, walk)).await,
         };
         lost.tasks |= answer.is_err();
         let places = answer.iter().flatten().filter_map(|claimed| claimed.task);
         if let Some(vt) = come_to(places, low > 0) {
             shared.vt.fetch_max(vt, Ordering::Relaxed);
         }
-        self.start_all(answer, (limit, low), next);
+        self.start_all(answer, (limit, low), (next, walk.chose));
         next.no_later(walk.goes_on());
     }
 
-    /// Copies whose kinds have room here.
-    async fn copies_with_room(&self, claim: Claim, walk: &mut Walk<CopyPlace>) -> Result<Vec<Claimed>, LedgerError> {
+    /// Copies whose kinds have room here; `low` of them are of the lowest priority that waits.
+    async fn copies_with_room(
+        &self,
+        claim: Claim,
+        low: usize,
+        walk: &mut Walk<CopyPlace>,
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
-        let look = |after, most| shared.queue.look_ahead(claim.executions_only, after, most);
-        let chosen = walk.choose(claim.limit.unsigned_abs() as usize, room, look).await?;
+        let look = |from, most| shared.queue.look_ahead(claim.executions_only, from, most);
+        let chosen = walk.choose((claim.limit.unsigned_abs() as usize, low), room, look).await?;
         if chosen.is_empty() { Ok(Vec::new()) } else { shared.queue.claim_named(claim, &chosen).await }
     }
 
     /// The same of tasks.
-    async fn tasks_with_room(&self, limit: usize, walk: &mut Walk<TaskPlace>) -> Result<Vec<Claimed>, LedgerError> {
+    async fn tasks_with_room(
+        &self,
+        limit: usize,
+        low: usize,
+        walk: &mut Walk<TaskPlace>,
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
-        let look = |after, most| shared.tasks.look_ahead(after, most);
-        let chosen = walk.choose(limit, room, look).await?;
+        let look = |from, most| shared.tasks.look_ahead(from, most);
+        let chosen = walk.choose((limit, low), room, look).await?;
         if chosen.is_empty() { Ok(Vec::new()) } else { shared.tasks.claim_named(shared.id, &chosen).await }
     }
 
-    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
+    fn start_all(
+        &self,
+        answer: Result<Vec<Claimed>, LedgerError>,
+        (limit, low): (usize, usize),
+        (next, chose): (&mut Next, Chose),
+    ) {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
-                next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
+                let Chose { left, low } =
+                    if self.executor.has_capacities() { chose } else { Chose { left: full, low } };
+                next.floor.claimed(limit, low, claimed.len(), left);
                 match claimed.len() {
                     _ if full => next.after(Duration::ZERO, Duration::ZERO),
                     0..8 => next.after(FEW, poll),
@@ -667,5 +684,8 @@ mod tests {
             "one priority is the first and the lowest"
         );
         assert_eq!(come_to([].into_iter(), true), None);
+        let of_a_group = Place { rank: -5, vt: Place::in_group(70_000) };
+        let both = places.into_iter().chain([of_a_group]);
+        assert_eq!(come_to(both, true), Some(20), "which has a time of its own");
     }
 }
