@@ -8,6 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::router::request::name_fault;
+
 /// What a token allows. None contains another.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema,
@@ -49,13 +51,19 @@ pub struct Token {
     pub name: String,
     /// What it may do.
     pub scopes: Vec<Scope>,
+    /// The groups whose work it may take and end; none: of all.
+    pub groups: Option<Vec<String>>,
     /// SHA-256 of the token.
     pub digest: [u8; 32],
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").field("name", &self.name).field("scopes", &self.scopes).finish_non_exhaustive()
+        f.debug_struct("Token")
+            .field("name", &self.name)
+            .field("scopes", &self.scopes)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,6 +84,7 @@ struct File {
 struct Entry {
     name: String,
     scopes: Vec<Scope>,
+    groups: Option<Vec<String>>,
     sha256: Option<String>,
     secret_env: Option<String>,
 }
@@ -115,6 +124,17 @@ impl Entry {
         if self.scopes.is_empty() {
             return Err("has no scopes; give it some of enqueue, read, operate, work".to_owned());
         }
+        if let Some(groups) = &self.groups {
+            if !self.scopes.contains(&Scope::Work) {
+                return Err("has groups, which say whose work it may do, and not the scope work".to_owned());
+            }
+            if groups.is_empty() {
+                return Err("groups is empty; leave it out for all groups".to_owned());
+            }
+            if let Some(fault) = groups.iter().find_map(|group| name_fault(group, 100)) {
+                return Err(format!("the name of a group {fault}"));
+            }
+        }
         let digest = match (self.sha256, self.secret_env) {
             (Some(hex), None) => unhex(&hex).ok_or("sha256 must have 64 hexadecimal digits")?,
             (None, Some(name)) => match variable(&name) {
@@ -124,7 +144,7 @@ impl Entry {
             },
             _ => return Err("needs either sha256 or secret_env".to_owned()),
         };
-        Ok(Token { name: self.name, scopes: self.scopes, digest })
+        Ok(Token { name: self.name, scopes: self.scopes, groups: self.groups, digest })
     }
 }
 
@@ -155,6 +175,26 @@ mod tests {
         let tokens = read_text(&text).unwrap();
         assert_eq!((tokens[0].digest, &*tokens[0].scopes), (digest("t"), &[Scope::Enqueue, Scope::Read][..]));
         assert_eq!(tokens[1].digest, digest("a secret of twenty and more"));
+    }
+
+    #[test]
+    fn a_token_may_be_for_the_work_of_some_groups() {
+        let entry = |scopes: &str, groups: &str| {
+            let hash = hex(&digest("t"));
+            read_text(&format!(
+                "[[tokens]]\nname = \"a\"\nscopes = [{scopes}]\ngroups = {groups}\nsha256 = \"{hash}\"\n"
+            ))
+        };
+        let tokens = entry("\"work\"", "[\"remote.mail\"]").unwrap();
+        assert_eq!(tokens[0].groups.as_deref(), Some(&["remote.mail".to_owned()][..]));
+        for (scopes, groups, said) in [
+            ("\"read\"", "[\"remote.mail\"]", "not the scope work"),
+            ("\"work\"", "[]", "leave it out"),
+            ("\"work\"", "[\"\"]", "is empty"),
+        ] {
+            let faults = entry(scopes, groups).unwrap_err();
+            assert!(faults[0].contains(said), "{faults:?}");
+        }
     }
 
     #[test]

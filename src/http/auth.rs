@@ -28,6 +28,17 @@ impl Auth {
         found.map(Some).ok_or_else(|| Problem::unauthorized("this token is not known, or no longer"))
     }
 
+    /// Whether `token` (none: nobody needs one) may do the work of `group`; none: of a group that is not known.
+    pub(super) fn may_work_for(token: Option<&Token>, group: Option<&str>) -> Result<(), Problem> {
+        let Some((token, groups)) = token.and_then(|token| Some((token, token.groups.as_ref()?))) else {
+            return Ok(());
+        };
+        if group.is_some_and(|group| groups.iter().any(|known| known == group)) {
+            return Ok(());
+        }
+        Err(Problem::not_its_group(&token.name, groups))
+    }
+
     /// Whether `token` (none: nobody needs one) has `scope`.
     pub(super) fn may(token: Option<&Token>, scope: Scope) -> Result<(), Problem> {
         match token {
@@ -53,6 +64,7 @@ mod tests {
         let token = |name: &str, scopes: &[Scope]| Token {
             name: name.to_owned(),
             scopes: scopes.to_vec(),
+            groups: None,
             digest: digest(&format!("secret of {name}")),
         };
         Auth::new(Some(vec![token("a", &[Scope::Enqueue]), token("b", &[Scope::Read])]))

@@ -43,19 +43,24 @@ pub(super) async fn batch(
         open(&api)?;
         let body = body::read(&headers, body, api.max_batch_bytes, api.request_timeout).await?;
         let items = request::parse_batch(&body, api.max_batch)?;
-        api.guard.charge(&caller, items.len(), &api.metrics)?;
-        Ok::<_, Problem>(items)
+        let names: Vec<Option<Names>> = items.iter().map(|item| request::names_of(item)).collect();
+        api.guard.charge(&caller, cost(&names), &api.metrics)?;
+        Ok::<_, Problem>((items, names))
     };
     match items.await {
-        Ok(items) => Json(BatchAnswer { answers: all(&api, &items, began).await }).into_response(),
+        Ok((items, names)) => Json(BatchAnswer { answers: all(&api, &items, &names, began).await }).into_response(),
         Err(problem) => problem.into_response(),
     }
 }
 
-async fn all(api: &Api, items: &[Box<RawValue>], began: Instant) -> Vec<ItemAnswer> {
-    let names: Vec<Option<Names>> = items.iter().map(|item| request::names_of(item)).collect();
+/// As how many requests it counts: each item, and one more for each hundred that it waits for.
+fn cost(names: &[Option<Names>]) -> usize {
+    names.iter().map(|names| 1 + names.as_ref().map_or(0, |names| names.after.len() / 100)).sum()
+}
+
+async fn all(api: &Api, items: &[Box<RawValue>], names: &[Option<Names>], began: Instant) -> Vec<ItemAnswer> {
     let mut answers: BTreeMap<usize, Answered> = BTreeMap::new();
-    for wave in waves(&names) {
+    for wave in waves(names) {
         // What was refused for good holds nobody back: those behind it are answered by what is there without it.
         let refused: HashSet<usize> = answers
             .iter()
@@ -179,6 +184,14 @@ mod tests {
 
     fn items(waves: &[Vec<Step>]) -> Vec<Vec<usize>> {
         waves.iter().map(|wave| wave.iter().map(|step| step.item).collect()).collect()
+    }
+
+    #[test]
+    fn what_waits_for_many_counts_as_more_requests() {
+        let keys = |n: usize| (0..n).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
+        let item = |n| format!(r#"{{"account":"a","kind":"k","key":"x","after":{{"keys":[{}]}}}}"#, keys(n));
+        assert_eq!(cost(&names(&["7", r#"{"account":"a","kind":"k"}"#, &item(1), &item(99)])), 4);
+        assert_eq!(cost(&names(&[&item(100), &item(1_000)])), 13);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `/v1/groups` and `/v1/weights`: limits and pauses of groups, and how much accounts count.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -13,8 +13,15 @@ use super::guard::Who;
 use super::{Api, Problem, Shared, body};
 use crate::ledger::LedgerError;
 use crate::queue::groups::{Group, Groups, Weight};
+use crate::router::request::{Fault, name_fault};
 
 const BODY_BYTES: usize = 64 << 10;
+/// A page has so many groups unless it is asked for otherwise.
+const USUAL: u32 = 100;
+/// And at most.
+const MOST: u32 = 1_000;
+/// A reason has at most so many characters.
+const REASON: usize = 500;
 
 /// Limits to set. Those that are left out stay, null takes one away.
 #[derive(ToSchema)]
@@ -57,10 +64,14 @@ pub(super) struct Weighing {
     weight: Option<f64>,
 }
 
-/// All of them.
+/// A page of them, by name.
 #[derive(Serialize, ToSchema)]
-pub(super) struct AllGroups {
+pub(super) struct SomeGroups {
     groups: Vec<Group>,
+    /// Give this as `after` for the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    next: Option<String>,
 }
 
 /// All of them.
@@ -72,11 +83,45 @@ pub(super) struct AllWeights {
 /// Show the groups that have limits
 #[utoipa::path(
     get, path = "/v1/groups", tag = "groups",
-    responses((status = 200, description = "Their limits, the places taken, what waits.", body = AllGroups)),
+    params(
+        ("after" = Option<String>, Query, description = "Those that come after this name: `next` of the page before."),
+        ("limit" = Option<u32>, Query, description = "At most so many, 1 to 1000; 100 if absent.", example = 100),
+    ),
+    responses((status = 200, description = "Their limits, the places taken, what waits.", body = SomeGroups)),
     security(("token" = ["read"]))
 )]
-pub(super) async fn list(State(api): Shared) -> Response {
-    groups(&api).list(None).await.map(|groups| Json(AllGroups { groups })).map_err(problem).into_response()
+pub(super) async fn list(State(api): Shared, Query(query): Query<Vec<(String, String)>>) -> Response {
+    let (after, limit) = match asked(&query) {
+        Ok(asked) => asked,
+        Err(faults) => return Problem::invalid(faults).into_response(),
+    };
+    let page = groups(&api).page(after, limit).await.map(|groups| {
+        let next = groups.last().filter(|_| groups.len() == limit as usize).map(|last| last.name.clone());
+        Json(SomeGroups { groups, next })
+    });
+    page.map_err(problem).into_response()
+}
+
+/// Behind which name, and how many; or every fault.
+fn asked(query: &[(String, String)]) -> Result<(&str, u32), Vec<Fault>> {
+    let (mut after, mut limit, mut faults) = ("", USUAL, Vec::new());
+    for (name, value) in query {
+        let read = match (name.as_str(), value.parse()) {
+            ("after", _) if name_fault(value, 100).is_none() => {
+                after = value;
+                Ok(())
+            }
+            ("after", _) => Err("must be the name of a group, as `next` was".to_owned()),
+            ("limit", Ok(it @ 1..=MOST)) => {
+                limit = it;
+                Ok(())
+            }
+            ("limit", _) => Err(format!("must be a whole number from 1 to {MOST}; `next` leads to the page behind it")),
+            _ => Err("is no parameter of this route; after and limit are".to_owned()),
+        };
+        faults.extend(read.err().map(|message| Fault { field: crate::executor::clean(name), message }));
+    }
+    if faults.is_empty() { Ok((after, limit)) } else { Err(faults) }
 }
 
 /// Set limits of a group
@@ -98,7 +143,15 @@ pub(super) async fn set(
 ) -> Response {
     let who = who.name();
     let set = async {
-        let limits: Map<String, Value> = read(&api, &headers, body).await?;
+        let mut limits: Map<String, Value> = read(&api, &headers, body).await?;
+        // What Postgres can't even be asked about.
+        let mut faults: Vec<String> = named("group", &group, 100).into_iter().chain(without_nul(&mut limits)).collect();
+        if !faults.is_empty() {
+            if !limits.is_empty() {
+                faults.extend(groups(&api).faults(&limits).await.map_err(problem)?);
+            }
+            return Err(refused("set", &faults));
+        }
         groups(&api).set(&group, &limits, who).await.map_err(problem)?;
         tracing::info!(group, ?limits, who, "limits of a group were set");
         now(&api, &group).await
@@ -126,6 +179,7 @@ pub(super) async fn pause(
     let who = who.name();
     let paused = async {
         let Pause { reason } = read(&api, &headers, body).await?;
+        sound("paused", named("group", &group, 100).into_iter().chain(named("reason", &reason, REASON)))?;
         groups(&api).pause(&group, &reason, who).await.map_err(problem)?;
         tracing::info!(group, reason, who, "a group was paused");
         now(&api, &group).await
@@ -146,6 +200,7 @@ pub(super) async fn pause(
 pub(super) async fn resume(State(api): Shared, Extension(who): Extension<Who>, Path(group): Path<String>) -> Response {
     let who = who.name();
     let resumed = async {
+        sound("resumed", named("group", &group, 100))?;
         groups(&api).resume(&group, who).await.map_err(problem)?;
         tracing::info!(group, who, "a group was resumed");
         now(&api, &group).await
@@ -165,6 +220,9 @@ pub(super) async fn resume(State(api): Shared, Extension(who): Extension<Who>, P
 )]
 pub(super) async fn unset(State(api): Shared, Extension(who): Extension<Who>, Path(group): Path<String>) -> Response {
     let who = who.name();
+    if let Err(problem) = sound("unset", named("group", &group, 100)) {
+        return problem.into_response();
+    }
     match groups(&api).unset(&group).await {
         Ok(true) => {
             tracing::info!(group, who, "the limits of a group were taken away");
@@ -205,6 +263,9 @@ pub(super) async fn weigh(
     let who = who.name();
     let weighed = async {
         let weighing: Weighing = read(&api, &headers, body).await?;
+        let heavy = weighing.weight.filter(|weight| !(0.001..=1_000.0).contains(weight));
+        let heavy = heavy.map(|weight| format!("weight: must be from 0.001 to 1000, is {weight}"));
+        sound("set", named("account", &account, 200).into_iter().chain(heavy))?;
         groups(&api).weigh(&account, weighing.weight, who).await.map_err(problem)?;
         Ok::<_, Problem>(Json(weighing))
     };
@@ -228,6 +289,30 @@ async fn now(api: &Api, group: &str) -> Result<Group, Problem> {
 
 fn without_limits(group: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("group `{group}` has no limits and no pause"))
+}
+
+/// What is wrong with a name, or a text like one.
+fn named(field: &str, name: &str, most: usize) -> Option<String> {
+    name_fault(name, most).map(|fault| format!("{field}: {fault}"))
+}
+
+/// Takes out what holds a NUL, which Postgres can't store; what that was.
+fn without_nul(limits: &mut Map<String, Value>) -> Vec<String> {
+    let all = std::mem::take(limits);
+    let (bad, good): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(name, value)| name.contains('\0') || value.to_string().contains("\\u0000"));
+    limits.extend(good);
+    bad.into_iter().map(|(name, _)| format!("{}: must not hold a NUL", crate::executor::clean(&name))).collect()
+}
+
+fn sound(what: &str, faults: impl IntoIterator<Item = String>) -> Result<(), Problem> {
+    let faults: Vec<String> = faults.into_iter().collect();
+    if faults.is_empty() { Ok(()) } else { Err(refused(what, &faults)) }
+}
+
+/// Every fault at once, as the database says it.
+fn refused(what: &str, faults: &[String]) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("not {what}: {}", faults.join("; ")))
 }
 
 /// What the database finds wrong it says in words for whoever asked.

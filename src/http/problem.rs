@@ -87,6 +87,12 @@ impl Problem {
         Self { scope: Some(scope), ..Self::new(StatusCode::FORBIDDEN, detail) }
     }
 
+    /// Known, but for the work of other groups.
+    pub fn not_its_group(name: &str, groups: &[String]) -> Self {
+        let groups = groups.iter().map(|group| format!("«{group}»")).collect::<Vec<_>>().join(", ");
+        Self::new(StatusCode::FORBIDDEN, format!("token `{name}` is for the work of the groups {groups} alone"))
+    }
+
     /// Too often.
     pub fn too_many(seconds: u32) -> Self {
         let detail = format!("more requests than http.rate allows; come back in {seconds} s");

@@ -5,14 +5,16 @@ use std::convert::Infallible;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::auth::Auth;
+use super::guard::Who;
 use super::schema::{
     Dequeue, HandedOut, RemoteAnswer, RemoteAnswers, RemoteCompletes, RemoteFails, RemoteHeartbeats, RemoteWork,
 };
@@ -47,10 +49,16 @@ const BODY_BYTES: usize = 256 << 10;
     responses((status = 200, description = "What to run; none where there is nothing, or the process is being stopped.", body = HandedOut)),
     security(("token" = ["work"]))
 )]
-pub(super) async fn dequeue(State(api): Shared, Path(group): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn dequeue(
+    State(api): Shared,
+    Extension(who): Extension<Who>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let asked = async {
         let mut said =
-            said(&api, &group, &headers, body, BODY_BYTES, &["worker", "max", "wait_ms", "lease_ms"]).await?;
+            said(&api, (&who, &group), &headers, body, BODY_BYTES, &["worker", "max", "wait_ms", "lease_ms"]).await?;
         let worker = said.worker(true);
         let most = said.number("max", MOST, 1..=ITEMS);
         let wait = said.number("wait_ms", 0, 0..=WAIT_MS);
@@ -120,12 +128,13 @@ fn handed_out(batch: Batch) -> Response {
 )]
 pub(super) async fn heartbeat(
     State(api): Shared,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let answered = async {
-        let mut said = said(&api, &group, &headers, body, BODY_BYTES, &["worker", "items"]).await?;
+        let mut said = said(&api, (&who, &group), &headers, body, BODY_BYTES, &["worker", "items"]).await?;
         said.worker(false);
         let items = said.items(&["id", "fence"]);
         said.sound()?;
@@ -156,11 +165,12 @@ pub(super) async fn heartbeat(
 )]
 pub(super) async fn complete(
     State(api): Shared,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    report(&api, &group, "complete", &headers, body, &["id", "fence", "result"], Item::result).await
+    report(&api, (&who, &group), "complete", &headers, body, &["id", "fence", "result"], Item::result).await
 }
 
 /// Fail attempts
@@ -173,14 +183,20 @@ pub(super) async fn complete(
     responses((status = 200, description = "An answer for each, in their order: taken, lost or unknown.", body = RemoteAnswers)),
     security(("token" = ["work"]))
 )]
-pub(super) async fn fail(State(api): Shared, Path(group): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn fail(
+    State(api): Shared,
+    Extension(who): Extension<Who>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let known = ["id", "fence", "error", "permanent", "retry_after_ms"];
-    report(&api, &group, "fail", &headers, body, &known, Item::failure).await
+    report(&api, (&who, &group), "fail", &headers, body, &known, Item::failure).await
 }
 
 async fn report(
     api: &Api,
-    group: &str,
+    (who, group): (&Who, &str),
     what: &'static str,
     headers: &HeaderMap,
     body: Body,
@@ -188,7 +204,7 @@ async fn report(
     ending: fn(&Item, &mut Vec<Fault>) -> Ending,
 ) -> Response {
     let answered = async {
-        let mut said = said(api, group, headers, body, api.max_batch_bytes, &["worker", "items"]).await?;
+        let mut said = said(api, (who, group), headers, body, api.max_batch_bytes, &["worker", "items"]).await?;
         said.worker(false);
         let items = said.items(known);
         let ends: Vec<(Attempted, Ending)> =
@@ -256,12 +272,13 @@ struct Item {
 
 async fn said(
     api: &Api,
-    group: &str,
+    (who, group): (&Who, &str),
     headers: &HeaderMap,
     body: Body,
     limit: usize,
     known: &[&str],
 ) -> Result<Said, Problem> {
+    Auth::may_work_for(who.0.as_ref(), Some(group))?;
     let body = body::read(headers, body, limit, api.request_timeout).await?;
     let fields: HashMap<String, Box<RawValue>> =
         serde_json::from_slice(&body).map_err(|error| Problem::no_object(&error))?;

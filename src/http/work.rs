@@ -4,14 +4,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::auth::Auth;
+use super::guard::Who;
 use super::interactions::id_of;
 use super::schema::{Complete, Fail, Heartbeat, Kept, Reported};
 use super::{Api, Problem, Shared, body};
@@ -43,9 +45,15 @@ pub(super) const MAX_RETRY_AFTER_MS: u64 = 86_400_000;
     ),
     security(("token" = ["work"]))
 )]
-pub(super) async fn heartbeat(State(api): Shared, Path(id): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn heartbeat(
+    State(api): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let answered = async {
-        let Said { id, fence, .. } = said(&api, &id, &headers, body, &["fence"]).await?;
+        let Said { id, fence, .. } = said(&api, (&who, &id), &headers, body, &["fence"]).await?;
         let beat = bounded(&api, api.ledger.beat(id, fence)).await?;
         let answer = match beat {
             Beat::Kept { .. } => "taken",
@@ -82,9 +90,15 @@ pub(super) async fn heartbeat(State(api): Shared, Path(id): Path<String>, header
     ),
     security(("token" = ["work"]))
 )]
-pub(super) async fn complete(State(api): Shared, Path(id): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn complete(
+    State(api): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let answered = async {
-        let said = said(&api, &id, &headers, body, &["fence", "result"]).await?;
+        let said = said(&api, (&who, &id), &headers, body, &["fence", "result"]).await?;
         let result = said.result()?;
         report(&api, "complete", said.id, said.fence, Ending::Done(result)).await
     };
@@ -106,9 +120,15 @@ pub(super) async fn complete(State(api): Shared, Path(id): Path<String>, headers
     ),
     security(("token" = ["work"]))
 )]
-pub(super) async fn fail(State(api): Shared, Path(id): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub(super) async fn fail(
+    State(api): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let answered = async {
-        let said = said(&api, &id, &headers, body, &["fence", "error", "permanent", "retry_after_ms"]).await?;
+        let said = said(&api, (&who, &id), &headers, body, &["fence", "error", "permanent", "retry_after_ms"]).await?;
         let (failure, error) = said.failure()?;
         report(&api, "fail", said.id, said.fence, Ending::Failed { failure, error }).await
     };
@@ -197,8 +217,18 @@ struct Said {
     fields: HashMap<String, Box<RawValue>>,
 }
 
-async fn said(api: &Api, id: &str, headers: &HeaderMap, body: Body, known: &[&str]) -> Result<Said, Problem> {
+async fn said(
+    api: &Api,
+    (who, id): (&Who, &str),
+    headers: &HeaderMap,
+    body: Body,
+    known: &[&str],
+) -> Result<Said, Problem> {
     let id = id_of(id)?;
+    if who.0.as_ref().is_some_and(|token| token.groups.is_some()) {
+        let group = bounded(api, api.ledger.group_of(id)).await?;
+        Auth::may_work_for(who.0.as_ref(), group.as_deref())?;
+    }
     let body = body::read(headers, body, BODY_BYTES, api.request_timeout).await?;
     read(id, &body, known)
 }

@@ -13,6 +13,11 @@ use super::{Ledger, LedgerError, within};
 use crate::interaction::{Attempt, Fence, Outcome, Payload, Side};
 use crate::policy::{Failure, Next, Policy};
 
+/// So many are forgotten with one statement.
+const ROUND: i32 = 10_000;
+/// And so often with one call; the next one goes on.
+const ROUNDS: usize = 1_000;
+
 /// An attempt that a runner took away.
 #[derive(Debug, Clone)]
 pub struct Detached {
@@ -281,6 +286,16 @@ impl Ledger {
         Ok(row.as_ref().map(detached_of).transpose()?)
     }
 
+    /// The group of `id`; none where Postgres does not know it.
+    pub async fn group_of(&self, id: Uuid) -> Result<Option<String>, LedgerError> {
+        let group = sqlx::query_scalar(
+            "select p.grp from crossover.pins p where p.id = $1
+             union all
+             select t.grp from crossover.tasks t where t.id = $1 and t.created_at = crossover.named_at($1) limit 1",
+        );
+        within(group.bind(id).fetch_optional(&self.pool)).await
+    }
+
     /// What a runner has of `id` now.
     pub async fn away(&self, id: Uuid) -> Result<Option<Detached>, LedgerError> {
         let sql = format!(
@@ -357,18 +372,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Forgets what was closed `keep` ago; how many. Also what a process of an older version took over from a silent runner,
+    /// Forgets what was closed `keep` ago, so many at a time; how many. Also what a process of an older version took over from a silent runner,
     /// which knows nothing of this table.
     pub async fn forget_detached(&self, keep: Duration) -> Result<u64, LedgerError> {
-        let forgotten = sqlx::query(
-            "delete from crossover.detached d
-             where d.closed_at < clock_timestamp() - $1
-                or d.closed_at is null and d.side = 'postgres' and d.vt is null and d.beat_at < clock_timestamp() - $1
-                    and not exists (select from crossover.running r
-                        where r.id = d.id and r.epoch = d.epoch and r.attempt = d.attempt
-                            and r.worker = crossover.detached_worker())",
-        );
-        Ok(within(forgotten.bind(interval(keep)).execute(&self.pool)).await?.rows_affected())
+        let mut all = 0;
+        for _ in 0..ROUNDS {
+            let forgotten = sqlx::query_scalar::<_, i64>("select crossover.forget_detached($1, $2)");
+            let forgotten = within(forgotten.bind(interval(keep)).bind(ROUND).fetch_one(&self.pool)).await?;
+            all += forgotten.unsigned_abs();
+            if forgotten < i64::from(ROUND) {
+                break;
+            }
+        }
+        Ok(all)
     }
 
     /// How much is away.

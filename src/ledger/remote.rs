@@ -194,6 +194,12 @@ impl Ledger {
         within(found.fetch_all(&self.pool)).await
     }
 
+    /// Puts back what a claim took whose answer was lost, so that nobody has it; how many.
+    pub async fn take_claim_from_remote(&self, claim: Uuid) -> Result<i64, LedgerError> {
+        let back = sqlx::query_scalar("select crossover.take_claim_from_remote($1)");
+        within(back.bind(claim).fetch_one(&self.pool)).await
+    }
+
     /// Puts back what was handed out in an answer that was never sent; how many.
     pub async fn take_from_remote(&self, items: &[Attempted]) -> Result<i64, LedgerError> {
         let (ids, epochs, attempts) = columns(items.iter());

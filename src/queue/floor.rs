@@ -22,12 +22,12 @@ impl Floor {
         if owed >= worth { worth } else { 0 }
     }
 
-    /// `got` rows came of a claim of `limit`, in which `low` were asked for.
-    pub fn claimed(&mut self, limit: usize, low: usize, got: usize) {
-        self.owed = match got < limit {
+    /// `got` rows came of a claim of `limit`, in which `low` were asked for; something was `left` behind.
+    pub fn claimed(&mut self, limit: usize, low: usize, got: usize, left: bool) {
+        self.owed = match left {
             // All that waited was had.
-            true => 0,
-            false => (self.owed + got).saturating_sub(low * ONE_IN).min(limit * ONE_IN),
+            false => 0,
+            true => (self.owed + got).saturating_sub(low * ONE_IN).min(limit * ONE_IN),
         };
     }
 }
@@ -43,7 +43,7 @@ mod tests {
             for _ in 0..2_000 {
                 let share = floor.share(limit);
                 assert!(share <= limit.div_ceil(4), "most of a claim is the most urgent");
-                floor.claimed(limit, share, limit);
+                floor.claimed(limit, share, limit, true);
                 (low, asked) = (low + share, asked + usize::from(share > 0));
             }
             let parts = (2_000 * limit) as f64 / low as f64;
@@ -55,11 +55,11 @@ mod tests {
     #[test]
     fn a_claim_that_had_all_owes_nothing() {
         let mut floor = Floor::default();
-        (0..10).for_each(|_| floor.claimed(10, 0, 10));
+        (0..10).for_each(|_| floor.claimed(10, 0, 10, true));
         assert!(floor.share(10) > 0);
-        floor.claimed(10, 0, 9);
+        floor.claimed(10, 0, 9, false);
         assert_eq!(floor.share(10), 0);
-        floor.claimed(1, 0, 0);
+        floor.claimed(1, 0, 0, false);
         assert_eq!(floor.share(1), 0);
     }
 }

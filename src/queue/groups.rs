@@ -141,6 +141,11 @@ impl Group {
 
 /// So many weights are read.
 const WEIGHTS: i64 = 100_000;
+/// And so many groups at once, each with what it counts.
+const PAGE: u32 = 100;
+const SHOWN: &str = "select g.*, crossover.places_held(g.grp) as held,
+        (select count(*) from (select from crossover.gate w where w.grp = g.grp limit 10000) w) as waiting
+    from crossover.groups g";
 
 impl Groups {
     /// The groups of the database behind `pool`.
@@ -174,12 +179,37 @@ impl Groups {
 
     /// All of them, or one.
     pub async fn list(&self, name: Option<&str>) -> Result<Vec<Group>, LedgerError> {
-        let groups = sqlx::query_as(
-            "select g.*, crossover.places_held(g.grp) as held,
-                (select count(*) from (select from crossover.gate w where w.grp = g.grp limit 10000) w) as waiting
-             from crossover.groups g where $1::text is null or g.grp = $1 order by g.grp",
-        );
-        within(groups.bind(name).fetch_all(&self.pool)).await
+        if let Some(name) = name {
+            let one = sqlx::query_as(sqlx::AssertSqlSafe(format!("{SHOWN} where g.grp = $1")));
+            return within(one.bind(name).fetch_all(&self.pool)).await;
+        }
+        let mut all: Vec<Group> = Vec::new();
+        loop {
+            let page = self.page(all.last().map_or("", |last| last.name.as_str()), PAGE).await?;
+            let last = page.len() < PAGE as usize;
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// At most `limit` of them that come after this name.
+    pub async fn page(&self, after: &str, limit: u32) -> Result<Vec<Group>, LedgerError> {
+        let groups = sqlx::query_as(sqlx::AssertSqlSafe(format!("{SHOWN} where g.grp > $1 order by g.grp limit $2")));
+        within(groups.bind(after).bind(i64::from(limit)).fetch_all(&self.pool)).await
+    }
+
+    /// What is wrong with limits, whatever their group is called.
+    pub async fn faults(&self, limits: &Map<String, Value>) -> Result<Vec<String>, LedgerError> {
+        let limits = Value::Object(limits.clone()).to_string();
+        let faults = sqlx::query_scalar("select crossover.group_faults('named', $1::jsonb)").bind(limits);
+        within(faults.fetch_all(&self.pool)).await
+    }
+
+    /// The groups that have limits, and how far each has come in its virtual time.
+    pub async fn virtual_times(&self) -> Result<Vec<(String, i64)>, LedgerError> {
+        within(sqlx::query_as("select grp, vt from crossover.groups where gated").fetch_all(&self.pool)).await
     }
 
     /// Sets the limits that are named, null for none; the others stay. Refused with every fault.

@@ -1,6 +1,8 @@
 //! Kinds that have a capacity of their own in this process. Their worker looks at what is next in line and claims by name what its
 //! kind has room for: nothing is claimed that can't begin, and what is full lets others by.
 //!
+//! Where the lowest priority has a share of a claim, the first of it are looked at as well.
+//!
 //! A look reads [`NEAR`] rows, or as many as there are slots. Where too little of them may begin, it reads [`FAR`] rows more, further down
 //! each time, so that others are found behind a backlog of any length; such far looks take a fifth of the time at most.
 
@@ -38,8 +40,19 @@ pub(super) struct Running {
 #[derive(Debug, Clone)]
 pub(super) struct Ahead<P> {
     pub place: P,
+    /// Minus its priority.
+    pub rank: i16,
     pub kind: String,
     pub execute: bool,
+}
+
+/// Where a look begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Spot<P> {
+    Head,
+    Behind(P),
+    /// The first of the lowest priority.
+    Lowest,
 }
 
 /// How far down the looks have come.
@@ -47,11 +60,22 @@ pub(super) struct Ahead<P> {
 pub(super) struct Walk<P> {
     after: Option<P>,
     rest_until: Option<Instant>,
+    /// Of the last choice.
+    pub chose: Chose,
+}
+
+/// What a choice came to, beside the places.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Chose {
+    /// Something was left behind.
+    pub left: bool,
+    /// So much of the share of the lowest priority was given, or nothing has a lower one than the head.
+    pub low: usize,
 }
 
 impl<P> Default for Walk<P> {
     fn default() -> Self {
-        Self { after: None, rest_until: None }
+        Self { after: None, rest_until: None, chose: Chose::default() }
     }
 }
 
@@ -88,24 +112,38 @@ impl Drop for Running {
 }
 
 impl<P: Ord + Clone> Walk<P> {
-    /// At most `limit` places of what may begin, in their order. `look` reads so many that come after a place.
+    /// At most `limit` places of what may begin, in their order; first up to `low` of the lowest priority that waits. `look` reads so
+    /// many from there.
     pub async fn choose<L: Future<Output = Result<Vec<Ahead<P>>, LedgerError>>>(
         &mut self,
-        limit: usize,
+        (limit, low): (usize, usize),
         room: impl Fn(&str) -> Option<usize>,
-        look: impl Fn(Option<P>, usize) -> L,
+        look: impl Fn(Spot<P>, usize) -> L,
     ) -> Result<Vec<P>, LedgerError> {
-        let mut chosen = Chosen { limit, room, rooms: HashMap::new(), places: Vec::new() };
-        let near = look(None, NEAR.max(limit)).await?;
+        let near = look(Spot::Head, NEAR.max(limit)).await?;
+        let mut chosen = Chosen { limit: low.min(limit), room, rooms: HashMap::new(), places: Vec::new(), low: 0 };
+        let mut given = low;
+        // Where all of it may be had there is nothing to share.
+        if low > 0 && near.len() > limit {
+            let first = near.first().map_or(i16::MIN, |ahead| ahead.rank);
+            let lowest = look(Spot::Lowest, NEAR.max(low)).await?;
+            if lowest.first().is_some_and(|ahead| ahead.rank > first) {
+                lowest.into_iter().for_each(|ahead| chosen.offer(ahead));
+                given = chosen.places.len();
+            }
+        }
+        (chosen.limit, chosen.low) = (limit, chosen.places.len());
+        let ahead = near.len();
         let end = near.last().filter(|_| near.len() == NEAR.max(limit)).map(|last| last.place.clone());
         near.into_iter().for_each(|ahead| chosen.offer(ahead));
+        self.chose = Chose { left: end.is_some() || ahead > chosen.places.len(), low: given };
         let Some(end) = end else {
             self.after = None;
             return Ok(chosen.places);
         };
         if chosen.places.len() < limit && self.pause().is_zero() {
             let began = Instant::now();
-            let far = look(Some(self.after.take().unwrap_or_else(|| end.clone()).max(end)), FAR).await?;
+            let far = look(Spot::Behind(self.after.take().unwrap_or_else(|| end.clone()).max(end)), FAR).await?;
             self.after = far.last().filter(|_| far.len() == FAR).map(|last| last.place.clone());
             self.rest_until = Some(Instant::now() + began.elapsed() * REST);
             far.into_iter().for_each(|ahead| chosen.offer(ahead));
@@ -128,11 +166,13 @@ struct Chosen<P, R> {
     room: R,
     rooms: HashMap<String, Option<usize>>,
     places: Vec<P>,
+    /// So many of these were chosen of the lowest priority, which may be met again.
+    low: usize,
 }
 
-impl<P, R: Fn(&str) -> Option<usize>> Chosen<P, R> {
+impl<P: Eq, R: Fn(&str) -> Option<usize>> Chosen<P, R> {
     fn offer(&mut self, ahead: Ahead<P>) {
-        if self.places.len() == self.limit {
+        if self.places.len() == self.limit || self.places[..self.low].contains(&ahead.place) {
             return;
         }
         // A rehearsal runs nothing.
@@ -154,20 +194,23 @@ mod tests {
 
     /// `full` times a kind that is full, then one that isn't.
     fn line(full: usize) -> Vec<Ahead<usize>> {
-        let ahead = |place, kind: &str| Ahead { place, kind: kind.to_owned(), execute: true };
+        let ahead = |place, kind: &str| Ahead { place, rank: 0, kind: kind.to_owned(), execute: true };
         (0..full).map(|n| ahead(n, "full")).chain([ahead(full, "free")]).collect()
     }
 
     async fn choose(walk: &mut Walk<usize>, line: &[Ahead<usize>], limit: usize) -> (Vec<usize>, usize) {
         let read = std::sync::atomic::AtomicUsize::new(0);
         let room = |kind: &str| (kind == "full").then_some(0);
-        let look = |after: Option<usize>, most: usize| {
-            let from = after.map_or(0, |after| after + 1);
+        let look = |from: Spot<usize>, most: usize| {
+            let from = match from {
+                Spot::Behind(after) => after + 1,
+                Spot::Head | Spot::Lowest => 0,
+            };
             let found: Vec<_> = line.iter().skip(from).take(most).cloned().collect();
             read.fetch_add(found.len(), std::sync::atomic::Ordering::Relaxed);
             std::future::ready(Ok(found))
         };
-        let chosen = walk.choose(limit, room, look).await.unwrap();
+        let chosen = walk.choose((limit, 0), room, look).await.unwrap();
         (chosen, read.into_inner())
     }
 
@@ -198,11 +241,32 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_chosen_than_its_kind_has_room_for() {
         let line: Vec<_> =
-            (0..8).map(|n| Ahead { place: n, kind: ["a", "b"][n % 2].to_owned(), execute: n != 6 }).collect();
+            (0..8).map(|n| Ahead { place: n, rank: 0, kind: ["a", "b"][n % 2].to_owned(), execute: n != 6 }).collect();
         let room = |kind: &str| (kind == "a").then_some(1);
-        let look = |_: Option<usize>, _: usize| std::future::ready(Ok(line.clone()));
-        let chosen = Walk::default().choose(5, room, look).await.unwrap();
+        let look = |_: Spot<usize>, _: usize| std::future::ready(Ok(line.clone()));
+        let chosen = Walk::default().choose((5, 0), room, look).await.unwrap();
         assert_eq!(chosen, [0, 1, 3, 5, 6], "6 is a rehearsal");
+    }
+
+    #[tokio::test]
+    async fn the_lowest_priority_has_its_share_and_nothing_is_chosen_twice() {
+        let rank = |n: usize| if n < 10 { -5 } else { 7 };
+        let line: Vec<_> =
+            (0..20).map(|n| Ahead { place: n, rank: rank(n), kind: "a".to_owned(), execute: true }).collect();
+        let look = |from: Spot<usize>, _: usize| {
+            let from = if matches!(from, Spot::Lowest) { 10 } else { 0 };
+            std::future::ready(Ok(line[from..].to_vec()))
+        };
+        let choose = async |limit, low, room: usize| {
+            Walk::default().choose((limit, low), |_: &str| Some(room), look).await.unwrap()
+        };
+        assert_eq!(choose(4, 1, 100).await, [10, 0, 1, 2]);
+        assert_eq!(
+            choose(15, 2, 100).await,
+            [[10, 11].as_slice(), &(0..10).collect::<Vec<_>>(), &[12, 13, 14]].concat()
+        );
+        assert_eq!(choose(4, 1, 2).await, [10, 0], "its kind has room for two");
+        assert_eq!(choose(4, 0, 100).await, [0, 1, 2, 3]);
     }
 
     #[tokio::test]

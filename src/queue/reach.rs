@@ -46,14 +46,22 @@ impl Reach {
         Some(self.ranks.iter().map(|(rank, come)| (*rank, come.from)).collect())
     }
 
-    /// A claim found these.
-    pub fn found(&mut self, places: impl Iterator<Item = Place>, now: Instant) {
-        for Place { rank, vt } in places {
-            if let Some(come) = self.ranks.get_mut(&rank) {
-                come.to = come.to.max(vt);
-            } else if self.ranks.len() < RANKS {
+    /// A claim found these, from the head or not. Those of groups with limits have virtual times of their own and say nothing.
+    pub fn found(&mut self, places: impl Iterator<Item = Place>, from_head: bool, now: Instant) {
+        let mut found: BTreeMap<i16, (i64, i64)> = BTreeMap::new();
+        for Place { rank, vt } in places.filter(|place| !place.of_a_group()) {
+            let (first, last) = found.entry(rank).or_insert((vt, vt));
+            (*first, *last) = ((*first).min(vt), (*last).max(vt));
+        }
+        for (rank, (first, last)) in found {
+            let room = self.ranks.len() < RANKS;
+            match self.ranks.get_mut(&rank) {
+                // There is more of it, perhaps: retries, or what came of a router that is behind.
+                Some(come) if from_head && first < come.from => *come = Come::at(first, last, now),
+                Some(come) => come.to = come.to.max(last),
                 // Nothing of it is known to lie behind.
-                self.ranks.insert(rank, Come { from: i64::MIN, marked: i64::MIN, marked_at: now, to: vt });
+                None if room => drop(self.ranks.insert(rank, Come::at(i64::MIN, last, now))),
+                None => {}
             }
         }
         for come in self.ranks.values_mut().filter(|come| now.duration_since(come.marked_at) >= MARGIN) {
@@ -65,6 +73,12 @@ impl Reach {
     pub fn looked(&mut self, took: Duration, found: usize, now: Instant) {
         let usual = QUICK + EACH * u32::try_from(found).unwrap_or(u32::MAX);
         self.head_at = took.checked_sub(usual).map(|beyond| now + beyond * PART);
+    }
+}
+
+impl Come {
+    fn at(from: i64, to: i64, now: Instant) -> Self {
+        Self { from, marked: from, marked_at: now, to }
     }
 }
 
@@ -80,7 +94,7 @@ mod tests {
     fn all_claims_are_from_the_head_while_those_are_quick() {
         let (mut reach, now) = (Reach::default(), Instant::now());
         assert_eq!(reach.from(now), None);
-        reach.found([place(0, 7)].into_iter(), now);
+        reach.found([place(0, 8)].into_iter(), false, now);
         reach.looked(QUICK / 2, 1, now);
         assert_eq!(reach.from(now), None);
         reach.looked(QUICK + EACH * 400, 500, now);
@@ -100,27 +114,45 @@ mod tests {
         let (mut reach, began) = (Reach::default(), Instant::now());
         let slow = |reach: &mut Reach, now| reach.looked(Duration::from_secs(10), 2, now);
         slow(&mut reach, began);
-        reach.found([place(0, 10), place(-5, 3)].into_iter(), began);
+        reach.found([place(0, 10), place(-5, 4)].into_iter(), false, began);
         assert_eq!(
             reach.from(began),
             Some(vec![(-5, i64::MIN), (0, i64::MIN)]),
             "the first one is not known to be the first"
         );
         let first = began + MARGIN;
-        reach.found([place(0, 20)].into_iter(), first);
+        reach.found([place(0, 20)].into_iter(), false, first);
         assert_eq!(reach.from(first), Some(vec![(-5, i64::MIN), (0, i64::MIN)]), "one may be on its way yet");
         let second = first + MARGIN;
-        reach.found([place(0, 30), place(0, 5)].into_iter(), second);
-        assert_eq!(reach.from(second), Some(vec![(-5, 3), (0, 20)]));
+        reach.found([place(0, 30), place(0, 6)].into_iter(), false, second);
+        assert_eq!(reach.from(second), Some(vec![(-5, 4), (0, 20)]));
         let third = second + MARGIN;
-        reach.found([].into_iter(), third);
-        assert_eq!(reach.from(third), Some(vec![(-5, 3), (0, 30)]));
+        reach.found([].into_iter(), false, third);
+        assert_eq!(reach.from(third), Some(vec![(-5, 4), (0, 30)]));
+    }
+
+    #[test]
+    fn what_the_head_has_before_the_place_is_gone_on_from_and_what_groups_have_says_nothing() {
+        let (mut reach, mut now) = (Reach::default(), Instant::now());
+        for _ in 0..3 {
+            reach.looked(Duration::from_secs(60), 1, now);
+            reach.found([place(0, 100), place(0, 7_001)].into_iter(), true, now);
+            now += MARGIN;
+        }
+        assert_eq!(reach.from(now), Some(vec![(0, 100)]));
+        reach.found([place(0, 40)].into_iter(), false, now);
+        assert_eq!(reach.from(now), Some(vec![(0, 100)]), "a claim from a place on says nothing of what is before it");
+        reach.found([place(0, 40), place(0, 60)].into_iter(), true, now);
+        assert_eq!(reach.from(now), Some(vec![(0, 40)]));
+        reach.found([].into_iter(), false, now + MARGIN * 2);
+        reach.found([].into_iter(), false, now + MARGIN * 4);
+        assert_eq!(reach.from(now), Some(vec![(0, 60)]));
     }
 
     #[test]
     fn ranks_are_bounded() {
         let (mut reach, now) = (Reach::default(), Instant::now());
-        reach.found((0..200).map(|rank| place(rank, 1)), now);
+        reach.found((0..200).map(|rank| place(rank, 2)), true, now);
         reach.looked(Duration::from_secs(1), 200, now);
         assert_eq!(reach.from(now).unwrap().len(), RANKS);
     }

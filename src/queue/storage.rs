@@ -9,7 +9,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use super::groups::Groups;
-use super::kinds::Ahead;
+use super::kinds::{Ahead, Spot};
 use super::tasks::{Place, Tasks};
 use crate::executor::{PARKED, clean};
 use crate::interaction::{Envelope, Fence, Outcome, Payload};
@@ -135,7 +135,7 @@ pub struct Depth {
     pub running: i64,
     /// Waits at the gate of its group.
     pub waiting: i64,
-    /// Seconds for which the next copy to be claimed has been due.
+    /// Seconds for which the next copy to be claimed by a worker of crossover has been due.
     pub oldest_seconds: f64,
 }
 
@@ -251,24 +251,30 @@ impl Queue {
         Ok(self.readable(claim.worker, &rows).await)
     }
 
-    /// What is next in line after a place, for a worker that chooses by kind; what waits for remote workers is not.
+    /// What is next in line from there, for a worker that chooses by kind; what waits for remote workers is not.
     pub(super) async fn look_ahead(
         &self,
         executions_only: bool,
-        after: Option<CopyPlace>,
+        from: Spot<CopyPlace>,
         most: usize,
     ) -> Result<Vec<Ahead<CopyPlace>>, LedgerError> {
         let only = if executions_only { "and execute" } else { "" };
+        let lowest = match from {
+            Spot::Lowest => format!(
+                "and rank = (select rank from crossover.ready where rank <= 500 {only} order by rank desc, seq desc limit 1)"
+            ),
+            Spot::Head | Spot::Behind(_) => String::new(),
+        };
         let sql = format!(
             "select a.rank, a.seq, a.execute, coalesce(p.kind, '') from (
                 select rank, seq, id, execute from crossover.ready
-                where rank <= 500 and (rank, seq) > ($1, $2) {only} order by rank, seq limit $3) a
+                where rank <= 500 and (rank, seq) > ($1, $2) {only} {lowest} order by rank, seq limit $3) a
              left join crossover.pins p on p.id = a.id order by a.rank, a.seq"
         );
-        let (rank, seq) = after.unwrap_or((i16::MIN, i64::MIN));
+        let (rank, seq) = if let Spot::Behind(after) = from { after } else { (i16::MIN, i64::MIN) };
         let rows = sqlx::query_as::<_, (i16, i64, bool, String)>(sqlx::AssertSqlSafe(sql)).bind(rank).bind(seq);
         let rows = within(rows.bind(most as i64).fetch_all(&self.pool)).await?;
-        let ahead = |(rank, seq, execute, kind)| Ahead { place: (rank, seq), kind, execute };
+        let ahead = |(rank, seq, execute, kind)| Ahead { place: (rank, seq), rank, kind, execute };
         Ok(rows.into_iter().map(ahead).collect())
     }
 
@@ -511,7 +517,7 @@ impl Queue {
              held as (select count(worker) as tasks, min(due_at) filter (where worker is null) as oldest from head)
              select {} + {} - held.tasks as ready, {} + {} as scheduled, {} + held.tasks as running, {} as waiting,
                 coalesce(extract(epoch from clock_timestamp() - least(held.oldest,
-                    (select due_at from crossover.ready order by rank, seq limit 1)))::float8, 0) as oldest_seconds
+                    (select due_at from crossover.ready where rank <= 500 order by rank, seq limit 1)))::float8, 0) as oldest_seconds
              from held",
             count("ready"),
             count("tasks_ready"),
@@ -528,7 +534,9 @@ impl Queue {
     pub async fn groups(&self, most: i64, others: &str) -> Result<Vec<GroupDepth>, LedgerError> {
         let groups = sqlx::query_as(
             "with head as materialized (
-                (select grp, due_at, false as waits from crossover.ready order by rank, seq limit 50000)
+                (select grp, due_at, false as waits from crossover.ready where rank <= 500 order by rank, seq limit 50000)
+                union all
+                (select grp, due_at, false from crossover.ready where rank > 500 order by rank, seq limit 50000)
                 union all
                 (select grp, due_at, false from crossover.tasks_ready where worker is null order by rank, vt, id limit 50000)
                 union all

@@ -20,7 +20,7 @@ use super::floor::Floor;
 use super::gate::{self, Gate};
 use super::groups::Groups;
 use super::held::{Held, Key, Signals, Stop};
-use super::kinds::{Kinds, Running, Walk};
+use super::kinds::{Chose, Kinds, Running, Walk};
 use super::reach::Reach;
 use super::storage::{Claim, Claimed, CopyPlace, Finish, Queue};
 use super::tasks::{self, Place, TaskPlace, Tasks};
@@ -367,8 +367,9 @@ struct Walks {
 }
 
 /// How far a claim has come in virtual time. Where it asked for a share of the lowest priority, what it had of that says nothing: it was
-/// not the turn of its accounts, and those that have nothing waiting must not come behind them.
+/// not the turn of its accounts, and those that have nothing waiting must not come behind them. Groups with limits have times of their own.
 fn come_to(places: impl Iterator<Item = Place> + Clone, shared: bool) -> Option<i64> {
+    let places = places.filter(|place| !place.of_a_group());
     let lowest = places.clone().map(|place| place.rank).max().filter(|_| shared);
     let first = places.clone().map(|place| place.rank).min();
     places.filter(|place| Some(place.rank) == first || Some(place.rank) != lowest).map(|place| place.vt).max()
@@ -427,14 +428,13 @@ impl Starting {
             lease: shared.options.lease,
         };
         lost.copies = true;
-        // A claim by kinds is too dear to look at the other end as well.
-        let low = if self.executor.has_capacities() { 0 } else { next.floor.share(limit) };
+        let low = next.floor.share(limit);
         let answer = match self.executor.has_capacities() {
             false => shared.claimed(shared.queue.claim_sharing(claim, low)).await,
-            true => shared.claimed(self.copies_with_room(claim, walk)).await,
+            true => shared.claimed(self.copies_with_room(claim, low, walk)).await,
         };
         lost.copies = answer.is_err();
-        self.start_all(answer, (limit, low), next);
+        self.start_all(answer, (limit, low), (next, walk.chose));
         next.no_later(walk.goes_on());
     }
 
@@ -448,12 +448,12 @@ impl Starting {
         }
         let (began, by_kinds) = (Instant::now(), self.executor.has_capacities());
         let from = reach.from(began).filter(|_| !by_kinds);
-        let low = if by_kinds || from.is_some() { 0 } else { next.floor.share(limit) };
+        let low = if from.is_some() { 0 } else { next.floor.share(limit) };
         // While all that is asked for is there, a second claim works while the first one's answer is read.
         let twice = next.full && limit == TASKS && room >= 2 * TASKS && !by_kinds && from.is_none();
         let head = |low| shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low));
         let answers = match &from {
-            _ if by_kinds => [Some(shared.claimed(self.tasks_with_room(limit, walk)).await), None],
+            _ if by_kinds => [Some(shared.claimed(self.tasks_with_room(limit, low, walk)).await), None],
             Some(places) => [Some(shared.claimed(shared.tasks.claim_from(shared.id, limit, places)).await), None],
             None if twice => <[_; 2]>::from(tokio::join!(head(low), head(0))).map(Some),
             None => [Some(head(low).await), None],
@@ -472,35 +472,52 @@ impl Starting {
             }
             // The share of the lowest priority says nothing of how far that has come.
             let first = places.clone().map(|place| place.rank).min().filter(|_| low > 0);
-            reach.found(places.filter(|place| first.is_none_or(|first| place.rank == first)), now);
-            self.start_all(answer, (limit, low), next);
+            reach.found(places.filter(|place| first.is_none_or(|first| place.rank == first)), from.is_none(), now);
+            self.start_all(answer, (limit, low), (next, walk.chose));
         }
         next.no_later(walk.goes_on());
     }
 
-    /// Copies whose kinds have room here.
-    async fn copies_with_room(&self, claim: Claim, walk: &mut Walk<CopyPlace>) -> Result<Vec<Claimed>, LedgerError> {
+    /// Copies whose kinds have room here; `low` of them are of the lowest priority that waits.
+    async fn copies_with_room(
+        &self,
+        claim: Claim,
+        low: usize,
+        walk: &mut Walk<CopyPlace>,
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
-        let look = |after, most| shared.queue.look_ahead(claim.executions_only, after, most);
-        let chosen = walk.choose(claim.limit.unsigned_abs() as usize, room, look).await?;
+        let look = |from, most| shared.queue.look_ahead(claim.executions_only, from, most);
+        let chosen = walk.choose((claim.limit.unsigned_abs() as usize, low), room, look).await?;
         if chosen.is_empty() { Ok(Vec::new()) } else { shared.queue.claim_named(claim, &chosen).await }
     }
 
     /// The same of tasks.
-    async fn tasks_with_room(&self, limit: usize, walk: &mut Walk<TaskPlace>) -> Result<Vec<Claimed>, LedgerError> {
+    async fn tasks_with_room(
+        &self,
+        limit: usize,
+        low: usize,
+        walk: &mut Walk<TaskPlace>,
+    ) -> Result<Vec<Claimed>, LedgerError> {
         let (shared, room) = (&self.shared, |kind: &str| self.shared.kinds.room(&*self.executor, kind));
-        let look = |after, most| shared.tasks.look_ahead(after, most);
-        let chosen = walk.choose(limit, room, look).await?;
+        let look = |from, most| shared.tasks.look_ahead(from, most);
+        let chosen = walk.choose((limit, low), room, look).await?;
         if chosen.is_empty() { Ok(Vec::new()) } else { shared.tasks.claim_named(shared.id, &chosen).await }
     }
 
-    fn start_all(&self, answer: Result<Vec<Claimed>, LedgerError>, (limit, low): (usize, usize), next: &mut Next) {
+    fn start_all(
+        &self,
+        answer: Result<Vec<Claimed>, LedgerError>,
+        (limit, low): (usize, usize),
+        (next, chose): (&mut Next, Chose),
+    ) {
         let poll = self.shared.options.poll;
         match answer {
             Ok(claimed) => {
-                next.floor.claimed(limit, low, claimed.len());
                 let full = claimed.len() == limit;
                 next.full = full;
+                let Chose { left, low } =
+                    if self.executor.has_capacities() { chose } else { Chose { left: full, low } };
+                next.floor.claimed(limit, low, claimed.len(), left);
                 match full {
                     true => next.after(Duration::ZERO, Duration::ZERO),
                     false => next.after(next.handful(claimed.len()), poll),
@@ -767,5 +784,8 @@ mod tests {
             "one priority is the first and the lowest"
         );
         assert_eq!(come_to([].into_iter(), true), None);
+        let of_a_group = Place { rank: -5, vt: Place::in_group(70_000) };
+        let both = places.into_iter().chain([of_a_group]);
+        assert_eq!(come_to(both, true), Some(20), "which has a time of its own");
     }
 }

@@ -55,6 +55,13 @@ impl Caps {
         Some(Full { most: i64::from(capped.max_waiting), waiting: capped.waiting })
     }
 
+    /// What [`Caps::full`] let by did not come to be new work after all.
+    pub(super) fn give_back(&self, group: Option<&str>) {
+        if let Some(capped) = self.lock().groups.get_mut(group.unwrap_or("default")) {
+            capped.waiting = (capped.waiting - 1).max(0);
+        }
+    }
+
     /// Looks each second, until `stop`.
     pub(super) async fn follow(&self, stop: CancellationToken) {
         loop {
@@ -80,5 +87,24 @@ impl Caps {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_to_nothing_takes_no_room() {
+        let pool = sqlx::PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap();
+        let caps = Caps::new(Groups::new(pool), Arc::new(Metrics::new().unwrap()));
+        caps.know(vec![Capped { grp: "mail".to_owned(), max_waiting: 2, waiting: 1 }]);
+        for _ in 0..5 {
+            assert_eq!(caps.full(Some("mail")), None);
+            caps.give_back(Some("mail"));
+        }
+        assert_eq!(caps.full(Some("mail")), None);
+        assert_eq!(caps.full(Some("mail")), Some(Full { most: 2, waiting: 2 }));
+        assert_eq!(caps.full(None), None, "another group has no cap");
     }
 }

@@ -44,7 +44,7 @@ const STATEMENTS: usize = 3;
 const BATCH: usize = 500;
 /// Virtual time is asked for so often while tasks come.
 const ASK: Duration = Duration::from_millis(200);
-/// And weights so often, which are in force within a second.
+/// And weights and groups with limits so often, which are in force within a second.
 const WEIGH: Duration = Duration::from_millis(800);
 
 impl Gather {
@@ -108,7 +108,7 @@ impl Inner {
         }
     }
 
-    /// Reads the weights beside the work: nobody's task waits for them.
+    /// Reads the weights, and how far groups with limits have come, beside the work: nobody's task waits for them.
     fn look_at_weights(self: &Arc<Self>) {
         let mut waiting = self.lock();
         if waiting.weighed.is_some_and(|weighed| weighed.elapsed() < WEIGH) {
@@ -122,6 +122,9 @@ impl Inner {
             if let Ok(weights) = inner.tasks.groups().weights().await {
                 inner.lock().shares.weigh(weights.into_iter().map(|w| (w.account, w.weight)).collect());
             }
+            if let Ok(limited) = inner.tasks.groups().virtual_times().await {
+                inner.lock().shares.limited(limited);
+            }
         });
     }
 
@@ -134,7 +137,7 @@ impl Inner {
             && let Some(mut item) = queue.pop_front()
         {
             if !item.answer.is_closed() {
-                item.task.vt = shares.stamp(&item.task.account);
+                item.task.vt = shares.stamp(&item.task.account, item.task.group.as_deref().unwrap_or("default"));
                 batch.push(item);
             }
         }

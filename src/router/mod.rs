@@ -238,30 +238,34 @@ impl Router {
         async move { caps.follow(stop).await }
     }
 
-    /// Refuses work that Postgres would own where too much of its group waits. What was accepted before is no more work.
-    async fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<(), EnqueueError> {
+    /// Refuses work that Postgres would own where too much of its group waits. What was accepted before is no more work, and what is due
+    /// later does not wait yet. Whether it was counted as one more.
+    async fn within_caps(&self, interaction: &Interaction, decision: &Decision) -> Result<bool, EnqueueError> {
         let (account, group) = (&interaction.account, interaction.group.as_deref());
-        let Some(Full { most, waiting }) = self.full((account, decision.stage), group) else { return Ok(()) };
+        if interaction.run_at.is_some_and(|at| at > chrono::Utc::now()) || !self.is_capped(account, decision.stage) {
+            return Ok(false);
+        }
+        let Some(Full { most, waiting }) = self.caps.full(group) else { return Ok(true) };
         // Where that can't be read, coming back later is the answer that is never wrong.
         if !interaction.key_made && self.bounded(self.ledger.is_pinned(interaction.id())).await.unwrap_or(false) {
-            return Ok(());
+            return Ok(false);
         }
         self.metrics.groups.refused.inc();
         let group = group.unwrap_or("default").to_owned();
         Err(EnqueueError::Full { group, most, waiting, key: interaction.key.clone() })
     }
 
-    fn full(&self, (account, stage): (&str, Stage), group: Option<&str>) -> Option<Full> {
-        let owned = matches!(stage, Stage::Live | Stage::Complete);
-        if !owned || self.armed.state(account) != State::Armed {
-            return None;
-        }
-        self.caps.full(group)
+    /// Whether caps are for such work: Postgres would own it.
+    fn is_capped(&self, account: &str, stage: Stage) -> bool {
+        matches!(stage, Stage::Live | Stage::Complete) && self.armed.state(account) == State::Armed
     }
 
     /// Why a run of a schedule is put off, where too much of its group waits; else one more is on its way in.
     pub fn put_off(&self, account: &str, kind: &str, group: Option<&str>) -> Option<String> {
-        let Full { most, waiting } = self.full((account, self.stage(account, kind)), group)?;
+        if !self.is_capped(account, self.stage(account, kind)) {
+            return None;
+        }
+        let Full { most, waiting } = self.caps.full(group)?;
         let group = group.unwrap_or("default");
         Some(format!(
             "{waiting} interactions of group `{group}` wait, and its max_waiting is {most}; its runs are put off until fewer do"
@@ -288,7 +292,16 @@ impl Router {
         {
             return Ok(accepted);
         }
-        self.within_caps(interaction, &decision).await?;
+        let counted = self.within_caps(interaction, &decision).await?;
+        let accepted = self.take_in(interaction, decision).await;
+        if counted && !accepted.as_ref().is_ok_and(|accepted| matches!(accepted.how, How::Created | How::Pending)) {
+            self.caps.give_back(interaction.group.as_deref());
+        }
+        accepted
+    }
+
+    /// The same for what no cap is in the way of.
+    async fn take_in(&self, interaction: &Interaction, decision: Decision) -> Result<Accepted, EnqueueError> {
         if let Some(accepted) = self.accept_task(interaction, &decision).await? {
             return Ok(accepted);
         }

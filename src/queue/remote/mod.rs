@@ -8,7 +8,7 @@ mod polls;
 mod storage;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
@@ -18,12 +18,12 @@ use uuid::Uuid;
 use super::storage::{Claimed, Finish, Queue};
 use super::worker::{called_off, overslept};
 use crate::interaction::{Outcome, Side};
-use crate::ledger::{Attempted, Ledger, LedgerError};
+use crate::ledger::{Attempted, Ledger, LedgerError, is_contention};
 use crate::metrics::Metrics;
 use crate::observer::{Dequeue, Observer, Seen, Sighting};
 
 use polls::Polls;
-use storage::Taken;
+use storage::{LEASE, Taken};
 
 /// What a remote worker asks for.
 #[derive(Debug, Clone)]
@@ -48,6 +48,12 @@ pub struct Handed {
     /// It may run until then.
     pub run_until: DateTime<Utc>,
 }
+
+/// A claim whose answer was lost is looked for so long: no statement takes longer.
+const DOUBT: Duration = Duration::from_secs(60);
+
+/// So many ends that somebody is in the way of are tried one by one, each for as long as a lock is waited for.
+const HELD: usize = 3;
 
 /// Claims for remote workers.
 pub struct Remote {
@@ -75,8 +81,16 @@ impl Remote {
     pub async fn dequeue(self: &Arc<Self>, asked: &Asked) -> Result<Batch, LedgerError> {
         let (this, asked) = (self.clone(), asked.clone());
         let claiming = tokio::spawn(async move {
-            let taken = this.queue.take_for_remote(&asked).await?;
-            Ok(this.begun(taken).await)
+            let claimer = Uuid::new_v4();
+            match this.queue.take_for_remote(&asked, claimer).await {
+                Ok(taken) => Ok(this.begun(taken)),
+                Err(error) => {
+                    if !matches!(error, LedgerError::Refused(_)) {
+                        tokio::spawn(async move { this.undo(claimer, &asked).await });
+                    }
+                    Err(error)
+                }
+            }
         });
         claiming.await.unwrap_or_else(|panic| Err(LedgerError::InDoubt(format!("the claim panicked: {panic}"))))
     }
@@ -138,16 +152,16 @@ impl Remote {
         Batch { remote: self.clone(), items: Vec::new() }
     }
 
-    /// What was taken is seen, and what can't be handed out ends or goes back.
-    async fn begun(self: &Arc<Self>, taken: Taken) -> Batch {
+    /// What was taken is seen. What can't be handed out ends or goes back, and nobody's lease waits for that.
+    fn begun(self: &Arc<Self>, taken: Taken) -> Batch {
         let batch = Batch { remote: self.clone(), items: taken.handed };
         for Handed { claimed, .. } in &batch.items {
             self.see_begin(claimed);
         }
         self.metrics.remote.items.with_label_values(&["handed_out"]).inc_by(batch.items.len() as u64);
-        if let Err(error) = self.set_right(taken.claimer, &taken.aside, taken.unreadable).await {
-            self.failed("remote_aside", &error);
-            warn!(%error, "what was cancelled, or waited for too long, can't be ended yet; it comes again when its lease ends");
+        if !taken.aside.is_empty() || !taken.unreadable.is_empty() {
+            let remote = self.clone();
+            tokio::spawn(async move { remote.set_right(taken.claimer, &taken.aside, taken.unreadable).await });
         }
         batch
     }
@@ -163,19 +177,87 @@ impl Remote {
         });
     }
 
-    /// Ends what was called off or overslept, and puts back what a claim of ours has to hold.
-    async fn set_right(&self, claimer: Uuid, aside: &[Claimed], unreadable: Vec<Finish>) -> Result<(), LedgerError> {
-        let ends: Vec<Finish> = aside.iter().filter_map(end_of).chain(unreadable).collect();
-        if !ends.is_empty() {
-            let kept = self.queue.finish(claimer, &ends).await?;
-            for end in ends.iter().filter(|end| kept.contains(&end.id)) {
-                self.metrics.ended(false, end);
+    /// Puts back what a claim of ours has to hold, and ends what was called off or overslept: again and again while `claimer` holds it,
+    /// for afterwards it would count as lost, which it never was.
+    async fn set_right(&self, claimer: Uuid, aside: &[Claimed], unreadable: Vec<Finish>) {
+        let until = Instant::now() + LEASE;
+        let mut ends: Vec<Finish> = aside.iter().filter_map(end_of).chain(unreadable).collect();
+        let mut rehearsals = aside.iter().any(|claimed| claimed.rehearsal);
+        for pause in pauses() {
+            let mut trouble = None;
+            if rehearsals {
+                let ending: Vec<(Uuid, i32)> = ends.iter().map(|end| (end.id, end.attempt)).collect();
+                match self.queue.release_unknown(claimer, &ending).await {
+                    Ok(_) => rehearsals = false,
+                    Err(error) => trouble = Some(error),
+                }
+            }
+            trouble = self.end_aside(claimer, &mut ends).await.or(trouble);
+            let Some(error) = trouble else { break };
+            self.failed("remote_aside", &error);
+            warn!(%error, "what was cancelled, or waited for too long, can't be ended yet; trying again while it is held");
+            if Instant::now() + pause >= until {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        // What comes behind them in their series.
+        aside.iter().filter_map(|claimed| claimed.envelope.group.as_deref()).for_each(|group| self.ring(group));
+    }
+
+    /// Ends them together, and one by one where somebody is in the way of one of them; leaves those that did not end, with the reason.
+    async fn end_aside(&self, claimer: Uuid, ends: &mut Vec<Finish>) -> Option<LedgerError> {
+        if ends.is_empty() {
+            return None;
+        }
+        let error = match self.queue.finish(claimer, ends).await {
+            Ok(kept) => {
+                ends.drain(..).filter(|end| kept.contains(&end.id)).for_each(|end| self.metrics.ended(false, &end));
+                return None;
+            }
+            Err(error) if crate::ledger::is_outage(&error) && !is_contention(&error) => return Some(error),
+            Err(error) => error,
+        };
+        let (mut untried, mut held) = (std::mem::take(ends).into_iter(), Vec::new());
+        while held.len() < HELD
+            && let Some(end) = untried.next()
+        {
+            match self.queue.finish(claimer, std::slice::from_ref(&end)).await {
+                Ok(kept) => kept.iter().for_each(|_| self.metrics.ended(false, &end)),
+                Err(_) => held.push(end),
             }
         }
-        if aside.iter().any(|claimed| claimed.rehearsal) {
-            self.queue.release_unknown(claimer, &[]).await?;
+        // Those that were not tried yet come first the next time.
+        ends.extend(untried.chain(held));
+        if ends.is_empty() { None } else { Some(error) }
+    }
+
+    /// Puts back what a claim may have taken whose answer was lost: it was given to nobody. It may still be on its way, so it is looked
+    /// for again and again, as long as a lease may last.
+    async fn undo(&self, claimer: Uuid, asked: &Asked) {
+        let until = Instant::now() + asked.lease.min(DOUBT);
+        for pause in pauses() {
+            let back = async {
+                let aside = self.queue.release_unknown(claimer, &[]).await?;
+                Ok::<_, LedgerError>(aside.cast_signed() + self.ledger.take_claim_from_remote(claimer).await?)
+            };
+            match back.await {
+                Ok(0) => {}
+                Ok(back) => {
+                    info!(back, "put back what a claim took whose answer was lost");
+                    self.metrics.remote.items.with_label_values(&["put_back"]).inc_by(back.unsigned_abs());
+                    return self.ring(&asked.group);
+                }
+                Err(error) => {
+                    self.failed("remote_put_back", &error);
+                    warn!(%error, "what a claim took whose answer was lost can't be put back yet; trying again");
+                }
+            }
+            if Instant::now() + pause >= until {
+                return;
+            }
+            tokio::time::sleep(pause).await;
         }
-        Ok(())
     }
 
     fn failed(&self, call: &'static str, error: &LedgerError) {
@@ -185,9 +267,24 @@ impl Remote {
         }
     }
 
+    /// Until it is taken, or their leases are over anyway.
     async fn put_back(&self, items: Vec<Handed>) {
         let attempts: Vec<Attempted> = items.iter().map(Handed::attempted).collect();
-        match self.ledger.take_from_remote(&attempts).await {
+        let until = Instant::now() + items.iter().map(|item| item.lease).max().unwrap_or_default();
+        let mut pauses = pauses();
+        let back = loop {
+            match self.ledger.take_from_remote(&attempts).await {
+                Ok(back) => break Ok(back),
+                Err(error) => match pauses.next().filter(|pause| Instant::now() + *pause < until) {
+                    Some(pause) => {
+                        self.failed("remote_put_back", &error);
+                        tokio::time::sleep(pause).await;
+                    }
+                    None => break Err(error),
+                },
+            }
+        };
+        match back {
             Ok(back) => {
                 info!(back, "a remote worker went away before it was answered; its work is ready again");
                 self.metrics.remote.items.with_label_values(&["put_back"]).inc_by(back.unsigned_abs());
@@ -207,6 +304,11 @@ impl Remote {
             }
         }
     }
+}
+
+/// Between tries: a quarter of a second, then longer each time, up to five seconds.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (0u32..).map(|n| Duration::from_millis(250) * 2u32.pow(n.min(5))).map(|pause| pause.min(Duration::from_secs(5)))
 }
 
 /// How an attempt ends that can't be handed out; none for a rehearsal.

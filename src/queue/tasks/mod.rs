@@ -50,6 +50,18 @@ pub struct Place {
     pub vt: i64,
 }
 
+impl Place {
+    /// The stamp at `vt` of a group that has limits, and so a virtual time of its own.
+    pub fn in_group(vt: i64) -> i64 {
+        vt | 1
+    }
+
+    /// Whether it was stamped so: then it says nothing of how far claims have come.
+    pub fn of_a_group(&self) -> bool {
+        self.vt & 1 == 1
+    }
+}
+
 /// The same with its id, which is the order among equals.
 pub(super) type TaskPlace = (i16, i64, Uuid);
 

@@ -9,7 +9,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use super::super::groups::Groups;
-use super::super::kinds::Ahead;
+use super::super::kinds::{Ahead, Spot};
 use super::super::storage::{Claimed, Finish};
 use super::{NewTask, Place, TaskPlace, key_of, named_at};
 use crate::interaction::{Envelope, Fence, Outcome, Payload, Side, Stage, UnknownName};
@@ -151,19 +151,27 @@ impl Tasks {
         Ok(claimed)
     }
 
-    /// What is next in line after a place, for a worker that chooses by kind.
+    /// What is next in line from there, for a worker that chooses by kind.
     pub(in super::super) async fn look_ahead(
         &self,
-        after: Option<TaskPlace>,
+        from: Spot<TaskPlace>,
         most: usize,
     ) -> Result<Vec<Ahead<TaskPlace>>, LedgerError> {
-        let query = sqlx::query_as::<_, (i16, i64, Uuid, String)>(
-            "select rank, vt, id, kind from crossover.tasks_ready
-             where worker is null and (rank, vt, id) > ($1, $2, $3) order by rank, vt, id limit $4",
-        );
-        let (rank, vt, id) = after.unwrap_or((i16::MIN, i64::MIN, Uuid::nil()));
+        let query = sqlx::query_as::<_, (i16, i64, Uuid, String)>(match from {
+            Spot::Lowest => {
+                "select rank, vt, id, kind from crossover.tasks_ready
+                 where worker is null and (rank, vt, id) > ($1, $2, $3) and rank = (
+                    select rank from crossover.tasks_ready where worker is null order by rank desc, vt desc, id desc limit 1)
+                 order by rank, vt, id limit $4"
+            }
+            Spot::Head | Spot::Behind(_) => {
+                "select rank, vt, id, kind from crossover.tasks_ready
+                 where worker is null and (rank, vt, id) > ($1, $2, $3) order by rank, vt, id limit $4"
+            }
+        });
+        let (rank, vt, id) = if let Spot::Behind(after) = from { after } else { (i16::MIN, i64::MIN, Uuid::nil()) };
         let rows = within(query.bind(rank).bind(vt).bind(id).bind(most as i64).fetch_all(&self.pool)).await?;
-        let ahead = |(rank, vt, id, kind)| Ahead { place: (rank, vt, id), kind, execute: true };
+        let ahead = |(rank, vt, id, kind)| Ahead { place: (rank, vt, id), rank, kind, execute: true };
         Ok(rows.into_iter().map(ahead).collect())
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::bridge::child::Child;
 
 fn token(name: &str, scopes: &[Scope]) -> Token {
-    Token { name: name.to_owned(), scopes: scopes.to_vec(), digest: digest(&format!("secret of {name}")) }
+    Token { name: name.to_owned(), scopes: scopes.to_vec(), groups: None, digest: digest(&format!("secret of {name}")) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,4 +88,41 @@ fn serving_strangers_without_tokens_is_refused_with_what_to_do() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("http.listen") && said.contains("crossover token new"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_the_work_of_some_groups_has_none_of_the_others() {
+    let world = World::new(Stage::Complete).await;
+    let mine = Token { groups: Some(vec!["remote.mine".to_owned()]), ..token("mine", &[Scope::Work]) };
+    let tokens = vec![token("in", &[Scope::Enqueue]), token("all", &[Scope::Work]), mine];
+    let node = world.node_with(ALL, |config| config.http.tokens = Some(tokens)).await;
+    let asks = async |who: &str, path: &str, body: serde_json::Value| {
+        let bearer = format!("Bearer secret of {who}");
+        ask(&node, Method::POST, path, &[("authorization", &*bearer)], Some(body.to_string().into_bytes())).await
+    };
+    for group in ["remote.mine", "remote.theirs"] {
+        let request = crate::bridge::world::with(world.request(group), json!({ "group": group }));
+        assert_eq!(asks("in", "/v1/interactions", request).await.status, 201);
+    }
+    let take = json!({ "worker": "w" });
+    for what in ["dequeue", "heartbeat", "complete", "fail"] {
+        let refused = asks("mine", &format!("/v1/groups/remote.theirs/{what}"), take.clone()).await;
+        is_problem(&refused, 403);
+        assert!(refused.detail().contains("«remote.mine» alone"), "{refused:?}");
+    }
+    let items = async |who: &str, group: &str| {
+        let answer = asks(who, &format!("/v1/groups/{group}/dequeue"), take.clone()).await;
+        answer.body["items"].as_array().unwrap().clone()
+    };
+    let (own, other) = (items("mine", "remote.mine").await, items("all", "remote.theirs").await);
+    assert_eq!((own.len(), other.len()), (1, 1));
+    let ends = async |item: &serde_json::Value, what: &str| {
+        let path = format!("/v1/interactions/{}/{what}", item["id"].as_str().unwrap());
+        asks("mine", &path, json!({ "fence": item["fence"] })).await.status
+    };
+    for what in ["heartbeat", "complete", "fail"] {
+        assert_eq!(ends(&other[0], what).await, 403, "{what}");
+    }
+    assert_eq!((ends(&own[0], "heartbeat").await, ends(&own[0], "complete").await), (200, 200));
+    node.stop().await;
 }

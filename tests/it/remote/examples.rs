@@ -20,14 +20,19 @@ enum Language {
 
 impl Example {
     async fn start(language: Language, node: &Node, set: &[(&str, &str)]) -> Self {
-        let mut command = match language {
-            Language::Python => Command::new("python3"),
-            Language::TypeScript => Command::new("node"),
-        };
-        command.arg(match language {
+        let program = match language {
             Language::Python => example("worker.py"),
             Language::TypeScript => compiled().await,
+        };
+        Self::of(language, program, node, set)
+    }
+
+    fn of(language: Language, program: PathBuf, node: &Node, set: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(match language {
+            Language::Python => "python3",
+            Language::TypeScript => "node",
         });
+        command.arg(program);
         command.arg(GROUP).env("CROSSOVER_URL", &node.base).env("CROSSOVER_WAIT_MS", "500").env("CROSSOVER_SLOTS", "4");
         command.envs(set.iter().copied()).stdin(Stdio::null());
         Self(command.spawn().unwrap())
@@ -62,10 +67,11 @@ fn example(name: &str) -> PathBuf {
 /// themselves.
 async fn compiled() -> PathBuf {
     static COMPILED: OnceCell<PathBuf> = OnceCell::const_new();
-    COMPILED.get_or_init(|| async { tokio::task::spawn_blocking(compile).await.unwrap() }).await.clone()
+    let compile = || async { tokio::task::spawn_blocking(|| compile(&example("worker.ts"))).await.unwrap() };
+    COMPILED.get_or_init(compile).await.clone()
 }
 
-fn compile() -> PathBuf {
+fn compile(source: &Path) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/remote/typescript");
     let cache = servers::cache_dir().join("typescript-5.9.3");
     let tsc = cache.join("node_modules/typescript/bin/tsc");
@@ -86,10 +92,54 @@ fn compile() -> PathBuf {
     let strict =
         "--strict --erasableSyntaxOnly --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom";
     let mut command = Command::new("node");
-    command.arg(&tsc).args(strict.split(' ')).arg("--outDir").arg(&out).arg(example("worker.ts"));
+    command.arg(&tsc).args(strict.split(' ')).arg("--outDir").arg(&out).arg(source);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     out.join("worker.js")
+}
+
+/// The example with a handler whose results are none that JSON has words for, as `odd` in the payload says.
+async fn with_odd_results(language: Language) -> PathBuf {
+    let (name, returns, odd) = match language {
+        Language::Python => (
+            "worker.py",
+            "    return {\"sent_to\": payload[\"to\"]}\n",
+            "    odd = {\"set\": {1, 2}, \"nan\": float(\"nan\"), \"bytes\": b\"x\"}\n    \
+             return odd[payload[\"odd\"]] if \"odd\" in payload else {\"sent_to\": payload[\"to\"]}\n",
+        ),
+        Language::TypeScript => (
+            "worker.ts",
+            "    return { sent_to: payload.to };\n",
+            "    const circle: any = {};\n    circle.circle = circle;\n    const odd: any = { big: 10n, circle };\n    \
+             return payload.odd ? odd[payload.odd] : { sent_to: payload.to };\n",
+        ),
+    };
+    let text = std::fs::read_to_string(example(name)).unwrap();
+    assert!(text.contains(returns), "{name} has another handler now");
+    let source = tempfile::tempdir().unwrap().keep().join(name);
+    std::fs::write(&source, text.replace(returns, odd)).unwrap();
+    match language {
+        Language::Python => source,
+        Language::TypeScript => tokio::task::spawn_blocking(move || compile(&source)).await.unwrap(),
+    }
+}
+
+async fn fails_for_good_what_is_no_json_and_goes_on(language: Language, odd: &[&str]) {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    let one = [("CROSSOVER_SLOTS", "1")];
+    let _worker = Example::of(language, with_odd_results(language).await, &node, &one);
+    for odd in odd {
+        node.accepts(&work(&world, odd, json!({ "to": 1, "odd": odd })), 201).await;
+    }
+    node.accepts(&work(&world, "good", json!({ "to": 2 })), 201).await;
+    for odd in odd {
+        let story = world.ended(odd).await;
+        assert_eq!((story.state.as_str(), story.pin.attempts), ("failed", 1), "{language:?} {odd}: {story:#?}");
+        assert!(story.pin.reason.unwrap().contains("no JSON"), "{language:?} {odd}");
+    }
+    world.succeeded("good").await;
+    node.stop().await;
 }
 
 fn work(world: &World, key: &str, payload: Value) -> Value {
@@ -182,6 +232,16 @@ async fn the_worker_in_python_runs_work_and_says_what_fails_for_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_worker_in_typescript_runs_work_and_says_what_fails_for_good() {
     runs_reports_and_fails(Language::TypeScript).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_no_json_fails_for_good_in_python_and_the_worker_goes_on() {
+    fails_for_good_what_is_no_json_and_goes_on(Language::Python, &["set", "nan", "bytes"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_no_json_fails_for_good_in_typescript_and_the_worker_goes_on() {
+    fails_for_good_what_is_no_json_and_goes_on(Language::TypeScript, &["big", "circle"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

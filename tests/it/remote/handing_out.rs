@@ -43,12 +43,11 @@ async fn the_most_urgent_comes_first_and_of_a_series_only_what_is_next() {
     for key in ["s1", "s2", "s3"] {
         node.accepts(&with(mail(&world, key), json!({ "series": "s", "priority": -9 })), 201).await;
     }
-    assert_eq!(keys(&dequeue(&node, 2).await), ["high", "first"]);
     let rest = dequeue(&node, 10).await;
-    assert_eq!(keys(&rest), ["second", "low", "s1"]);
+    assert_eq!(keys(&rest), ["high", "first", "second", "low", "s1"], "also where the lowest has its share");
     assert!(dequeue(&node, 10).await.is_empty(), "the series has its turn");
     let (retry, again) = (json!({ "error": "busy", "retry_after_ms": 1 }), Duration::from_secs(30));
-    assert_eq!(report(&node, "fail", &rest[2], retry).await, "taken");
+    assert_eq!(report(&node, "fail", &rest[4], retry).await, "taken");
     let second_try = next(&node, again).await;
     assert_eq!((&second_try["key"], &second_try["fence"]), (&json!("s1"), &json!("1.2")), "a retry keeps its turn");
     assert_eq!(complete(&node, &second_try).await, "taken");
@@ -183,6 +182,136 @@ async fn a_backlog_for_remote_workers_is_not_read_by_ours() {
             && !theirs.contains("Rows Removed"),
         "{theirs}"
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_who_waits_reads_a_row_of_each_group_whatever_waits_for_others() {
+    let world = World::new(Stage::Live).await;
+    let mut one = world.pool().begin().await.unwrap();
+    // The statistics are of before anything waited for remote workers.
+    let backlog = "insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp(), 1, 0, true, 'default' from generate_series(1, 5000);
+        analyze crossover.ready;
+        insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp(), 1, 0, true, 'remote.a' from generate_series(1, 20000);
+        insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp(), 1, 0, true, 'remote.b'";
+    sqlx::raw_sql(backlog).execute(&mut *one).await.unwrap();
+    let read = "select (coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+        from pg_stat_xact_user_tables where schemaname = 'crossover' and relname = 'ready'";
+    let before: i64 = sqlx::query_scalar(read).fetch_one(&mut *one).await.unwrap();
+    let found: Vec<String> =
+        sqlx::query_scalar("select * from crossover.remote_groups_with_work('{remote.a,remote.b,remote.c}')")
+            .fetch_all(&mut *one)
+            .await
+            .unwrap();
+    assert_eq!(found, ["remote.a", "remote.b"]);
+    let after: i64 = sqlx::query_scalar(read).fetch_one(&mut *one).await.unwrap();
+    assert!(after - before < 10, "{} rows were read to find two groups", after - before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lowest_priority_has_one_in_twenty_of_what_is_handed_out() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    node.accepts(&with(mail(&world, "low"), json!({ "priority": -5 })), 201).await;
+    // Urgent work that never ends to come; nobody runs it.
+    let flood = "insert into crossover.ready (id, due_at, attempt, rank, execute, grp)
+        select gen_random_uuid(), clock_timestamp(), 1, -9, true, 'remote.mail' from generate_series(1, 20000)";
+    sqlx::query(flood).execute(world.pool()).await.unwrap();
+    // Rows without a pin are dropped by the claim, which takes them all the same.
+    until("it has its share", async || {
+        let items = dequeue(&node, 1).await;
+        (keys(&items) == ["low"]).then_some(())
+    })
+    .await;
+    let left = world.scalar::<i64>("select count(*) from crossover.ready").await;
+    assert!(left > 15_000, "and not because it was the last: {left}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_overslept_expires_though_somebody_is_in_its_way_and_nobodys_answer_waits_for_that() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    let late = json!({ "series": "s", "policy": { "start_timeout_ms": 1, "on_unknown": "park" } });
+    node.accepts(&with(mail(&world, "late"), late), 201).await;
+    node.accepts(&mail(&world, "patient"), 201).await;
+    // A caller's open transaction holds the series.
+    let mut stranger = world.pool().begin().await.unwrap();
+    sqlx::query("select from crossover.series for update").execute(&mut *stranger).await.unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(keys(&dequeue(&node, 10).await), ["patient"]);
+    assert!(began.elapsed() < Duration::from_secs(2), "the answer came after {:?}", began.elapsed());
+    until("its end was in somebody's way", async || {
+        (counted(&node, "crossover_queue_errors_total", "remote_aside").await > 0.0).then_some(())
+    })
+    .await;
+    stranger.rollback().await.unwrap();
+    assert_eq!(world.ended("late").await.state, "expired");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_claim_took_whose_answer_was_lost_is_put_back_under_the_same_number() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    for key in ["a", "b"] {
+        node.accepts(&mail(&world, key), 201).await;
+    }
+    let taken = dequeue(&node, 1).await;
+    let rest = dequeue(&node, 1).await;
+    let claim = "select claim from crossover.detached where id = $1";
+    let claim: uuid::Uuid = sqlx::query_scalar(claim).bind(world.id("a")).fetch_one(world.pool()).await.unwrap();
+    assert_eq!(world.ledger.take_claim_from_remote(claim).await.unwrap(), 1);
+    assert_eq!(world.ledger.take_claim_from_remote(claim).await.unwrap(), 0);
+    assert_eq!(report(&node, "heartbeat", &taken[0], json!({})).await, "unknown");
+    let again = next(&node, Duration::from_secs(30)).await;
+    assert_eq!((&again["key"], &again["fence"]), (&json!("a"), &json!("1.1")));
+    assert_eq!(
+        (complete(&node, &again).await, complete(&node, &rest[0]).await),
+        ("taken".to_owned(), "taken".to_owned())
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cancelled_while_it_was_handed_out_to_nobody_ends() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node().await;
+    node.accepts(&mail(&world, "m"), 201).await;
+    let item = next(&node, Duration::from_secs(60)).await;
+    let path = format!("/v1/interactions/{}/cancel", world.id("m"));
+    assert_eq!(node.call("POST", &path, Some(&json!({}))).await.status, 202);
+    let fence = item["fence"].as_str().unwrap().parse().unwrap();
+    assert_eq!(world.ledger.take_from_remote(&[(world.id("m"), fence)]).await.unwrap(), 1);
+    // Nobody asks for work any more.
+    assert_eq!(world.ended("m").await.state, "cancelled");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strays_of_a_remote_group_are_found_behind_everybody_elses_work() {
+    let world = World::new(Stage::Live).await;
+    let node = world.node_with(ROUTER, |_| {}).await;
+    for key in ["ours", "ours too"] {
+        node.accepts(&world.request(key), 201).await;
+    }
+    for key in ["a", "b", "c", "d", "e"] {
+        node.accepts(&mail(&world, key), 201).await;
+    }
+    let groups = crossover::queue::groups::Groups::new(world.pool().clone());
+    groups.set(GROUP, json!({ "max_running": 2 }).as_object().unwrap(), "test").await.unwrap();
+    let pass = || groups.admit(crossover::queue::groups::Asked { most: 3, look: true, tidy: false, from: None });
+    // As much as one look takes of each, and two are let in, which stand in front.
+    let mut looked = Vec::new();
+    for _ in 0..3 {
+        looked.push(pass().await.unwrap().strays);
+    }
+    assert_eq!(looked, [3, 1, 1], "though others stand before them");
+    let (depth, queue) = (crossover::queue::Queue::new(world.pool().clone()), GROUP);
+    assert!(depth.groups(5, "others").await.unwrap().iter().any(|group| group.name == queue && group.ready == 2));
     node.stop().await;
 }
 

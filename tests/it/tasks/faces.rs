@@ -95,6 +95,8 @@ async fn a_group_whose_cap_is_reached_takes_no_more_until_fewer_wait() {
     assert_eq!(refused.headers["retry-after"], "1");
     assert!(refused.body["key"].is_string());
     node.accepts(&keyless(&world, "another group"), 201).await;
+    let later = json!({ "run_at": (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339() });
+    node.accepts(&crate::bridge::world::with(of("later"), later), 201).await;
     groups.resume("mail", "test").await.unwrap();
     super::until("it takes work again", async || (node.post(&of("again")).await.status == 201).then_some(())).await;
     node.stop().await;
@@ -166,6 +168,39 @@ async fn groups_and_weights_are_changed_over_the_api() {
     let (status, group) = ask(Method::POST, "/v1/groups/mail/resume", json!({})).await;
     assert_eq!((status, &group["paused_since"]), (200, &Value::Null));
     assert_eq!(node.get("/v1/groups").await.body["groups"][0]["name"], "mail");
+    let (status, faults) = ask(Method::PATCH, "/v1/groups/mail", json!({})).await;
+    assert!(status == 422 && faults["detail"].as_str().unwrap().contains("name at least one"), "{faults}");
+    let nul = json!({ "rate": "a\0b", "max_running": 0 });
+    let (status, faults) = ask(Method::PATCH, "/v1/groups/a%00b", nul).await;
+    let detail = faults["detail"].as_str().unwrap();
+    for part in ["group: holds the control character", "rate: must not hold a NUL", "max_running: must be 1"] {
+        assert!(status == 422 && detail.contains(part), "{part}: {faults}");
+    }
+    for reason in ["", "a\0b", "a\nb", &"x".repeat(501)] {
+        let (status, faults) = ask(Method::POST, "/v1/groups/a%00b/pause", json!({ "reason": reason })).await;
+        let detail = faults["detail"].as_str().unwrap();
+        assert!(status == 422 && detail.contains("group: ") && detail.contains("reason: "), "{faults}");
+    }
+    for (method, path) in [(Method::DELETE, "/v1/groups/a%00b"), (Method::POST, "/v1/groups/a%00b/resume")] {
+        assert_eq!(ask(method, path, json!({})).await.0, 422, "{path}");
+    }
+    let (status, faults) = ask(Method::PUT, "/v1/weights/a%00b", json!({ "weight": 0 })).await;
+    let detail = faults["detail"].as_str().unwrap();
+    assert!(status == 422 && detail.contains("account: ") && detail.contains("weight: must be from"), "{faults}");
+    for name in ["a", "z", "zz"] {
+        assert_eq!(ask(Method::PATCH, &format!("/v1/groups/{name}"), json!({ "rate": 1 })).await.0, 200);
+    }
+    let (mut names, mut path) = (Vec::new(), "/v1/groups?limit=2".to_owned());
+    loop {
+        let page = node.get(&path).await.body;
+        names.extend(page["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/groups?limit=2&after={next}");
+    }
+    assert_eq!(names, ["a", "mail", "z", "zz"]);
+    for path in ["/v1/groups?limit=0", "/v1/groups?limit=1000000", "/v1/groups?after=%00", "/v1/groups?before=a"] {
+        assert_eq!(node.get(path).await.status, 422, "{path}");
+    }
     assert_eq!(ask(Method::DELETE, "/v1/groups/mail", json!({})).await.0, 204);
     assert_eq!(ask(Method::DELETE, "/v1/groups/mail", json!({})).await.0, 404);
     assert_eq!(ask(Method::PUT, "/v1/weights/acme", json!({ "weight": 0 })).await.0, 422);

@@ -98,3 +98,42 @@ async fn pinned_work_of_a_kind_that_is_full_lets_others_by() {
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strays_of_a_group_are_let_in_behind_any_backlog_of_a_kind_that_is_full() {
+    let here = World::new().await;
+    // More than a pass at the gate looks at.
+    let slow = (0..1_200).map(|n| NewTask { kind: "slow".to_owned(), vt: n, ..task(json!(n)) });
+    let group = Some("mail".to_owned());
+    let quick =
+        (0..20).map(|n| NewTask { kind: "quick".to_owned(), group: group.clone(), vt: 10_000 + n, ..task(json!(n)) });
+    for batch in slow.chain(quick).collect::<Vec<_>>().chunks(500) {
+        here.tasks.enqueue(batch).await.unwrap();
+    }
+    let groups = crossover::queue::groups::Groups::new(here.ledger.pool().clone());
+    groups.set("mail", json!({ "max_running": 1 }).as_object().unwrap(), "test").await.unwrap();
+    get_by(&here, 20, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_with_a_capacity_leave_the_lowest_priority_its_share() {
+    let here = World::new().await;
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = order.clone();
+    let options = HandlerOptions { capacity: NonZeroUsize::new(5) };
+    let handlers = Handlers::new().register_with("k", options, move |urgent: bool, _| {
+        seen.lock().unwrap().push(urgent);
+        async move { Ok(()) }
+    });
+    let urgent = (0..900).map(|n| NewTask { priority: 5, vt: n, ..task(json!(true)) });
+    let low = (0..20).map(|n| NewTask { priority: -5, vt: n, ..task(json!(false)) });
+    for batch in urgent.chain(low).collect::<Vec<_>>().chunks(500) {
+        here.tasks.enqueue(batch).await.unwrap();
+    }
+    let worker = here.worker(handlers);
+    until("all have run", async || (order.lock().unwrap().len() == 920).then_some(())).await;
+    worker.drain().await;
+    let order = order.lock().unwrap();
+    let last = order.iter().rposition(|urgent| !urgent).unwrap();
+    assert!((200..880).contains(&last), "the last of twenty that are not urgent was the {last}th");
+}

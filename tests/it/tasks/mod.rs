@@ -571,3 +571,20 @@ async fn a_look_for_what_is_due_reads_nothing_of_what_is_due_later() {
     let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *one).await.unwrap();
     assert!(read < 100, "{read} rows were read to find none");
 }
+
+#[tokio::test]
+async fn what_runners_had_is_forgotten_a_part_at_a_time() {
+    let here = World::new().await;
+    let old = "insert into crossover.detached (id, epoch, attempt, silence_ms, first_due_at, due_at, started_at, run_until, pinned, side,
+            policy, beat_at, closed_at)
+        select gen_random_uuid(), 1, 1, 1, now(), now(), now(), now(), true, 'postgres', '{}',
+            now() - n * interval '1 hour', case when n % 2 = 0 then now() - n * interval '1 hour' end from generate_series(1, 100) n";
+    sqlx::query(old).execute(here.ledger.pool()).await.unwrap();
+    let round = "select crossover.forget_detached(interval '1 day', 10)";
+    let round = async || sqlx::query_scalar::<_, i64>(round).fetch_one(here.ledger.pool()).await.unwrap();
+    assert_eq!(round().await, 10);
+    assert_eq!(here.ledger.forget_detached(Duration::from_secs(86_400)).await.unwrap(), 38 + 29);
+    let left = "select count(*) from crossover.detached where coalesce(closed_at, beat_at) < now() - interval '1 day'";
+    assert_eq!(here.count(left).await, 0);
+    assert_eq!(here.count("select count(*) from crossover.detached").await, 23);
+}

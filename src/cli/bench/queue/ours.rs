@@ -128,7 +128,8 @@ fn task(n: u32) -> Result<NewTask, Failure> {
         group: None,
         run_at: None,
         priority: 0,
-        vt: i64::from(n),
+        // Odd ones are those of groups with limits.
+        vt: 2 * i64::from(n),
         flag_revision: "bench".to_owned(),
         policy,
         payload,

@@ -140,3 +140,46 @@ async fn of_an_account_no_more_than_a_burst_is_let_in_while_nobody_claims() {
     assert_eq!(here.tasks.claim(worker, 10).await.unwrap().len(), 3);
     assert_eq!(here.admit().await, 3);
 }
+
+#[tokio::test]
+async fn an_account_that_is_told_to_come_back_later_is_held_back_though_nothing_else_is_limited() {
+    let here = World::new().await;
+    here.arm("b").await;
+    here.set(json!({ "heed_retry_after": true })).await;
+    let all: Vec<NewTask> = (0..1_500).map(mail).collect();
+    for part in all.chunks(500) {
+        here.tasks.enqueue(part).await.unwrap();
+    }
+    here.pinned("p").await;
+    assert_eq!((here.admit().await, here.admit().await), (1_000, 0), "no more is let in than one pass takes");
+    let worker = here.claimer(PATIENCE).await;
+    let first = here.tasks.claim(worker, 1).await.unwrap().remove(0);
+    let told = Told { id: first.envelope.id, attempt: 1, task: first.task, wait_ms: 3_600_000 };
+    here.groups().heed_retry_after(worker, &[told]).await.unwrap();
+    let later = here.enqueue(NewTask { account: "b".to_owned(), ..mail(9_000) }).await;
+    assert_eq!(here.admit().await, 1);
+    let next = here.tasks.claim(worker, 500).await.unwrap();
+    assert_eq!(
+        next.iter().map(|claimed| claimed.envelope.id).collect::<Vec<_>>(),
+        [later],
+        "none of the account that was told"
+    );
+    assert!(here.claim_copies(worker, 10).await.is_empty());
+    assert_eq!(here.count("select count(*) from crossover.gate").await, 1_500);
+}
+
+#[tokio::test]
+async fn what_a_pass_let_in_while_its_account_was_told_is_taken_back_by_the_next() {
+    let here = World::new().await;
+    here.set(json!({ "heed_retry_after": true })).await;
+    for n in 0..3 {
+        here.enqueue(mail(n)).await;
+    }
+    assert_eq!(here.admit().await, 3);
+    here.enqueue(mail(3)).await;
+    // As if it had been told before that pass was over.
+    let told = "insert into crossover.group_holds (grp, account, until) values ('mail', 'a', clock_timestamp() + interval '1 hour')";
+    sqlx::query(told).execute(here.ledger.pool()).await.unwrap();
+    assert_eq!(here.admit().await, 0);
+    assert_eq!(here.count("select count(*) from crossover.gate").await, 4);
+}
