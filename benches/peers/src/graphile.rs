@@ -24,7 +24,6 @@ const SCHEMA: &str = "graphile_worker";
 const POLL: Duration = Duration::from_millis(5);
 const FLUSH: Duration = Duration::from_millis(5);
 const POLL_OF_STREAM: Duration = Duration::from_millis(500);
-const CONCURRENCY_OF_STREAM: usize = 16;
 const CONCURRENCY_FOR_LATENCY: usize = 8;
 
 /// See [`HISTORY`].
@@ -57,7 +56,7 @@ pub fn settings(pace: Pace, tuning: &Tuning) -> Value {
             "local_queues": tuning.graphile_local_queues, "poll_ms": ms(POLL), "complete_batch_delay_ms": ms(FLUSH),
         }),
         Pace::Stream => json!({
-            "concurrency": CONCURRENCY_OF_STREAM, "local_queue": null, "poll_ms": ms(POLL_OF_STREAM),
+            "concurrency": tuning.graphile_stream_concurrency, "local_queue": null, "poll_ms": ms(POLL_OF_STREAM),
             "complete_batch_delay_ms": ms(FLUSH),
         }),
         Pace::Latency => json!({ "concurrency": CONCURRENCY_FOR_LATENCY, "local_queue": null, "poll_ms": 1_000 }),
@@ -108,7 +107,8 @@ impl Queue for Graphile {
                 options.complete_job_batch_delay(FLUSH).local_queue(local)
             }
             Pace::Stream => {
-                let options = options.concurrency(CONCURRENCY_OF_STREAM).poll_interval(POLL_OF_STREAM);
+                let options =
+                    options.concurrency(self.tuning.graphile_stream_concurrency).poll_interval(POLL_OF_STREAM);
                 options.complete_job_batch_delay(FLUSH)
             }
             Pace::Latency => options.concurrency(CONCURRENCY_FOR_LATENCY),

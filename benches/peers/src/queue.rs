@@ -58,6 +58,9 @@ pub struct Tuning {
     /// graphile_worker: handlers at once, where many tasks run
     #[arg(long, default_value_t = 500)]
     pub graphile_concurrency: usize,
+    /// graphile_worker: handlers at once, where tasks come in one by one; each asks for a job of its own
+    #[arg(long, default_value_t = 4)]
+    pub graphile_stream_concurrency: usize,
     /// graphile_worker: jobs that a local queue fetches at once
     #[arg(long, default_value_t = 5_000)]
     pub graphile_local_queue: usize,

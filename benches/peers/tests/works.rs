@@ -9,6 +9,7 @@ use peers::works::{Plan, Work};
 
 const TUNING: Tuning = Tuning {
     graphile_concurrency: 20,
+    graphile_stream_concurrency: 4,
     graphile_local_queue: 50,
     graphile_local_queues: 1,
     awa_workers: 32,
