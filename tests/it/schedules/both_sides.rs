@@ -1,5 +1,8 @@
 //! Schedules of accounts that are not complete: on Postgres and on Temporal, whichever comes first.
 
+mod histories;
+mod outages;
+
 use std::time::Duration;
 
 use crossover::config::Config;
