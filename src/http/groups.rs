@@ -91,12 +91,12 @@ pub(super) async fn list(State(api): Shared) -> Response {
 )]
 pub(super) async fn set(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
+    let who = who.name();
     let set = async {
         let limits: Map<String, Value> = read(&api, &headers, body).await?;
         groups(&api).set(&group, &limits, who).await.map_err(problem)?;
@@ -118,12 +118,12 @@ pub(super) async fn set(
 )]
 pub(super) async fn pause(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
+    let who = who.name();
     let paused = async {
         let Pause { reason } = read(&api, &headers, body).await?;
         groups(&api).pause(&group, &reason, who).await.map_err(problem)?;
@@ -143,12 +143,8 @@ pub(super) async fn pause(
     ),
     security(("token" = ["operate"]))
 )]
-pub(super) async fn resume(
-    State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
-    Path(group): Path<String>,
-) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
+pub(super) async fn resume(State(api): Shared, Extension(who): Extension<Who>, Path(group): Path<String>) -> Response {
+    let who = who.name();
     let resumed = async {
         groups(&api).resume(&group, who).await.map_err(problem)?;
         tracing::info!(group, who, "a group was resumed");
@@ -167,12 +163,8 @@ pub(super) async fn resume(
     ),
     security(("token" = ["operate"]))
 )]
-pub(super) async fn unset(
-    State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
-    Path(group): Path<String>,
-) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
+pub(super) async fn unset(State(api): Shared, Extension(who): Extension<Who>, Path(group): Path<String>) -> Response {
+    let who = who.name();
     match groups(&api).unset(&group).await {
         Ok(true) => {
             tracing::info!(group, who, "the limits of a group were taken away");
@@ -205,12 +197,12 @@ pub(super) async fn weights(State(api): Shared) -> Response {
 )]
 pub(super) async fn weigh(
     State(api): Shared,
-    Extension(Who(token)): Extension<Who>,
+    Extension(who): Extension<Who>,
     Path(account): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let who = token.as_ref().map_or("the API", |token| token.name.as_str());
+    let who = who.name();
     let weighed = async {
         let weighing: Weighing = read(&api, &headers, body).await?;
         groups(&api).weigh(&account, weighing.weight, who).await.map_err(problem)?;
@@ -225,8 +217,7 @@ fn groups(api: &Api) -> Groups {
 
 async fn read<T: serde::de::DeserializeOwned>(api: &Api, headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     let body = body::read(headers, body, BODY_BYTES, api.request_timeout).await?;
-    let document: Map<String, Value> = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}")))?;
+    let document: Map<String, Value> = serde_json::from_slice(&body).map_err(|error| Problem::no_object(&error))?;
     serde_json::from_value(Value::Object(document))
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, crate::executor::clean(&error.to_string())))
 }

@@ -55,6 +55,11 @@ impl Problem {
         }
     }
 
+    /// A body that can't be read at all.
+    pub(super) fn no_object(error: &serde_json::Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}"))
+    }
+
     /// The status that it answers with.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

@@ -263,10 +263,8 @@ async fn said(
     known: &[&str],
 ) -> Result<Said, Problem> {
     let body = body::read(headers, body, limit, api.request_timeout).await?;
-    let syntax = |error: serde_json::Error| {
-        Problem::new(axum::http::StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}"))
-    };
-    let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(&body).map_err(syntax)?;
+    let fields: HashMap<String, Box<RawValue>> =
+        serde_json::from_slice(&body).map_err(|error| Problem::no_object(&error))?;
     let mut faults = Vec::new();
     if !is_remote(Some(group)) {
         let message = format!(

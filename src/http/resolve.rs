@@ -70,10 +70,8 @@ async fn answer(api: &Api, id: &str, body: &[u8], who: &str) -> Result<(StatusCo
 
 /// Reads the body; every fault is named.
 fn wish(body: &[u8]) -> Result<Wish, Problem> {
-    let syntax = |error: serde_json::Error| {
-        Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}"))
-    };
-    let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(body).map_err(syntax)?;
+    let fields: HashMap<String, Box<RawValue>> =
+        serde_json::from_slice(body).map_err(|error| Problem::no_object(&error))?;
     let mut faults: Vec<Fault> = Vec::new();
     for name in fields.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
         let message = format!("is no field; the fields are {}", FIELDS.join(", "));

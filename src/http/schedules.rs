@@ -468,7 +468,7 @@ fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         serde_json::error::Category::Data => {
             Problem::invalid(vec![Fault { field: "body".to_owned(), message: error.to_string() }])
         }
-        _ => Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}")),
+        _ => Problem::no_object(&error),
     })
 }
 

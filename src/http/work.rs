@@ -204,10 +204,8 @@ async fn said(api: &Api, id: &str, headers: &HeaderMap, body: Body, known: &[&st
 }
 
 fn read(id: Uuid, body: &[u8], known: &[&str]) -> Result<Said, Problem> {
-    let syntax = |error: serde_json::Error| {
-        Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON object: {error}"))
-    };
-    let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(body).map_err(syntax)?;
+    let fields: HashMap<String, Box<RawValue>> =
+        serde_json::from_slice(body).map_err(|error| Problem::no_object(&error))?;
     let mut faults: Vec<Fault> = Vec::new();
     for name in fields.keys().filter(|name| !known.contains(&name.as_str())) {
         faults.push(fault(name, format!("is no field; the fields are {}", known.join(", "))));

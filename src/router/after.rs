@@ -45,9 +45,7 @@ impl Router {
 
     /// Lets `id` run without what it waits for. None: it was never pinned.
     pub async fn release(&self, id: Uuid) -> Result<Option<Releasing>, LedgerError> {
-        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
-        let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.release(id)).await;
-        let answer = asked.unwrap_or_else(late)?;
+        let answer = self.bounded(self.ledger.release(id)).await?;
         self.wake_queue.notify_one();
         Ok(answer)
     }

@@ -599,9 +599,7 @@ impl Router {
         if tasks::named_at(id).is_some() {
             return self.cancel_task(id, reason).await;
         }
-        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
-        let asked = tokio::time::timeout(self.options.pin_timeout, self.ledger.cancel(id, reason)).await;
-        let answer = asked.unwrap_or_else(late)?;
+        let answer = self.bounded(self.ledger.cancel(id, reason)).await?;
         if matches!(answer, Some(Cancelling::Cancelled | Cancelling::Asked)) {
             // The next of its series may be ready, and its Temporal copy is to be told.
             self.wake_queue.notify_one();
@@ -613,9 +611,7 @@ impl Router {
     /// Says what came of the parked attempt of `id`. What Postgres owns goes on here and now; what Temporal owns is told by
     /// the relay.
     pub async fn resolve(&self, id: Uuid, wish: &resolve::Wish, who: &str) -> Result<Resolving, LedgerError> {
-        let late = |_| Err(LedgerError::InDoubt(format!("no answer within {:?}", self.options.pin_timeout)));
-        let asked = wish.ask(&self.ledger, id, who);
-        let answer = tokio::time::timeout(self.options.pin_timeout, asked).await.unwrap_or_else(late)?;
+        let answer = self.bounded(wish.ask(&self.ledger, id, who)).await?;
         self.wake_queue.notify_one();
         Ok(answer)
     }

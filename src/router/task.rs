@@ -126,6 +126,7 @@ impl Router {
         self.bounded(self.gather.tasks().cancel(id, reason)).await
     }
 
+    /// Asks Postgres, for as long as a pin may take.
     pub(super) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<T, LedgerError>>,
