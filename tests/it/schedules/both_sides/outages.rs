@@ -63,13 +63,9 @@ async fn what_is_paused_deleted_or_changed_after_its_launch_is_so_in_an_outage()
         calls.map(|call| call.payload).collect::<Vec<_>>()
     };
     until("what is left has run", async || (!ran(left).is_empty() && !ran(changed).is_empty()).then_some(())).await;
-    for (id, payloads) in [
-        (paused, &[][..]),
-        (deleted, &[]),
-        (changed, &[r#"{"n":2}"#]),
-        (moved, &[]),
-        (left, &[r#"{"n":1}"#]),
-    ] {
+    for (id, payloads) in
+        [(paused, &[][..]), (deleted, &[]), (changed, &[r#"{"n":2}"#]), (moved, &[]), (left, &[r#"{"n":1}"#])]
+    {
         assert_eq!(ran(id), payloads);
     }
     postgres.server.restart().await.unwrap();
