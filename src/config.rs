@@ -251,6 +251,17 @@ pub struct Schedules {
     pub parallel: u32,
     /// What became of their times is kept so long.
     pub keep: Duration,
+    /// What Temporal's copies of them do.
+    pub mirror: Mirroring,
+}
+
+/// What Temporal's copies of schedules do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mirroring {
+    /// They tick.
+    On,
+    /// They are there, and paused.
+    Paused,
 }
 
 /// `[relay]`
@@ -490,6 +501,10 @@ impl Config {
                 batch: r.integer("schedules.batch", 250, 1..=5_000),
                 parallel: r.integer("schedules.parallel", 2, 1..=16),
                 keep: r.duration("schedules.keep", "30days", "1m", "3650days"),
+                mirror: match r.choice("schedules.mirror", &["on", "paused"]) {
+                    "paused" => Mirroring::Paused,
+                    _ => Mirroring::On,
+                },
             },
             relay: Relay {
                 poll: r.duration("relay.poll", "100ms", "5ms", "1m"),

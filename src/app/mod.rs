@@ -430,29 +430,37 @@ impl Parts {
         router: Arc<Router>,
         (stop, tasks): &(CancellationToken, TaskTracker),
     ) -> Result<(), AppError> {
+        use crate::config::Mirroring;
         use crate::schedule::Mirrors;
         use crate::schedule::reflect::{Needed, Reflector};
         use crate::temporal::launcher::Launchers;
+        use crate::temporal::worker::again_after_deaths;
         // No caller waits for these, and Temporal answers what it has of a schedule only once that is at rest.
         let patience = config.temporal.start_timeout.max(Duration::from_secs(5));
         let temporal = temporal_client(config, &servers.temporal_address)?.metered(&self.metrics).waiting(patience);
         let (pool, metrics, needed) = (self.intake.pool().clone(), self.metrics.clone(), Arc::<Needed>::default());
         let ticks = Arc::new(Ticker::new(pool.clone(), router.clone(), metrics.clone(), ticker_options(config)));
-        let launchers = Launchers { ticks, temporal: temporal.clone() };
-        let (mirrors, poll, reflecting) = (Mirrors::new(pool), config.schedules.poll, stop.clone());
+        // As the intake, they leave most connections to callers.
+        let slots = (config.postgres.max_connections as usize / 4).clamp(1, 4);
+        let launchers = Launchers { ticks, temporal: temporal.clone(), slots };
+        let (mirrors, reflecting) = (Mirrors::new(pool), stop.clone());
+        let how = (config.schedules.poll, config.schedules.mirror == Mirroring::Paused);
         let (temporal, needed_by, panics) =
             (Arc::new(temporal), needed.clone(), metrics.schedules.mirror_errors.clone());
+        let deaths = metrics.schedules.launcher_deaths.clone();
         let reflector = move || {
             let (mirrors, router, temporal) = (mirrors.clone(), router.clone(), temporal.clone());
-            let reflector = Reflector::new(mirrors, router, temporal, metrics.clone(), poll, needed_by.clone());
+            let reflector = Reflector::new(mirrors, router, temporal, metrics.clone(), how, needed_by.clone());
             reflector.run(reflecting.clone())
         };
         tasks.spawn(again_after_panics("mirror of schedules", panics, reflector));
         let stop = stop.clone();
         tasks.spawn(async move {
-            if stop.run_until_cancelled(needed.wait()).await.is_some()
-                && let Err(error) = launchers.run(stop).await
-            {
+            if stop.run_until_cancelled(needed.wait()).await.is_none() {
+                return;
+            }
+            let run = || launchers.clone().run(stop.clone());
+            if let Err(error) = again_after_deaths("launchers' worker", &deaths, &stop, run).await {
                 warn!(%error, "the launchers' worker ended");
             }
         });

@@ -7,6 +7,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::overrides::{self, Overrides};
 use crate::flags::{Decision, Document, Flags};
+use crate::interaction::Stage;
 use crate::metrics::Metrics;
 
 /// So many accounts and kinds are remembered as noted; past it they are noted again, which changes nothing.
@@ -27,6 +28,15 @@ pub struct Decider {
 struct Noted {
     kinds: HashMap<String, HashSet<String>>,
     count: usize,
+}
+
+/// What a decider goes by: two that go by the same come to the same decisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// The flags in force.
+    pub revision: String,
+    /// The overrides above them, ascending.
+    pub overrides: Vec<i64>,
 }
 
 /// What a decider decides by at one moment.
@@ -61,6 +71,18 @@ impl Decider {
             Some((id, stage)) => Decision { stage, revision: revision(id) },
             None => self.flags.decide(account, kind),
         }
+    }
+
+    /// Where (account, kind) stands. Not a decision, so it is neither noted nor counted.
+    pub fn stage(&self, account: &str, kind: &str) -> Stage {
+        self.overrides.of(account, kind).map_or_else(|| self.flags.stage(account, kind), |(_, stage)| stage)
+    }
+
+    /// What it goes by now.
+    pub fn basis(&self) -> Basis {
+        let mut overrides = self.overrides.ids();
+        overrides.sort_unstable();
+        Basis { revision: self.flags.document().revision().to_owned(), overrides }
     }
 
     /// The flags below.

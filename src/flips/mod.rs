@@ -13,7 +13,7 @@ mod recorder;
 mod storage;
 
 pub use command::{Flip, FlipError, Flipped, Place, RouterState, Waiting, await_begin, await_end, await_routers, flip};
-pub use decider::Decider;
+pub use decider::{Basis, Decider};
 pub use overrides::Overrides;
 pub use presence::Presence;
 pub use recorder::Recorder;

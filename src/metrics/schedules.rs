@@ -22,6 +22,8 @@ pub struct ScheduleMetrics {
     pub ticks: IntCounterVec,
     /// Temporal could not be told of a schedule.
     pub mirror_errors: IntCounter,
+    /// Threads of the launchers' worker that panicked.
+    pub launcher_deaths: IntCounter,
     due: IntGauge,
     oldest_seconds: Gauge,
     stand: IntGaugeVec,
@@ -73,7 +75,7 @@ impl ScheduleMetrics {
             ticks: counters(
                 r,
                 "crossover_schedule_ticks_total",
-                "Times that Temporal's scheduler came with, by what became of them: first (before our own scheduler: the plan was followed), second (ours had come with it), paused, gone (there is no such schedule any longer), stale (of what the schedule was before a change), off_plan (no time of the plan; what Temporal has of the schedule is looked at again), unreadable, later (it could not be looked at, and comes again), and while Postgres is away: unpinned (started without a pin), overlap (an earlier run had not ended), refused.",
+                "Times that Temporal's scheduler came with, by what became of them: first (before our own scheduler: the plan was followed), second (ours had come with it), paused, gone (there is no such schedule any longer), stale (of what the schedule was before a change), off_plan (no time of the plan; what Temporal has of the schedule is looked at again), unreadable, later (it could not be looked at or fired, and comes again), and while Postgres is away: unpinned (started without a pin), overlap (an earlier run had not ended), missed (so late that only Postgres knows whether it has run), refused.",
                 &["what"],
             )?,
             mirror_errors: register(
@@ -81,6 +83,13 @@ impl ScheduleMetrics {
                 IntCounter::new(
                     "crossover_schedule_mirror_errors_total",
                     "Tries to tell Temporal of a schedule that came to nothing, because Temporal or Postgres was away or refused. They are repeated; crossover.schedule_mirrors.error says why.",
+                )?,
+            )?,
+            launcher_deaths: register(
+                r,
+                IntCounter::new(
+                    "crossover_schedule_launcher_deaths_total",
+                    "Panics of what runs the launchers of Temporal's schedules, which are faults of ours; the log has where. It starts again after a second.",
                 )?,
             )?,
             mirrors_behind: gauge(

@@ -49,7 +49,7 @@ use outage::Pinless;
 use crate::arming::{Armed, State, Unpinned, UnpinnedStart};
 use crate::faults::{self, Whether};
 use crate::flags::Decision;
-use crate::flips::Decider;
+use crate::flips::{Basis, Decider};
 use crate::interaction::{Envelope, Interaction, Side, Stage, hex};
 use crate::ledger::{Cancelling, Ledger, LedgerError, Pin, PinRequest, Pinned, Resolving, is_outage};
 use crate::metrics::Metrics;
@@ -186,7 +186,7 @@ pub struct Ticket {
     pub accepted: Accepted,
     delivery: Option<Box<Envelope>>,
     /// Its series, where that waits for it, until then.
-    waits: Option<(Uuid, Instant)>,
+    waits: Option<(Uuid, order::Mark)>,
 }
 
 impl Router {
@@ -378,6 +378,11 @@ impl Router {
         }
     }
 
+    /// Whether work of `account` may go on here while Postgres is away.
+    pub fn goes_on_without_postgres(&self, account: &str) -> bool {
+        self.outages.begin(account).is_some()
+    }
+
     /// Starts work that Postgres was to be asked about, and could not be: without a pin, if its account may go on so. Nothing is pinned.
     pub async fn start_without_postgres(
         &self,
@@ -402,7 +407,7 @@ impl Router {
     ) -> Result<Ticket, EnqueueError> {
         valid(interaction, chrono::Utc::now())?;
         if let Some(series) = interaction.series_id() {
-            self.outages.order.will_wait(series);
+            self.outages.order.may_wait(series);
         }
         self.pin_in(transaction, interaction).await
     }
@@ -459,15 +464,22 @@ impl Router {
         let mut answers: Vec<Option<Result<Ticket, EnqueueError>>> =
             checked.into_iter().map(|c| c.err().map(Err)).collect();
         for (n, pinned) in order.into_iter().zip(pinned) {
-            // Of what is on Postgres alone no series waits for Temporal, and it must take no room from those that do.
-            let alone = pinned.pin.stage == Stage::Complete && pinned.pin.owner == Side::Postgres;
-            let series = runs[n].series_id().filter(|_| !alone && pinned.created);
-            let waits = series.map(|series| (series, self.outages.order.will_wait(series)));
-            self.outages.in_doubt(&runs[n]);
+            let waits = self.run_waits(&runs[n], &pinned);
             answers[n] = Some(self.ticket(&runs[n], pinned).map(|ticket| Ticket { waits, ..ticket }));
         }
         // Postgres answers each run that it is asked for.
         Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Takes note that the series of a run may wait for it to reach Temporal. What Postgres owns is of an armed account, which never goes on
+    /// without a pin, and must take no room from those that do.
+    fn run_waits(&self, run: &Interaction, pinned: &Pinned) -> Option<(Uuid, order::Mark)> {
+        let series = run.series_id().filter(|_| pinned.pin.owner == Side::Temporal)?;
+        if !pinned.created {
+            self.outages.order.waits(series);
+            return None;
+        }
+        Some((series, self.outages.order.run_waits(series)))
     }
 
     /// Delivers what was pinned for schedules behind their backs; the relay does what finds no room.
@@ -477,7 +489,12 @@ impl Router {
 
     /// The stage in which work of an account and kind is taken in now.
     pub fn stage(&self, account: &str, kind: &str) -> Stage {
-        self.decider.decide(account, kind).stage
+        self.decider.stage(account, kind)
+    }
+
+    /// What stages are decided by now.
+    pub fn basis(&self) -> Basis {
+        self.decider.basis()
     }
 
     /// Rung when a schedule was made, changed or triggered.
@@ -532,9 +549,9 @@ impl Router {
         }
         self.wake_queue.notify_one();
         match (ticket.delivery, ticket.waits) {
-            (Some(envelope), Some((series, until))) => {
+            (Some(envelope), Some((series, mark))) => {
                 let order = self.outages.order.clone();
-                let delivered = move || order.delivered_of(series, until);
+                let delivered = move || order.delivered_of(series, mark);
                 self.deliverer.deliver_later_and(&self.ledger, *envelope, delivered);
             }
             (Some(envelope), None) => self.deliverer.deliver_later(&self.ledger, *envelope),

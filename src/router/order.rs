@@ -32,12 +32,32 @@ pub(super) struct Order {
     turns: Vec<Arc<Turns<()>>>,
 }
 
+/// Of a schedule's run that is on its way. Later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Mark(u64);
+
 #[derive(Default)]
 struct Waiting {
     /// What Postgres said: absent until it was asked, or where there is too much to be told.
     known: Option<HashSet<Uuid>>,
-    /// What this router knows to wait, until a look that begins after the time given.
-    own: HashMap<Uuid, Instant>,
+    /// What this router knows to wait.
+    own: HashMap<Uuid, Own>,
+    marks: u64,
+}
+
+/// Why a series waits: each until a look that begins after the time given.
+#[derive(Default)]
+struct Own {
+    /// For what callers have pinned, or may have.
+    callers: Option<Instant>,
+    /// For the last run of a schedule, and those before it.
+    run: Option<(Mark, Instant)>,
+}
+
+impl Own {
+    fn is_over(&self) -> bool {
+        self.callers.is_none() && self.run.is_none()
+    }
 }
 
 impl Order {
@@ -62,28 +82,37 @@ impl Order {
         self.waiting().wait(series, Instant::now());
     }
 
-    /// Something of it is pinned in a transaction that is still to commit; until then it waits, if nobody says more.
-    pub(super) fn will_wait(&self, series: Uuid) -> Instant {
-        let until = Instant::now() + COMMITS_WITHIN;
-        self.waiting().wait(series, until);
-        until
+    /// A caller is about to pin something of it in a transaction of his own, that is still to commit.
+    pub(super) fn may_wait(&self, series: Uuid) {
+        self.waiting().wait(series, Instant::now() + COMMITS_WITHIN);
     }
 
-    /// A member that was to wait `until` then has reached Temporal, and nothing before it waited. What came after it may wait.
-    pub(super) fn delivered_of(&self, series: Uuid, until: Instant) {
-        let later = self.waiting().own.get(&series).is_some_and(|known| *known > until);
-        if !later {
-            self.delivered(series);
+    /// A schedule's run of it is pinned in a transaction that is still to commit; until then it waits, if nobody says more.
+    pub(super) fn run_waits(&self, series: Uuid) -> Mark {
+        let mut waiting = self.waiting();
+        waiting.marks += 1;
+        let mark = Mark(waiting.marks);
+        if let Some(own) = waiting.own_of(series) {
+            own.run = Some((mark, Instant::now() + COMMITS_WITHIN));
         }
+        mark
+    }
+
+    /// A run has reached Temporal, and nothing before it waited. What came after it may wait, and what callers have sent meanwhile.
+    pub(super) fn delivered_of(&self, series: Uuid, mark: Mark) {
+        let mut waiting = self.waiting();
+        if let Some(own) = waiting.own.get_mut(&series) {
+            own.run = own.run.filter(|(last, _)| *last > mark);
+            if !own.is_over() {
+                return;
+            }
+        }
+        waiting.delivered(series);
     }
 
     /// A member has reached Temporal, and nothing before it waited.
     pub(super) fn delivered(&self, series: Uuid) {
-        let mut waiting = self.waiting();
-        waiting.own.remove(&series);
-        if let Some(known) = &mut waiting.known {
-            known.remove(&series);
-        }
+        self.waiting().delivered(series);
     }
 
     /// Looks until `stop`.
@@ -111,19 +140,38 @@ impl Waiting {
     }
 
     fn wait(&mut self, series: Uuid, until: Instant) {
+        if let Some(own) = self.own_of(series) {
+            own.callers = own.callers.max(Some(until));
+        }
+    }
+
+    fn delivered(&mut self, series: Uuid) {
+        self.own.remove(&series);
+        if let Some(known) = &mut self.known {
+            known.remove(&series);
+        }
+    }
+
+    fn own_of(&mut self, series: Uuid) -> Option<&mut Own> {
         if self.own.len() >= MOST && !self.own.contains_key(&series) {
             // Too much to be remembered: nothing is clear until the next look.
             self.known = None;
-            return;
+            return None;
         }
-        let known = self.own.entry(series).or_insert(until);
-        *known = (*known).max(until);
+        Some(self.own.entry(series).or_default())
     }
 
     /// What is in the spool, Postgres does not know yet.
     fn looked(&mut self, known: Option<HashSet<Uuid>>, began: Instant, spooled: impl Fn(Uuid) -> bool) {
         self.known = known;
-        self.own.retain(|series, until| *until >= began || spooled(*series));
+        self.own.retain(|series, own| {
+            if spooled(*series) {
+                return true;
+            }
+            own.callers = own.callers.filter(|until| *until >= began);
+            own.run = own.run.filter(|(_, until)| *until >= began);
+            !own.is_over()
+        });
     }
 }
 
@@ -167,22 +215,33 @@ mod tests {
         assert!(order.turn(A).await.is_none());
         order.delivered(A);
         assert!(order.turn(A).await.is_some());
-        order.will_wait(A);
+        order.may_wait(A);
+        order.run_waits(B);
         order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
-        assert!(order.turn(A).await.is_none(), "its transaction may commit yet");
+        assert!(order.turn(A).await.is_none() && order.turn(B).await.is_none(), "their transactions may commit yet");
     }
 
     #[tokio::test]
     async fn what_reaches_temporal_says_nothing_of_what_came_after_it() {
         let order = Order::new();
         order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
-        let first = order.will_wait(A);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        let second = order.will_wait(A);
+        let (first, second) = (order.run_waits(A), order.run_waits(A));
         order.delivered_of(A, first);
         assert!(order.turn(A).await.is_none(), "the second is on its way");
         order.delivered_of(A, second);
         assert!(order.turn(A).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_a_caller_has_sent_beside_a_run_waits_on_when_the_run_is_there() {
+        let order = Order::new();
+        order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
+        let run = order.run_waits(A);
+        order.waits(A);
+        order.delivered_of(A, run);
+        assert!(order.turn(A).await.is_none(), "it is in doubt");
+        order.waiting().looked(Some(HashSet::new()), Instant::now(), |_| false);
+        assert!(order.turn(A).await.is_some(), "Postgres has said that it is not");
     }
 
     #[tokio::test]

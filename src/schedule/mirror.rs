@@ -28,10 +28,10 @@ const MOST_ROWS: usize = 200;
 const LAST_YEAR: i32 = 2100;
 /// A little of the past is told as well, so that nothing falls between a look at the clock and Temporal's.
 const BACK: TimeDelta = TimeDelta::seconds(10);
-/// Payloads up to this go along with every launcher.
-const MOST_CARRIED: usize = 64 << 10;
+/// Payloads up to this go along with every launcher, and stay in its history: a schedule that comes each second has 86,400 of them a day.
+pub(super) const MOST_CARRIED: usize = 8 << 10;
 /// Temporal itself makes up for so much of an outage of its own; more is caught up from the row, by whoever looks at it next.
-const CATCH_UP: TimeDelta = TimeDelta::minutes(1);
+pub(super) const CATCH_UP: TimeDelta = TimeDelta::minutes(1);
 /// A launcher tries for as long as it takes to the next one, within these.
 const LEAST_PATIENCE: TimeDelta = TimeDelta::seconds(30);
 const MOST_PATIENCE: TimeDelta = TimeDelta::minutes(15);
@@ -118,6 +118,19 @@ pub trait Reflect: Send + Sync {
 
     /// Makes Temporal forget a schedule.
     async fn forget(&self, schedule: Uuid) -> Result<(), String>;
+
+    /// Whether Temporal has any schedule that starts launchers.
+    async fn has_any(&self) -> Result<bool, String>;
+}
+
+impl Launch {
+    /// The same without its payload, for who has no use for it.
+    pub fn without_payload(mut self) -> Self {
+        if let Ok(none) = Payload::parse("null".to_owned()) {
+            (self.definition.payload, self.whole) = (none, false);
+        }
+        self
+    }
 }
 
 impl Mirror {
@@ -143,6 +156,13 @@ impl Mirror {
         let mut mirror = Self { launch, ticks, paused, catch_up, again };
         mirror.launch.content = mirror.hash()?;
         Ok(mirror)
+    }
+
+    /// The same, but Temporal starts nothing: see `schedules.mirror`.
+    pub fn held(mut self) -> Result<Self, String> {
+        self.paused.get_or_insert_with(|| "schedules.mirror is \"paused\" in crossover's configuration".to_owned());
+        self.launch.content = self.hash()?;
+        Ok(self)
     }
 
     /// A launcher is given up by the server after so long, so that those that nobody runs don't pile up.

@@ -10,6 +10,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{FromRow, PgPool, Row};
 use uuid::Uuid;
 
+use super::mirror::MOST_CARRIED;
 use super::storage::{Schedule, read};
 use crate::interaction::names;
 use crate::ledger::{LedgerError, within};
@@ -29,10 +30,14 @@ pub struct Task {
     pub wish: i64,
     /// What it is to have; none: nothing. Or why that can't be read.
     pub schedule: Option<Result<Schedule, String>>,
+    /// With its payload; a large one is left out.
+    pub whole: bool,
     /// What somebody asked for, by token.
     pub triggers: Vec<String>,
     /// The database's clock.
     pub now: DateTime<Utc>,
+    /// Nobody else is told to tell Temporal, until what came of it is said under this.
+    pub lease: i64,
 }
 
 names! {
@@ -95,6 +100,12 @@ impl Mirrors {
         within(want.bind(accounts).bind(kinds).bind(wanted).bind(limit).fetch_one(&self.pool)).await
     }
 
+    /// Whether all routers that live decide by these flags and overrides.
+    pub async fn agreed(&self, revision: &str, overrides: &[i64]) -> Result<bool, LedgerError> {
+        let agreed = sqlx::query_scalar("select crossover.routers_agree($1, $2)").bind(revision).bind(overrides);
+        within(agreed.fetch_one(&self.pool)).await
+    }
+
     /// Whether there is any.
     pub async fn any(&self) -> Result<bool, LedgerError> {
         let any = sqlx::query_scalar("select exists (select from crossover.schedule_mirrors)");
@@ -104,31 +115,28 @@ impl Mirrors {
     /// Takes up to `limit` that Temporal is to be told of, for `lease`.
     pub async fn take(&self, limit: i32, lease: Duration) -> Result<Vec<Task>, LedgerError> {
         let rows = sqlx::query(
-            "select (t.mirror).schedule_id as mirrored, (t.mirror).wanted, (t.mirror).wish, (t.mirror).triggers as asked, t.now,
-                (t.schedule).*, (t.schedule).payload::text as payload_text, (t.schedule).policy::text as policy_text,
-                (t.schedule).spec::text as spec_text
-             from crossover.take_schedule_mirrors($1, $2) t",
+            "select (t.mirror).schedule_id as mirrored, (t.mirror).wanted, (t.mirror).wish, (t.mirror).triggers as asked, (t.mirror).lease, t.now,
+                (t.schedule).*, coalesce((t.schedule).payload::text, 'null') as payload_text, (t.schedule).policy::text as policy_text,
+                (t.schedule).spec::text as spec_text, (t.schedule).payload is not null as whole
+             from crossover.take_schedule_mirrors($1, $2, $3) t",
         );
         let lease = PgInterval { months: 0, days: 0, microseconds: lease.as_micros() as i64 };
-        let rows = within(rows.bind(limit).bind(lease).fetch_all(&self.pool)).await?;
+        let rows = within(rows.bind(limit).bind(lease).bind(MOST_CARRIED as i32).fetch_all(&self.pool)).await?;
         Ok(rows.iter().map(task).collect::<Result<_, sqlx::Error>>()?)
     }
 
-    /// Temporal has this wish, and has launched these triggers; at `again` its times run low. False: nobody wants it any longer.
-    pub async fn told(
-        &self,
-        id: Uuid,
-        wish: i64,
-        again: Option<DateTime<Utc>>,
-        triggers: &[String],
-    ) -> Result<bool, LedgerError> {
-        let told = sqlx::query_scalar("select crossover.schedule_mirrored($1, $2, $3, $4)");
-        within(told.bind(id).bind(wish).bind(again).bind(triggers).fetch_one(&self.pool)).await
+    /// Temporal has what was taken, and has launched its triggers; at `again` its times run low. False: nobody wants it any longer.
+    pub async fn told(&self, task: &Task, again: Option<DateTime<Utc>>) -> Result<bool, LedgerError> {
+        let told = sqlx::query_scalar("select crossover.schedule_mirrored($1, $2, $3, $4, $5)").bind(task.id);
+        let told = told.bind(task.wish).bind(again).bind(&task.triggers).bind(task.lease);
+        within(told.fetch_one(&self.pool)).await
     }
 
-    /// Temporal could not be told of it, or has that of the later wish `has`; it is tried again, later each time.
-    pub async fn not_told(&self, id: Uuid, has: i64, error: &str) -> Result<(), LedgerError> {
-        let not_told = sqlx::query("select crossover.schedule_not_mirrored($1, $2, $3)").bind(id).bind(has).bind(error);
+    /// Temporal could not be told of what was taken, or has that of the later wish `has`; it is tried again, later each time, or at once
+    /// without an error: nobody has tried.
+    pub async fn not_told(&self, task: &Task, has: i64, error: Option<&str>) -> Result<(), LedgerError> {
+        let not_told = sqlx::query("select crossover.schedule_not_mirrored($1, $2, $3, $4)");
+        let not_told = not_told.bind(task.id).bind(has).bind(error).bind(task.lease);
         within(not_told.execute(&self.pool)).await.map(drop)
     }
 
@@ -142,7 +150,8 @@ impl Mirrors {
     pub async fn of(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Stand>, LedgerError> {
         type Found = (Uuid, bool, Option<DateTime<Utc>>, Option<DateTime<Utc>>, Option<String>);
         let found = sqlx::query_as(
-            "select schedule_id, wanted, behind_since, told_at, error from crossover.schedule_mirrors where schedule_id = any ($1)",
+            "select schedule_id, wanted, behind_since, told_at, error from crossover.schedule_mirrors
+             where schedule_id = any ($1) and (wanted or behind_since is not null)",
         );
         let found: Vec<Found> = within(found.bind(ids).fetch_all(&self.pool)).await?;
         let stand = |(id, wanted, since, told_at, error): Found| {
@@ -178,5 +187,7 @@ fn task(row: &PgRow) -> Result<Task, sqlx::Error> {
         schedule,
         triggers: row.try_get("asked")?,
         now: row.try_get("now")?,
+        whole: row.try_get("whole")?,
+        lease: row.try_get("lease")?,
     })
 }

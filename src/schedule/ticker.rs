@@ -8,8 +8,8 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgPool, Postgres, Transaction};
@@ -47,7 +47,24 @@ pub struct Ticker {
     pub(super) mirrors: Mirrors,
     pub(super) router: Arc<Router>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) off_plan: Seldom,
     options: TickerOptions,
+}
+
+/// For what is worth a line in the log now and then.
+#[derive(Default)]
+pub(super) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Whether so long has passed since it last was.
+    pub(super) fn is_time(&self, every: Duration) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = last.is_none_or(|last| last.elapsed() >= every);
+        if is_time {
+            *last = Some(Instant::now());
+        }
+        is_time
+    }
 }
 
 /// What was overtaken or not had is looked at again after so long, at the soonest.
@@ -75,6 +92,8 @@ pub(super) enum Lost {
     Ledger(#[from] LedgerError),
     #[error("the look took longer than {LOOK:?}")]
     Late,
+    #[error("the schedule can't be fired for now: {0}")]
+    PutOff(String),
 }
 
 /// How much one look takes on.
@@ -104,6 +123,8 @@ pub(super) struct Looked {
     pub(super) cancel: Vec<Taken>,
     /// Something of them is due now, and was left for another look.
     pub(super) more: bool,
+    /// Why one of them can't be fired for now.
+    pub(super) put_off: Option<String>,
 }
 
 /// What one look does, once its plans are made.
@@ -121,7 +142,7 @@ impl Ticker {
     /// A ticker of the schedules behind a pool, that enqueues through `router`, and hears its bell.
     pub fn new(pool: PgPool, router: Arc<Router>, metrics: Arc<Metrics>, options: TickerOptions) -> Self {
         let (schedules, mirrors) = (Schedules::new(pool.clone()), Mirrors::new(pool));
-        Self { schedules, mirrors, router, metrics, options }
+        Self { schedules, mirrors, router, metrics, off_plan: Seldom::default(), options }
     }
 
     /// Fires until `stop`. A look under way may finish, for a moment; what is cut off then has not happened.
@@ -232,7 +253,8 @@ impl Ticker {
         let left = |(taken, plan): (&Taken, &Plan)| plan.wake_at.is_some_and(|wake_at| wake_at <= taken.now);
         let more = taken.iter().zip(&look.plans).any(left);
         let cancel = taken.into_iter().zip(&look.plans).filter(|(_, plan)| plan.cancel).map(|(taken, _)| taken);
-        Ok(Looked { found: count, cancel: cancel.collect(), more })
+        let put_off = troubled.pop().map(|(_, why)| why);
+        Ok(Looked { found: count, cancel: cancel.collect(), more, put_off })
     }
 
     /// Leaves out schedules whose group takes no more: they are looked at again later, and what of their times is then still run is

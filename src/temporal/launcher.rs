@@ -19,12 +19,14 @@ use temporalio_workflow::RetryPolicy;
 use tokio_util::sync::CancellationToken;
 
 use super::client::TemporalClient;
+use super::deliver::DeliverError;
+use super::schedules::Seen;
 use super::wire::Exact;
 use super::worker::{Broken, WorkerError, again_and_again, on_a_thread};
 use crate::schedule::mirror::Launch;
 use crate::schedule::reflect::name_on_temporal;
 use crate::schedule::series_of;
-use crate::schedule::tick::{Tick, TickError, Ticked, Ticks};
+use crate::schedule::tick::{OnTemporal, Tick, TickError, Ticked, Ticks};
 
 /// The launchers' task queue, beside that of the copies.
 pub fn queue_of(task_queue: &str) -> String {
@@ -33,8 +35,8 @@ pub fn queue_of(task_queue: &str) -> String {
 
 /// What a launcher came to, for who looks at its history.
 const GAVE_UP: &str = "it was given up: a later time does what it has left";
-/// Launchers at once in one process: they wait for rows on connections that callers need, most of all after an outage.
-const SLOTS: usize = 4;
+/// What Temporal asks of workflows' code at once; it takes no connection.
+const WORKFLOWS: usize = 4;
 /// A launcher that waits again and again leaves the rest to the next.
 const MOST_WAITS: u32 = 100;
 /// One look, at Temporal as well where Postgres is away.
@@ -61,7 +63,8 @@ impl LauncherWorkflow {
         let launch = ctx.state(|s| s.launch.clone());
         let at = tick_of(ctx.workflow_id(), &launch);
         let patience = Duration::from_millis(launch.patience_ms);
-        let tick = Tick { launch, at };
+        // Each activity stays in the history, and has no use for the payload: the row has it, or Temporal's schedule.
+        let tick = Tick { launch: launch.without_payload(), at };
         for _ in 0..MOST_WAITS {
             let timeouts =
                 ActivityCloseTimeouts::ScheduleAndStartToClose { schedule_to_close: patience, start_to_close: LOOK };
@@ -97,9 +100,10 @@ impl LauncherActivities {
     pub async fn tick(self: Arc<Self>, _: ActivityContext, tick: Exact<Tick>) -> Result<Exact<Ticked>, ActivityError> {
         let Exact(tick) = tick;
         let ticked = match self.ticks.tick(&tick).await {
-            Err(TickError::Away(why)) => match self.open(&tick.launch).await {
-                Ok(open) => self.ticks.without_postgres(&tick, open, why).await,
-                Err(error) => Err(TickError::Later(format!("{why}, and Temporal does not say what runs: {error}"))),
+            // What it was launched with may have been paused, changed or deleted since: what counts is what Temporal has now.
+            Err(TickError::Away(why)) => match self.there(&tick.launch).await {
+                Ok(there) => self.ticks.without_postgres(&tick, there, why).await,
+                Err(error) => Err(TickError::Later(format!("{why}, and Temporal does not say what it has: {error}"))),
             },
             ticked => ticked,
         };
@@ -108,8 +112,16 @@ impl LauncherActivities {
 }
 
 impl LauncherActivities {
-    /// Its runs that have not ended here.
-    async fn open(&self, launch: &Launch) -> Result<usize, super::deliver::DeliverError> {
+    /// What Temporal has of its schedule now, and its runs that have not ended there.
+    async fn there(&self, launch: &Launch) -> Result<Option<OnTemporal>, DeliverError> {
+        let Some(Seen { launch: there, paused, .. }) = self.temporal.schedule(launch.schedule).await? else {
+            return Ok(None);
+        };
+        let open = if paused && launch.token.is_none() { 0 } else { self.open(launch).await? };
+        Ok(Some(OnTemporal { launch: there, paused, open }))
+    }
+
+    async fn open(&self, launch: &Launch) -> Result<usize, DeliverError> {
         let definition = &launch.definition;
         let series = definition.series.clone().unwrap_or_else(|| series_of(launch.schedule));
         let status = self.temporal.series_status(&definition.account, &definition.kind, &series).await?;
@@ -118,11 +130,14 @@ impl LauncherActivities {
 }
 
 /// Runs launchers.
+#[derive(Clone)]
 pub struct Launchers {
     /// Where their times are brought.
     pub ticks: Arc<dyn Ticks>,
     /// What a look at a series asks, and who connects.
     pub temporal: TemporalClient,
+    /// Launchers at once in one process: they wait for rows on connections that callers need, most of all after an outage.
+    pub slots: usize,
 }
 
 impl Launchers {
@@ -143,8 +158,8 @@ impl Launchers {
         let client = Client::new(connection, ClientOptions::new(settings.namespace.clone()).build())?;
         let slots = |count| FixedSizeSlotSupplier::new(count);
         let tuner = TunerHolder::builder()
-            .workflow_task_slot_supplier(slots(SLOTS))
-            .activity_task_slot_supplier(slots(SLOTS))
+            .workflow_task_slot_supplier(slots(WORKFLOWS))
+            .activity_task_slot_supplier(slots(self.slots))
             .local_activity_task_slot_supplier(slots(1))
             .nexus_task_slot_supplier(slots(1))
             .build();

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use temporalio_client::tonic::{Code, Status};
 use temporalio_common::protos::temporal::api::common::v1::{Payloads, WorkflowType};
 use temporalio_common::protos::temporal::api::enums::v1::{
@@ -11,14 +12,14 @@ use temporalio_common::protos::temporal::api::enums::v1::{
 };
 use temporalio_common::protos::temporal::api::schedule::v1::schedule_action::Action;
 use temporalio_common::protos::temporal::api::schedule::v1::{
-    IntervalSpec, Range, Schedule, ScheduleAction, SchedulePolicies, ScheduleSpec, ScheduleState,
+    IntervalSpec, Range, Schedule, ScheduleAction, ScheduleListEntry, SchedulePolicies, ScheduleSpec, ScheduleState,
     StructuredCalendarSpec,
 };
 use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
 use temporalio_common::protos::temporal::api::workflow::v1::NewWorkflowExecutionInfo;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    CreateScheduleRequest, DeleteScheduleRequest, DescribeScheduleRequest, StartWorkflowExecutionRequest,
-    UpdateScheduleRequest,
+    CreateScheduleRequest, DeleteScheduleRequest, DescribeScheduleRequest, ListSchedulesRequest,
+    StartWorkflowExecutionRequest, UpdateScheduleRequest,
 };
 
 use super::client::TemporalClient;
@@ -31,14 +32,21 @@ use uuid::Uuid;
 
 /// So many looks and changes until somebody else's changes are left to the next try.
 const TRIES: u32 = 4;
+/// The name of what our schedules start.
+const LAUNCHER: &str = "LauncherWorkflow";
+/// Schedules of one page, and pages, until nothing of ours is taken to be there.
+const PAGE: i32 = 1_000;
+const PAGES: usize = 100;
 /// Temporal may show a change a moment after it took it.
 const SHOWN_WITHIN: Duration = Duration::from_millis(100);
 
 /// What Temporal has of a schedule.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// What it starts; absent where that is none of ours.
+    /// What it starts; absent where that is none of ours, or of a version that writes it otherwise.
     pub launch: Option<Launch>,
+    /// Which wish of ours it is of; every version writes that alike.
+    pub wish: Option<i64>,
     /// Whether it is paused there.
     pub paused: bool,
     /// Its next times there, as far as it tells.
@@ -53,8 +61,8 @@ impl Reflect for TemporalClient {
             let seen = self.schedule(mirror.launch.schedule).await.map_err(told)?;
             match &seen {
                 Some(seen) if is(seen, mirror) => return Ok(Reflected::InStep),
-                Some(Seen { launch: Some(there), .. }) if there.wish > mirror.launch.wish => {
-                    return Ok(Reflected::Later(there.wish));
+                Some(Seen { wish: Some(there), .. }) if *there > mirror.launch.wish => {
+                    return Ok(Reflected::Later(*there));
                 }
                 _ => {}
             }
@@ -110,6 +118,31 @@ impl Reflect for TemporalClient {
         });
         forgotten.await.map_err(told)
     }
+
+    async fn has_any(&self) -> Result<bool, String> {
+        let mut next_page_token = Vec::new();
+        for _ in 0..PAGES {
+            let request = ListSchedulesRequest {
+                namespace: self.target.namespace.clone(),
+                maximum_page_size: PAGE,
+                next_page_token,
+                ..Default::default()
+            };
+            let page = self.bounded(async {
+                let mut service = self.service().await?;
+                Ok(service.list_schedules(self.request(request)).await?.into_inner())
+            });
+            let page = page.await.map_err(told)?;
+            if page.schedules.iter().any(is_ours) {
+                return Ok(true);
+            }
+            next_page_token = page.next_page_token;
+            if next_page_token.is_empty() {
+                break;
+            }
+        }
+        Ok(false)
+    }
 }
 
 impl TemporalClient {
@@ -124,14 +157,15 @@ impl TemporalClient {
                 Err(status) => return Err(status.into()),
             };
             let Schedule { action, state, .. } = answer.schedule.unwrap_or_default();
-            let launch = match action.and_then(|action| action.action) {
-                Some(Action::StartWorkflow(start)) => start.input.and_then(|i| i.payloads.first().and_then(from_json)),
-                None => None,
+            let input = match action.and_then(|action| action.action) {
+                Some(Action::StartWorkflow(start)) => start.input.unwrap_or_default(),
+                None => Payloads::default(),
             };
+            let (launch, wish) = started_with(&input);
             let next = answer.info.unwrap_or_default().future_action_times.into_iter();
             let next = next.filter_map(|at| SystemTime::try_from(at).ok()).map(DateTime::from).collect();
             let paused = state.unwrap_or_default().paused;
-            Ok(Some(Seen { launch, paused, next, token: answer.conflict_token }))
+            Ok(Some(Seen { launch, wish, paused, next, token: answer.conflict_token }))
         })
         .await
     }
@@ -211,13 +245,30 @@ impl TemporalClient {
             |error: serde_json::Error| DeliverError::Refused { retryable: false, reason: error.to_string() };
         Ok(NewWorkflowExecutionInfo {
             workflow_id: name_on_temporal(launch.schedule),
-            workflow_type: Some(WorkflowType { name: "LauncherWorkflow".to_owned() }),
+            workflow_type: Some(WorkflowType { name: LAUNCHER.to_owned() }),
             task_queue: Some(TaskQueue { name: queue_of(&self.target.task_queue), ..Default::default() }),
             input: Some(Payloads { payloads: vec![to_json(launch).map_err(unwritable)?] }),
             workflow_execution_timeout: Mirror::longest(launch).try_into().ok(),
             ..Default::default()
         })
     }
+}
+
+/// What a launcher is started with, as far as it can be read.
+fn started_with(input: &Payloads) -> (Option<Launch>, Option<i64>) {
+    #[derive(Deserialize)]
+    struct Wished {
+        wish: i64,
+    }
+    let Some(first) = input.payloads.first() else { return (None, None) };
+    (from_json(first), from_json::<Wished>(first).map(|wished| wished.wish))
+}
+
+/// By its name and by what it starts.
+fn is_ours(entry: &ScheduleListEntry) -> bool {
+    let starts = entry.info.as_ref().and_then(|info| info.workflow_type.as_ref());
+    let named = entry.schedule_id.strip_prefix("schedule:").and_then(|id| id.parse::<Uuid>().ok());
+    starts.is_some_and(|starts| starts.name == LAUNCHER) && named.is_some()
 }
 
 fn is(seen: &Seen, mirror: &Mirror) -> bool {
@@ -252,4 +303,24 @@ fn calendar(row: &Row) -> StructuredCalendarSpec {
 
 fn told(error: DeliverError) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_version_has_told_is_known_to_be_newer() {
+        let launch = |policy: serde_json::Value| {
+            let definition =
+                serde_json::json!({ "account": "a", "name": "n", "kind": "k", "payload": 1, "policy": policy });
+            let launch =
+                serde_json::json!({ "schedule": Uuid::nil(), "wish": 7, "definition": definition, "more": true });
+            Payloads { payloads: vec![to_json(&launch).unwrap()] }
+        };
+        let (launch, wish) = started_with(&launch(serde_json::json!({ "of_a_later_version": 1 })));
+        assert_eq!((launch.is_none(), wish), (true, Some(7)));
+        let (launch, wish) = started_with(&Payloads { payloads: vec![to_json(&"somebody else's").unwrap()] });
+        assert_eq!((launch.is_none(), wish), (true, None));
+    }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use temporalio_client::{Client, ClientOptions, Connection, ConnectionOptions, Url};
 use temporalio_sdk::runtime::RuntimeOptions;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
@@ -61,6 +62,9 @@ pub enum WorkerError {
 /// After the drain, what has ended is reported within so long. The SDK alone would try an absent server for 20 s.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// After a panic.
+const BREATH: Duration = Duration::from_secs(1);
+
 pub(super) type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what the SDK does, which is not `Send`, on a thread and a runtime of its own. Dropping the future abandons it, as a crash would.
@@ -85,6 +89,28 @@ where
     let named = std::thread::Builder::new().name(name.to_owned());
     named.spawn(thread).map_err(|error| WorkerError::Start(error.to_string()))?;
     end.await.unwrap_or(Err(WorkerError::Died))
+}
+
+/// A thread that has died of a panic is answered with another, until `shutdown`.
+pub async fn again_after_deaths<F>(
+    name: &'static str,
+    deaths: &IntCounter,
+    shutdown: &CancellationToken,
+    mut run: impl FnMut() -> F,
+) -> Result<(), WorkerError>
+where
+    F: Future<Output = Result<(), WorkerError>>,
+{
+    loop {
+        match run().await {
+            Err(WorkerError::Died) if !shutdown.is_cancelled() => {
+                deaths.inc();
+                tracing::error!("the thread of the {name} has panicked, which is a fault of ours; it starts again");
+                shutdown.run_until_cancelled(tokio::time::sleep(BREATH)).await;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// The SDK's pollers sit out an outage; what ends them anyway is answered with a new worker, until `shutdown`.
@@ -247,5 +273,23 @@ impl TemporalWorker {
             .register_workflow::<InteractionWorkflow>()?
             .register_workflow::<SeriesWorkflow>()?
             .build())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_whose_thread_has_panicked_starts_again_and_that_is_counted() {
+        let deaths = IntCounter::new("deaths", "of threads").unwrap();
+        let (mut runs, stop) = (0, CancellationToken::new());
+        let run = || {
+            runs += 1;
+            let dies = runs < 3;
+            on_a_thread("dying", move || async move { if dies { panic!("on purpose") } else { Ok(()) } })
+        };
+        again_after_deaths("worker", &deaths, &stop, run).await.unwrap();
+        assert_eq!((runs, deaths.get()), (3, 2));
     }
 }

@@ -3,7 +3,7 @@
 
 mod asking;
 mod listing;
-mod replays;
+pub mod replays;
 mod whole;
 pub mod world;
 

@@ -5,6 +5,7 @@
 
 use crossover::ledger::{Cancelling, Scope};
 use crossover::router::handover;
+use crossover::temporal::launcher::LauncherWorkflow;
 use crossover::temporal::series::SeriesWorkflow;
 use crossover::temporal::wire::series_workflow_id;
 use crossover::temporal::workflow::InteractionWorkflow;
@@ -42,12 +43,12 @@ fn recorded() -> [(&'static str, &'static [u8], &'static str); 4] {
     ]
 }
 
-fn read(bytes: &[u8]) -> GetWorkflowExecutionHistoryResponse {
+pub fn read(bytes: &[u8]) -> GetWorkflowExecutionHistoryResponse {
     GetWorkflowExecutionHistoryResponse::decode(bytes).unwrap()
 }
 
 /// Why it can't be replayed, if it can't.
-async fn replayed(answer: GetWorkflowExecutionHistoryResponse) -> Result<(), String> {
+pub async fn replayed(answer: GetWorkflowExecutionHistoryResponse) -> Result<(), String> {
     let history = answer.history.unwrap();
     assert!(history.events.len() > 2 && answer.next_page_token.is_empty());
     let replay = tokio::task::spawn_blocking(|| {
@@ -57,6 +58,8 @@ async fn replayed(answer: GetWorkflowExecutionHistoryResponse) -> Result<(), Str
                 .register_workflow::<InteractionWorkflow>()
                 .unwrap()
                 .register_workflow::<SeriesWorkflow>()
+                .unwrap()
+                .register_workflow::<LauncherWorkflow>()
                 .unwrap();
             let replayer = WorkflowReplayer::new(options.build()).unwrap();
             let replay = replayer.replay_workflow(WorkflowHistory::from(history)).await;
@@ -108,8 +111,8 @@ async fn a_history_in_which_a_patch_was_not_taken_is_not_replayed_as_if_it_had_b
 }
 
 /// What has been written of a run so far.
-async fn history(world: &World, workflow: &str, run: &str) -> GetWorkflowExecutionHistoryResponse {
-    let url: reqwest::Url = format!("http://{}", world.temporal).parse().unwrap();
+pub async fn history(temporal: &str, workflow: &str, run: &str) -> GetWorkflowExecutionHistoryResponse {
+    let url: reqwest::Url = format!("http://{temporal}").parse().unwrap();
     let options = ConnectionOptions::new(url).build();
     let request = GetWorkflowExecutionHistoryRequest {
         namespace: "default".into(),
@@ -153,7 +156,7 @@ async fn what_is_written_where_something_is_cancelled_while_it_runs_is_replayed(
         if series.is_none() {
             world.closed(key).await;
         }
-        record(name, "cancel-begun", history(&world, &workflow, &run).await).await;
+        record(name, "cancel-begun", history(&world.temporal, &workflow, &run).await).await;
     }
 }
 
@@ -177,7 +180,7 @@ async fn gives_way(stage: Stage, name: &str) {
     if stage == Stage::Shadow {
         world.ended("second", Outcome::Succeeded).await;
     }
-    record(name, "handover", history(&world, &workflow, &run).await).await;
+    record(name, "handover", history(&world.temporal, &workflow, &run).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

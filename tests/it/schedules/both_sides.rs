@@ -1,5 +1,9 @@
 //! Schedules of accounts that are not complete: on Postgres and on Temporal, whichever comes first.
 
+mod histories;
+mod late;
+mod outages;
+
 use std::time::Duration;
 
 use crossover::config::Config;
@@ -390,7 +394,7 @@ async fn what_a_dead_process_had_not_told_is_told_by_another_and_nothing_older_t
     };
     let mirrors = Mirrors::new(here.world.pool().clone());
     let taken = mirrors.take(10, Duration::from_millis(500)).await.unwrap();
-    assert_eq!((taken.len(), taken[0].wish), (1, 1));
+    assert_eq!(taken.len(), 1);
     assert!(mirrors.take(10, Duration::ZERO).await.unwrap().is_empty(), "one at a time");
     here.wish(first.id, Wish::Pause("holidays".to_owned())).await;
     let node = here.world.node().await;
@@ -402,7 +406,7 @@ async fn what_a_dead_process_had_not_told_is_told_by_another_and_nothing_older_t
     let late = Mirror::of(&first, taken[0].wish, now).unwrap();
     assert_eq!(here.temporal().reflect(&late).await, Ok(Reflected::Later(wish)));
     assert!(here.seen(first.id).await.unwrap().paused);
-    // After a backup of Postgres was restored, what counts is what Postgres has.
+    // After a backup of Postgres was restored, what counts is what Postgres has; docs/postgres.md says to have all looked at.
     let restored = "update crossover.schedule_mirrors set wish = 1, done = 0, due_at = now()";
     sqlx::query(restored).execute(here.world.pool()).await.unwrap();
     here.until_seen(first.id, "it has what is wanted now", |seen| {
