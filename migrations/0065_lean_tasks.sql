@@ -1,4 +1,6 @@
--- The ways of nearly all tasks, made shorter: each row is formed less often on its way, and found once.
+-- The ways of nearly all tasks, made shorter: each row is formed less often on its way, and found once. Their plans are shaped by settings, so
+-- they are kept: with arrays or a limit at hand, Postgres would think a plan of its own for each call worth its while, which takes longer
+-- than to run it for a few.
 
 -- Takes in tasks that are new, start now, and are of groups without limits: false, and nothing done, where that is not so of all, and a
 -- unique violation where one is there already. p_policies may be null: all have the default. p_distinct: their accounts, each once.
@@ -7,7 +9,7 @@ create function crossover.enqueue_new_tasks(
     p_accounts text[], p_kinds text[], p_grps text[], p_policies text[], p_payloads text[])
 returns boolean language plpgsql
 -- The table of accounts is small at first, and the plan is kept.
-set enable_seqscan = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_now timestamptz := clock_timestamp();
 begin
@@ -36,7 +38,8 @@ create or replace function crossover.finish_tasks(
 returns setof uuid language plpgsql
 -- A plan that was made while the table was empty would read all of it for each end, for as long as the connection lasts, with all that is
 -- dead in it. Without plain index scans there is none but to look each one up.
-set enable_seqscan = off set enable_indexscan = off set enable_indexonlyscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_seqscan = off set enable_indexscan = off set enable_indexonlyscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
     if p_retries is null then
@@ -121,7 +124,8 @@ returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timest
     account text, kind text, grp text, policy text, payload text, wish text)
 language plpgsql
 -- The plan is kept while the table grows from nothing to millions.
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_low   integer := 0;
@@ -176,7 +180,8 @@ create function crossover.claim_tasks_from(p_worker uuid, p_limit integer, p_ran
 returns table (rank smallint, vt bigint, id uuid, attempt integer, due_at timestamptz, started_at timestamptz, run_at timestamptz,
     account text, kind text, grp text, policy text, payload text, wish text)
 language plpgsql
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_left integer := p_limit;

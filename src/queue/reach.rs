@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::tasks::Place;
 
 /// A claim from the head may take so long, without anybody asking why, and so much longer for each that it found.
-const QUICK: Duration = Duration::from_millis(3);
-const EACH: Duration = Duration::from_micros(20);
+const QUICK: Duration = Duration::from_millis(5);
+const EACH: Duration = Duration::from_micros(40);
 /// What goes beyond is this part of a worker's time.
 const PART: u32 = 20;
 /// Routers know virtual time by so much later, and what they put in is seen by so much later again.
