@@ -64,8 +64,9 @@ $$;
 create function crossover.take_turn(p_id uuid, p_due_at timestamptz, p_attempt integer, p_priority smallint, p_grp text)
 returns boolean language plpgsql set enable_seqscan = off as $$
 declare
-    v_one  crossover.turns;
-    v_mine boolean;
+    v_one   crossover.turns;
+    v_mine  boolean;
+    v_taken integer;
 begin
     select * into v_one from crossover.turns t where t.id = p_id for update;
     if v_one.state = 'turn' then return true; end if;
@@ -76,12 +77,15 @@ begin
         return false;
     end if;
     -- Only where it looks idle, so that an enqueue in a long transaction holds up no line; and not by a snapshot that is older than
-    -- the lock, which would not show whose turn it has become.
-    if current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+    -- the lock, which would not show whose turn it has become. A transaction that enqueues many goes in line with the rest of them: the
+    -- table of locks is the server's, and small.
+    v_taken := coalesce(nullif(current_setting('crossover.turns_taken', true), '')::integer, 0);
+    if v_taken < 100 and current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
         and not exists (select from crossover.turns t where t.exclusive_id = v_one.exclusive_id and t.state = 'turn')
         and not exists (select from crossover.turns t where t.exclusive_id = v_one.exclusive_id and t.state = 'waits')
     then
         v_mine := pg_try_advisory_xact_lock(crossover.turn_lock(v_one.exclusive_id));
+        perform set_config('crossover.turns_taken', (v_taken + 1)::text, true);
         -- By a statement of its own.
         if v_mine then
             v_mine := not exists (select from crossover.turns t where t.exclusive_id = v_one.exclusive_id and t.state = 'turn')
@@ -138,6 +142,7 @@ declare
     v_keys  uuid[];
     v_had   uuid[];
     v_next  uuid[];
+    v_left  integer;
 begin
     given := 0; busy := false; more := false;
     waiting := exists (select from crossover.turns);
@@ -159,11 +164,10 @@ begin
         v_next := array(
             select l.id from unnest(v_had) k (id)
             cross join lateral (
-                select t.id from crossover.turns t where t.exclusive_id = k.id and t.state = 'waits' order by t.rank, t.ord limit 1) l
+                -- Whoever has one just now cancels it.
+                select t.id from crossover.turns t where t.exclusive_id = k.id and t.state = 'waits' order by t.rank, t.ord limit 1
+                for update skip locked) l
             where not exists (select from crossover.turns t where t.exclusive_id = k.id and t.state = 'turn'));
-        -- Whoever has one just now cancels it.
-        v_next := array(
-            select t.id from crossover.turns t where t.id = any (v_next) and t.state = 'waits' order by t.id for update skip locked);
         update crossover.turns t set state = 'turn', since = clock_timestamp() where t.id = any (v_next);
         -- Due from now on: what it waited for the others is not the queue's delay.
         perform crossover.place(t.id, clock_timestamp(), t.attempt, (-t.rank)::smallint, true, t.grp)
@@ -177,7 +181,9 @@ begin
         where k.id <> all (v_had)
             or not exists (select from crossover.turns t where t.exclusive_id = k.id and t.state = 'turn')
                 and exists (select from crossover.turns t where t.exclusive_id = k.id and t.state = 'waits');
-        more := cardinality(v_notes) = p_limit;
+        get diagnostics v_left = row_count;
+        -- Where most of it could not be settled, somebody has their lines: to come again at once would only write notes anew.
+        more := cardinality(v_notes) = p_limit and v_left < p_limit / 2;
     end if;
     select extract(epoch from t.due_at - clock_timestamp()) * 1000 into next_ms
     from crossover.turns t where t.state = 'later' order by t.due_at limit 1;

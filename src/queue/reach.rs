@@ -1,8 +1,8 @@
 //! From where claims of tasks go on. While some transaction is held open anywhere on the server, nobody may clean up what was claimed and
 //! ended since: it lies dead at the head of what is ready, and each claim from there reads all of it. So a worker whose claims
 //! from the head take long goes on from where it came to, rank by rank, and looks from the head for a twentieth of its time. What comes to
-//! stand before that (retries, releases, ranks not seen yet, tasks of routers that are behind) is found by those looks, at most twenty
-//! times as late as one takes. Where claims from the head are quick, as they mostly are, all are from there.
+//! stand before that (retries, what falls due, releases, ranks not seen yet, tasks of routers that are behind) is found by those looks, at most
+//! twenty times as late as one takes, and five seconds at most. Where claims from the head are quick, as they mostly are, all are from there.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ const QUICK: Duration = Duration::from_millis(5);
 const EACH: Duration = Duration::from_micros(40);
 /// What goes beyond is this part of a worker's time.
 const PART: u32 = 20;
+/// But one comes after so long at the latest.
+const LONGEST: Duration = Duration::from_secs(5);
 /// Routers know virtual time by so much later, and what they put in is seen by so much later again.
 const MARGIN: Duration = Duration::from_millis(1_500);
 /// Ranks that are kept in mind; more are found from the head.
@@ -25,6 +27,8 @@ pub(super) struct Reach {
     ranks: BTreeMap<i16, Come>,
     /// No claim from the head before this.
     head_at: Option<Instant>,
+    /// What the last claim from the head took beyond what is usual.
+    beyond: Duration,
 }
 
 /// In one rank.
@@ -37,12 +41,13 @@ struct Come {
     marked_at: Instant,
     /// By now.
     to: i64,
+    found_at: Instant,
 }
 
 impl Reach {
     /// The places from which the next claim goes on, first ranks first; none: it is one from the head.
     pub fn from(&self, now: Instant) -> Option<Vec<(i16, i64)>> {
-        self.head_at.filter(|at| now < *at)?;
+        self.head_at.filter(|at| now < *at && !self.ranks.is_empty())?;
         Some(self.ranks.iter().map(|(rank, come)| (*rank, come.from)).collect())
     }
 
@@ -54,14 +59,16 @@ impl Reach {
             (*first, *last) = ((*first).min(vt), (*last).max(vt));
         }
         for (rank, (first, last)) in found {
-            let room = self.ranks.len() < RANKS;
+            if self.ranks.len() >= RANKS && !self.ranks.contains_key(&rank) {
+                let oldest = self.ranks.iter().min_by_key(|(_, come)| come.found_at).map(|(rank, _)| *rank);
+                oldest.map(|oldest| self.ranks.remove(&oldest));
+            }
             match self.ranks.get_mut(&rank) {
                 // There is more of it, perhaps: retries, or what came of a router that is behind.
                 Some(come) if from_head && first < come.from => *come = Come::at(first, last, now),
-                Some(come) => come.to = come.to.max(last),
+                Some(come) => (come.to, come.found_at) = (come.to.max(last), now),
                 // Nothing of it is known to lie behind.
-                None if room => drop(self.ranks.insert(rank, Come::at(i64::MIN, last, now))),
-                None => {}
+                None => drop(self.ranks.insert(rank, Come::at(i64::MIN, last, now))),
             }
         }
         for come in self.ranks.values_mut().filter(|come| now.duration_since(come.marked_at) >= MARGIN) {
@@ -69,16 +76,18 @@ impl Reach {
         }
     }
 
-    /// A claim from the head took so long for so many.
+    /// A claim from the head took so long for so many. One alone may have waited for a connection, or for a disk.
     pub fn looked(&mut self, took: Duration, found: usize, now: Instant) {
         let usual = QUICK + EACH * u32::try_from(found).unwrap_or(u32::MAX);
-        self.head_at = took.checked_sub(usual).map(|beyond| now + beyond * PART);
+        let before = std::mem::replace(&mut self.beyond, took.saturating_sub(usual));
+        let pause = (self.beyond.min(before) * PART).min(LONGEST);
+        self.head_at = (!pause.is_zero()).then(|| now + pause);
     }
 }
 
 impl Come {
     fn at(from: i64, to: i64, now: Instant) -> Self {
-        Self { from, marked: from, marked_at: now, to }
+        Self { from, marked: from, marked_at: now, to, found_at: now }
     }
 }
 
@@ -104,15 +113,23 @@ mod tests {
     #[test]
     fn looks_from_the_head_that_take_long_take_a_twentieth_of_the_time() {
         let (mut reach, now) = (Reach::default(), Instant::now());
-        reach.looked(QUICK + Duration::from_millis(50), 0, now);
+        let slow = QUICK + Duration::from_millis(50);
+        reach.looked(slow, 0, now);
+        assert_eq!(reach.from(now), None, "one may have waited for a connection");
+        reach.looked(slow * 9, 0, now);
+        assert_eq!(reach.from(now), None, "nothing is known to go on from");
+        reach.found([place(0, 2)].into_iter(), true, now);
         assert!(reach.from(now + Duration::from_millis(999)).is_some());
         assert_eq!(reach.from(now + Duration::from_millis(1_000)), None);
+        reach.looked(Duration::from_secs(9), 0, now);
+        reach.looked(Duration::from_secs(9), 0, now);
+        assert!(reach.from(now + LONGEST / 2).is_some() && reach.from(now + LONGEST).is_none());
     }
 
     #[test]
     fn a_claim_goes_on_in_each_rank_from_where_claims_had_come_a_margin_ago() {
         let (mut reach, began) = (Reach::default(), Instant::now());
-        let slow = |reach: &mut Reach, now| reach.looked(Duration::from_secs(10), 2, now);
+        let slow = |reach: &mut Reach, now| (0..2).for_each(|_| reach.looked(Duration::from_secs(10), 2, now));
         slow(&mut reach, began);
         reach.found([place(0, 10), place(-5, 4)].into_iter(), false, began);
         assert_eq!(
@@ -135,7 +152,7 @@ mod tests {
     fn what_the_head_has_before_the_place_is_gone_on_from_and_what_groups_have_says_nothing() {
         let (mut reach, mut now) = (Reach::default(), Instant::now());
         for _ in 0..3 {
-            reach.looked(Duration::from_secs(60), 1, now);
+            (0..2).for_each(|_| reach.looked(Duration::from_secs(60), 1, now));
             reach.found([place(0, 100), place(0, 7_001)].into_iter(), true, now);
             now += MARGIN;
         }
@@ -150,10 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_bounded() {
+    fn ranks_are_bounded_to_those_that_were_found_last() {
         let (mut reach, now) = (Reach::default(), Instant::now());
-        reach.found((0..200).map(|rank| place(rank, 2)), true, now);
-        reach.looked(Duration::from_secs(1), 200, now);
-        assert_eq!(reach.from(now).unwrap().len(), RANKS);
+        reach.found([place(7, 2)].into_iter(), true, now);
+        reach.found((10..10 + RANKS as i16).map(|rank| place(rank, 2)), true, now + Duration::from_secs(1));
+        (0..2).for_each(|_| reach.looked(Duration::from_secs(1), 200, now));
+        let from = reach.from(now).unwrap();
+        assert!(from.len() == RANKS && from[0].0 == 10, "the one that was found longest ago is forgotten: {from:?}");
     }
 }

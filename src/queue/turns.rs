@@ -85,7 +85,9 @@ fn after(shared: &Shared, turns: &ledger::Turns, rung: bool) -> Duration {
     if turns.given > 0 {
         shared.wake.notify_one();
     }
-    let next = turns.next_ms.map(|ms| Duration::from_secs_f64(ms.clamp(0.0, 1e6) / 1_000.0));
+    // What is due and was not given now is somebody else's for the moment.
+    let soonest = if turns.given > 0 { 0.0 } else { 10.0 };
+    let next = turns.next_ms.map(|ms| Duration::from_secs_f64(ms.clamp(soonest, 1e6) / 1_000.0));
     match turns {
         ledger::Turns { busy: true, .. } if rung => BUSY,
         ledger::Turns { more: true, .. } => Duration::ZERO,

@@ -245,11 +245,6 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
                 shared.turns.ring();
                 rung = true;
             }
-            () = shared.wake_for_tasks.notified() => {
-                pace.tasks.rung = true;
-                shared.gate.ring();
-                rung = true;
-            }
             () = shared.gate.admitted.notified() => {
                 pace.ring();
                 rung = true;
@@ -258,6 +253,12 @@ async fn claim_until(starting: Starting, stop: &CancellationToken) -> Lost {
             () = shared.room.notified() => pace.copies.rung |= shared.copy_ended.swap(false, Ordering::Relaxed),
             // One more of its kind may begin.
             () = shared.kinds.freed.notified() => pace.ring(),
+            // The last of them: while tasks flow it rings all the time.
+            () = shared.wake_for_tasks.notified() => {
+                pace.tasks.rung = true;
+                shared.gate.ring();
+                rung = true;
+            }
             () = tokio::time::sleep(nap) => {}
         }
         if shared.held.room().limit == 0 {
@@ -320,12 +321,13 @@ struct Next {
     floor: Floor,
 }
 
-/// What comes one by one is claimed so soon.
+/// What comes one by one is claimed at once, and what comes more often than that, so late.
 const FEW: Duration = Duration::from_millis(1);
 /// What flows, so late: there will be a handful.
 const SEVERAL: Duration = Duration::from_millis(5);
-/// It flows where so many come in [`SEVERAL`].
-const HANDFUL: u32 = 8;
+/// So many in [`SEVERAL`] come one by one, and fewer than the second do not flow.
+const ONE_BY_ONE: f64 = 4.0;
+const HANDFUL: f64 = 10.0;
 
 impl Next {
     fn is_due(&self) -> bool {
@@ -348,7 +350,11 @@ impl Next {
     fn handful(&self, found: usize) -> Duration {
         let since = self.claimed_at.map_or(SEVERAL, |at| at.elapsed()).max(FEW / 4);
         let in_several = found as f64 * SEVERAL.as_secs_f64() / since.as_secs_f64();
-        if in_several < f64::from(HANDFUL) { FEW } else { SEVERAL }
+        match in_several {
+            ..ONE_BY_ONE => Duration::ZERO,
+            ONE_BY_ONE..HANDFUL => FEW,
+            _ => SEVERAL,
+        }
     }
 
     fn after(&mut self, rung: Duration, unasked: Duration) {
@@ -356,6 +362,9 @@ impl Next {
         (self.rung, self.times, self.claimed_at) = (false, Some((now + rung, now + unasked.max(rung))), Some(now));
     }
 }
+
+/// What came of a claim.
+type Answered = Result<Vec<Claimed>, LedgerError>;
 
 /// Where looks for kinds that have room stand.
 #[derive(Default)]
@@ -447,14 +456,19 @@ impl Starting {
             return;
         }
         let (began, by_kinds) = (Instant::now(), self.executor.has_capacities());
-        let from = reach.from(began).filter(|_| !by_kinds);
-        let low = if from.is_some() { 0 } else { next.floor.share(limit) };
+        // Groups with limits are claimed from the head, whatever was asked.
+        let from = reach.from(began).filter(|_| !by_kinds && !shared.gate.is_needed());
+        let low = next.floor.share(limit);
         // While all that is asked for is there, a second claim works while the first one's answer is read.
-        let twice = next.full && limit == TASKS && room >= 2 * TASKS && !by_kinds && from.is_none();
+        let twice = next.full
+            && limit == TASKS
+            && room >= if half { 4 * TASKS } else { 2 * TASKS }
+            && !by_kinds
+            && from.is_none();
         let head = |low| shared.claimed(shared.tasks.claim_sharing(shared.id, limit, low));
         let answers = match &from {
             _ if by_kinds => [Some(shared.claimed(self.tasks_with_room(limit, low, walk)).await), None],
-            Some(places) => [Some(shared.claimed(shared.tasks.claim_from(shared.id, limit, places)).await), None],
+            Some(places) => self.claim_on(places, (limit, low)).await,
             None if twice => <[_; 2]>::from(tokio::join!(head(low), head(0))).map(Some),
             None => [Some(head(low).await), None],
         };
@@ -476,6 +490,23 @@ impl Starting {
             self.start_all(answer, (limit, low), (next, walk.chose));
         }
         next.no_later(walk.goes_on());
+    }
+
+    /// Tasks from these places on, first of all what the lowest of these priorities is owed.
+    async fn claim_on(&self, places: &[(i16, i64)], (limit, low): (usize, usize)) -> [Option<Answered>; 2] {
+        let (shared, lowest) = (&self.shared, places.last().filter(|_| low > 0 && places.len() > 1));
+        let claim = |limit, places| shared.claimed(shared.tasks.claim_from(shared.id, limit, places));
+        let Some(lowest) = lowest else { return [Some(claim(limit, places).await), None] };
+        match claim(low, std::slice::from_ref(lowest)).await {
+            Ok(mut owed) => match claim(limit - owed.len().min(limit), places).await {
+                Ok(rest) => {
+                    owed.extend(rest);
+                    [Some(Ok(owed)), None]
+                }
+                Err(error) => [Some(Ok(owed)), Some(Err(error))],
+            },
+            Err(error) => [Some(Err(error)), None],
+        }
     }
 
     /// Copies whose kinds have room here; `low` of them are of the lowest priority that waits.

@@ -35,6 +35,8 @@ struct Waiting {
 
 struct Item {
     task: NewTask,
+    /// It may be there already.
+    repeated: bool,
     answer: oneshot::Sender<Result<bool, LedgerError>>,
 }
 
@@ -60,9 +62,9 @@ impl Gather {
 
     /// Takes a task in; its virtual start time is set here. False: it is there already, or its account is not armed. Bounded by
     /// the caller, of whom there are only so many.
-    pub(super) async fn enqueue(&self, task: NewTask) -> Result<bool, LedgerError> {
+    pub(super) async fn enqueue(&self, task: NewTask, repeated: bool) -> Result<bool, LedgerError> {
         let (answer, mut answered) = oneshot::channel();
-        self.0.lock().queue.push_back(Item { task, answer });
+        self.0.lock().queue.push_back(Item { task, repeated, answer });
         let gone = |_| LedgerError::InDoubt("the statement that had it was given up".to_owned());
         let place = tokio::select! {
             biased;
@@ -145,8 +147,14 @@ impl Inner {
     }
 
     async fn write_batch(&self, batch: Vec<Item>) {
+        let repeated = batch.iter().any(|item| item.repeated);
         let (tasks, answers): (Vec<NewTask>, Vec<_>) = batch.into_iter().map(|item| (item.task, item.answer)).unzip();
-        match self.tasks.enqueue(&tasks).await {
+        let taken = match repeated {
+            // The shorter way would be gone in vain.
+            true => self.tasks.enqueue_any(&tasks).await,
+            false => self.tasks.enqueue(&tasks).await,
+        };
+        match taken {
             Ok(new) => tell(&tasks, answers, &new),
             Err(LedgerError::Refused(error)) if !transient(&error) && tasks.len() > 1 => {
                 // One of them can't be stored. Alone, each shows whether it is the one.

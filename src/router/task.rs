@@ -42,7 +42,7 @@ impl Router {
         let id = tasks::new_id(Utc::now());
         telemetry::begin(&Span::current(), id);
         // Not new, because the account is not armed any longer.
-        let new = self.put(interaction, id, decision).await?;
+        let new = self.put(interaction, id, decision, false).await?;
         Ok(new.then(|| accepted(id, How::Created)))
     }
 
@@ -73,7 +73,7 @@ impl Router {
         let may_be_new = TimeDelta::from_std(self.options.window).is_ok_and(|window| named_at >= now - window);
         if may_be_new
             && self.armed.state(&interaction.account) == State::Armed
-            && self.put(interaction, id, decision).await?
+            && self.put(interaction, id, decision, true).await?
         {
             return Ok(Some(accepted(id, How::Created)));
         }
@@ -98,7 +98,13 @@ impl Router {
     }
 
     /// Writes it. False: it is there, or its account is not armed.
-    async fn put(&self, interaction: &Interaction, id: Uuid, decision: &Decision) -> Result<bool, EnqueueError> {
+    async fn put(
+        &self,
+        interaction: &Interaction,
+        id: Uuid,
+        decision: &Decision,
+        repeated: bool,
+    ) -> Result<bool, EnqueueError> {
         let i = interaction;
         let task = NewTask {
             id,
@@ -113,7 +119,7 @@ impl Router {
             payload: i.payload.clone(),
         };
         let began = std::time::Instant::now();
-        let new = self.bounded(self.gather.enqueue(task)).await;
+        let new = self.bounded(self.gather.enqueue(task, repeated)).await;
         let new =
             new.inspect_err(|error| self.disturbed(error)).map_err(|error| not_accepted(interaction, id, error))?;
         self.metrics.pin_seconds.observe(began.elapsed().as_secs_f64());

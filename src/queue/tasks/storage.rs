@@ -88,7 +88,8 @@ impl Tasks {
         within(taken.fetch_one(&self.pool)).await
     }
 
-    async fn enqueue_any(&self, tasks: &[NewTask]) -> Result<Vec<Uuid>, LedgerError> {
+    /// The same in one statement, whatever they are.
+    pub async fn enqueue_any(&self, tasks: &[NewTask]) -> Result<Vec<Uuid>, LedgerError> {
         let taken =
             sqlx::query_scalar("select * from crossover.enqueue_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
                 .bind(tasks.iter().map(|t| t.id).collect::<Vec<_>>())

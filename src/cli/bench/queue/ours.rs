@@ -298,7 +298,7 @@ pub(super) async fn steady(ground: &Ground, (tasks, rate): (u32, u32), held: boo
     let router = app.router().ok_or("a process without a router")?.clone();
     let mut holding = ground.pool.begin().await?;
     if held {
-        sqlx::raw_sql("set transaction isolation level repeatable read; select txid_current()")
+        sqlx::raw_sql("set transaction isolation level repeatable read; set local idle_in_transaction_session_timeout = 0; select txid_current()")
             .execute(&mut *holding)
             .await?;
     }
